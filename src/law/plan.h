@@ -1,0 +1,180 @@
+/* A plan: one law on one grid with one batch size, as a flat list of operations over static buffers.
+ *
+ * Building a plan does all the thinking once: which operation reads and writes which tensor, how long
+ * each tensor lives, and where in a single arena it lies (tensors whose lifetimes do not meet share
+ * bytes). Running it allocates nothing. The plan is the same for every back end; a back end decides
+ * only how a tensor is laid out inside its bytes and how the weights are packed.
+ *
+ * Logical tensors are [sample, channel, y, x], float32 by default. Sample i of a tensor starts at
+ *     arena + tensor.offset + i * tensor.stride
+ * and has `stride` bytes of which the back end is master (NCHW, channel-blocked, fp16: its choice,
+ * told through `tensor_bytes` when the plan is built). Samples never mix: every statistic is per
+ * sample, so the first n <= batch samples can be run alone with the same result to the last bit.
+ *
+ * A plan borrows its law and is immutable: any thread may read it. Formulas: shared/law-m.md §1.2, §2. */
+#ifndef IC_LAW_PLAN_H
+#define IC_LAW_PLAN_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/buf.h"
+#include "base/status.h"
+#include "law/law.h"
+
+/* X(symbol, text)
+ *
+ * INPUT     psi [H,W,d,2] of each simulation -> out [2d,H,W]: channels 0..d-1 = Re psi_k,
+ *           d..2d-1 = Im psi_k.
+ * CONV3X3   out[o,y,x] = act(bias[o] + sum_{i,ky,kx} w[o,i,ky,kx] * in[i, y+ky-1, x+kx-1]); zero
+ *           padding; cross-correlation. in[1] >= 0: the input channels are those of in[0] followed by
+ *           those of in[1] (a virtual concatenation; nothing is copied). bias may be -1.
+ * CONV1X1   the same with a 1x1 kernel.
+ * GROUPNORM in place (out == in[0]): per sample and group of C/groups consecutive channels,
+ *           act((x - mean) / sqrt(var + eps) * w[c] + bias[c]); biased variance over group * H * W.
+ *           Always directly follows the CONV that wrote the tensor, so a back end may gather the
+ *           sums in the conv's epilogue.
+ * RMSNORM   in place: per sample and channel, act(x / sqrt(mean_{y,x}(x^2) + eps) * w[c]). Same place.
+ * MAXPOOL2  out[c,y,x] = max of in[c, 2y..2y+1, 2x..2x+1]; height, width are the output's.
+ * CONVT2X2  transposed convolution, stride 2: out[o, 2y+ky, 2x+kx] = bias[o] + sum_i in[i,y,x] *
+ *           w[i,o,ky,kx]; height, width are the output's (twice the input's).
+ * MEM_IN    h [4b,H/4,W/4] of each simulation -> out.
+ * LSTM      in[0] = gates [16b,h,w], four chunks of 4b in the order forget, input, output, candidate
+ *           (before their nonlinearities): c' = sig(f)*c + sig(i)*tanh(g); h' = sig(o)*tanh(c').
+ *           c of the simulation is read and replaced by c', its h replaced by h', and out = h' [4b,h,w].
+ * RESIZE_HALF  2:1 bilinear with antialiasing (torchvision >= 0.17): per axis the taps 1/8 3/8 3/8 1/8
+ *           over input samples 2y-1..2y+2, renormalised at the borders where taps fall outside.
+ * UPDATE    in[0] = network output Y [2d,H,W]; per cell a_k = Y[k] + i Y[d+k]; delta = product ?
+ *           a_k * psi_k : a_k; phi = psi + delta - max(gamma,0) * psi;
+ *           psi' = phi / (sqrt(sum_k |phi_k|^2) + 1e-9), in place in the simulation. `delta` (without
+ *           the decay term) also goes to ic_law_io.delta where that is set. out = -1. */
+#define IC_LAW_OPS(X)                                                                                      \
+    X(INPUT, "input")                                                                                      \
+    X(CONV3X3, "conv3x3")                                                                                  \
+    X(CONV1X1, "conv1x1")                                                                                  \
+    X(GROUPNORM, "groupnorm")                                                                              \
+    X(RMSNORM, "rmsnorm")                                                                                  \
+    X(MAXPOOL2, "maxpool2")                                                                                \
+    X(CONVT2X2, "convt2x2")                                                                                \
+    X(MEM_IN, "mem_in")                                                                                    \
+    X(LSTM, "lstm")                                                                                        \
+    X(RESIZE_HALF, "resize_half")                                                                          \
+    X(UPDATE, "update")
+
+enum ic_law_op_kind {
+#define X(symbol, text) IC_LAW_OP_##symbol,
+    IC_LAW_OPS(X)
+#undef X
+        IC_LAW_OP_COUNT
+};
+
+enum ic_law_act {
+    IC_LAW_ACT_NONE,
+    IC_LAW_ACT_ELU,  /* x > 0 ? x : exp(x) - 1 */
+    IC_LAW_ACT_SPIKE /* x > spike_at ? spike_to : 0 */
+};
+
+struct ic_law_tensor {
+    unsigned channels, height, width;
+    size_t stride;        /* bytes of one sample, a multiple of IC_LAW_ALIGN; from tensor_bytes */
+    size_t offset;        /* bytes from the arena's start, a multiple of IC_LAW_ALIGN */
+    unsigned first, last; /* ops that write it first and read it last, inclusive */
+    const char *label;    /* for people: "x1", "conv_up1.0" … */
+};
+
+struct ic_law_op {
+    enum ic_law_op_kind kind;
+    enum ic_law_act act;
+    int in[2];              /* tensor indices; -1: none */
+    int out;                /* tensor index; -1: none */
+    int weight, bias;       /* indices into law->weights; -1: none. Norms: scale, shift */
+    unsigned cin[2];        /* channels of in[0], in[1] (0: none) */
+    unsigned cout;          /* channels of out */
+    unsigned height, width; /* of the output (UPDATE: of the field) */
+    unsigned groups;        /* GROUPNORM */
+    float eps;              /* norms */
+    float spike_at, spike_to;
+};
+
+#define IC_LAW_ALIGN 64 /* bytes: a cache line, and an AVX-512 vector */
+#define IC_LAW_PLAN_OPS_MAX 64
+#define IC_LAW_PLAN_TENSORS_MAX 64
+#define IC_LAW_ARENA_MAX ((uint64_t)1 << 40) /* bytes; a plan that needs more is refused */
+
+/* Bytes of one sample of a logical tensor in the back end's layout; rounded up to IC_LAW_ALIGN by
+ * the plan. Must not depend on anything but its arguments. */
+typedef size_t (*ic_law_tensor_bytes_fn)(unsigned channels, unsigned height, unsigned width);
+
+struct ic_law_plan {
+    const struct ic_law *law; /* borrowed */
+    unsigned height, width, batch;
+    size_t op_count, tensor_count;
+    struct ic_law_op ops[IC_LAW_PLAN_OPS_MAX];
+    struct ic_law_tensor tensors[IC_LAW_PLAN_TENSORS_MAX];
+    int net_out;                    /* tensor that holds Y (input of UPDATE) */
+    size_t arena_bytes;             /* peak, for the whole batch; aligned */
+    size_t tensors_bytes;           /* what it would be if no bytes were shared */
+    size_t psi_bytes, memory_bytes; /* what one simulation owns: psi; h and c together */
+    uint64_t macs;                  /* multiply-accumulates of one sample's step */
+};
+
+/* Height and width must be multiples of law->grid_multiple. Errors: BAD_REQUEST, TOO_LARGE, OOM. */
+enum ic_status ic_law_plan_open(const struct ic_law *law, unsigned height, unsigned width, unsigned batch,
+                                ic_law_tensor_bytes_fn tensor_bytes, struct ic_law_plan **out,
+                                struct ic_err *err);
+void ic_law_plan_close(struct ic_law_plan **plan);
+
+const char *ic_law_op_name(enum ic_law_op_kind kind);
+
+/* Appends the itemised sum as text lines: what a simulation owns, the arena (shared by all
+ * simulations of the batch), the weights (shared by all plans of the law). */
+void ic_law_plan_report(const struct ic_law_plan *plan, struct ic_buf *out);
+
+/* Plain float32 NCHW: channels * height * width * 4. */
+size_t ic_law_tensor_bytes_nchw(unsigned channels, unsigned height, unsigned width);
+
+/* ---- Back ends ------------------------------------------------------------------------------- */
+
+/* One simulation of a step. All pointers are borrowed for the call, owned by the simulation, and in
+ * the canonical layout whatever the back end uses inside (host memory, float32, 16-byte aligned or
+ * better). Simulations of one call must not share buffers. */
+struct ic_law_io {
+    float *psi;   /* [H,W,d,2] (last axis Re, Im): read, then replaced by psi' */
+    float *h, *c; /* [4b,H/4,W/4] each, read and replaced; NULL where the law has no memory */
+    float *delta; /* [H,W,d,2]: receives delta without the decay term; NULL: not wanted */
+    float gamma;  /* decay of this simulation; <= 0 acts as 0 */
+};
+
+struct ic_law_packed; /* a back end's form of a law's weights; shared by all plans of the law */
+struct ic_law_exec;   /* a plan with its arena and scratch on a back end */
+
+struct ic_law_backend {
+    const char *name; /* "ref", "cpu" */
+    ic_law_tensor_bytes_fn tensor_bytes;
+    /* Packs the weights once per law. `threads`: 0 lets the back end choose. The law must outlive
+     * the packed form. Immutable afterwards. */
+    enum ic_status (*pack)(const struct ic_law *law, unsigned threads, struct ic_law_packed **out,
+                           struct ic_err *err);
+    void (*unpack)(struct ic_law_packed **packed);
+    size_t (*packed_bytes)(const struct ic_law_packed *packed);
+    /* Allocates arena and scratch for a plan built with this back end's tensor_bytes. The plan and
+     * the packed weights must outlive it. */
+    enum ic_status (*open)(const struct ic_law_packed *packed, const struct ic_law_plan *plan,
+                           struct ic_law_exec **out, struct ic_err *err);
+    void (*close)(struct ic_law_exec **exec);
+    size_t (*exec_bytes)(const struct ic_law_exec *exec); /* arena + scratch, as allocated */
+    /* One step of io[0..n), 1 <= n <= plan->batch. Allocates nothing, cannot fail. One thread at a
+     * time per exec; execs of the same packed weights may run side by side. */
+    void (*step)(struct ic_law_exec *exec, const struct ic_law_io *io, unsigned n);
+    /* Copies the network output Y of sample i after a step to out [2d,H,W], NCHW float32. */
+    void (*net_out)(const struct ic_law_exec *exec, unsigned sample, float *out);
+};
+
+extern const struct ic_law_backend ic_law_backend_ref; /* ref.c: plain C, NCHW */
+/* src/law/cpu/ adds `ic_law_backend_cpu`, declared in law/cpu/cpu.h. */
+
+/* "ref", and "cpu" where it is built in; NULL: no such back end. */
+const struct ic_law_backend *ic_law_backend_find(const char *name);
+
+#endif
