@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs what the project needs and only what is missing; says nothing when all is there.
 #   tools/deps.sh [build|test|lint|bench]...     (default: build; every group includes build)
+#   tools/deps.sh --llama-source DIR             (unpacks llama.cpp's pinned source there)
 # Debian packages are installed when root, else named. llama.cpp comes as prebuilt libraries from
 # npm into .deps/llama (lib/, include/), pinned and checked; the tests' npm packages by `npm ci`.
 set -euo pipefail
@@ -58,16 +59,16 @@ missing_packages() {
 
 install_packages() {
   local missing apt=(apt-get -y --no-install-recommends -o DPkg::Lock::Timeout=600)
-  missing_packages "$@" >"$lists/missing"
-  mapfile -t missing <"$lists/missing"
+  missing_packages "$@" >"$scratch/missing"
+  mapfile -t missing <"$scratch/missing"
   ((${#missing[@]})) || return 0
   ((EUID == 0)) || die "missing Debian packages; as root: apt-get update && apt-get install --no-install-recommends ${missing[*]}"
   echo "deps: installing ${missing[*]}"
   export DEBIAN_FRONTEND=noninteractive
   # An index that is absent or stale shows as a failed install; only then is it fetched.
-  "${apt[@]}" -q install "${missing[@]}" >"$lists/apt.log" 2>&1 && return
-  "${apt[@]}" -q update >"$lists/apt.log" 2>&1 && "${apt[@]}" -q install "${missing[@]}" >>"$lists/apt.log" 2>&1 && return
-  cat "$lists/apt.log" >&2
+  "${apt[@]}" -q install "${missing[@]}" >"$scratch/apt.log" 2>&1 && return
+  "${apt[@]}" -q update >"$scratch/apt.log" 2>&1 && "${apt[@]}" -q install "${missing[@]}" >>"$scratch/apt.log" 2>&1 && return
+  cat "$scratch/apt.log" >&2
   die "apt-get could not install: ${missing[*]}"
 }
 
@@ -107,6 +108,14 @@ install_llama() {
   rm -rf "$new"
 }
 
+# unpack_llama_source DIR: the whole source of that llama.cpp, for tools/peers.sh.
+unpack_llama_source() {
+  npm_fetch "${llama_source[@]}" "$scratch/source"
+  git clone --quiet --bare "$scratch/source/package/llama/gitRelease.bundle" "$scratch/git" 2>/dev/null
+  mkdir -p "$1"
+  git -C "$scratch/git" archive HEAD | tar -x -C "$1"
+}
+
 install_node_modules() {
   [[ -f tests/package-lock.json ]] || return 0
   local stamp=tests/node_modules/.lock.sha256
@@ -116,15 +125,19 @@ install_node_modules() {
   sha256sum tests/package-lock.json >"$stamp"
 }
 
-groups=(build "$@")
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+if [[ ${1-} == --llama-source ]]; then
+  unpack_llama_source "$2"
+  exit
+fi
 for group in "$@"; do
   [[ " build test lint bench " == *" $group "* ]] || die "unknown group '$group' (build, test, lint, bench)"
 done
+groups=(build "$@")
 mkdir -p .deps
 exec 9>.deps/lock
 flock 9 # two at once: the second waits and finds all done
-lists=$(mktemp -d)
-trap 'rm -rf "$lists"' EXIT
 
 install_packages "${groups[@]}"
 install_llama
