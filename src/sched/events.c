@@ -1,0 +1,61 @@
+#include "sched/events.h"
+
+#include <stdlib.h>
+
+void ic_events_init(struct ic_events *q, void (*wake)(void *), void *arg)
+{
+    *q = (struct ic_events){.wake = wake, .wake_arg = arg};
+    pthread_mutex_init(&q->lock, NULL);
+    pthread_cond_init(&q->room, NULL);
+    q->tail = &q->head;
+}
+
+void ic_events_put(struct ic_events *q, struct ic_event *ev)
+{
+    pthread_mutex_lock(&q->lock);
+    while (q->count >= IC_EVENTS_MAX && !q->closed)
+        pthread_cond_wait(&q->room, &q->lock);
+    if (q->closed) {
+        pthread_mutex_unlock(&q->lock);
+        free(ev);
+        return;
+    }
+    bool was_empty = q->count++ == 0;
+    ev->next = NULL;
+    *q->tail = ev;
+    q->tail = &ev->next;
+    pthread_mutex_unlock(&q->lock);
+    if (was_empty)
+        q->wake(q->wake_arg);
+}
+
+struct ic_event *ic_events_take(struct ic_events *q)
+{
+    pthread_mutex_lock(&q->lock);
+    struct ic_event *list = q->head;
+    q->head = NULL;
+    q->tail = &q->head;
+    if (q->count >= IC_EVENTS_MAX)
+        pthread_cond_broadcast(&q->room);
+    q->count = 0;
+    pthread_mutex_unlock(&q->lock);
+    return list;
+}
+
+void ic_events_close(struct ic_events *q)
+{
+    pthread_mutex_lock(&q->lock);
+    q->closed = true;
+    pthread_cond_broadcast(&q->room);
+    pthread_mutex_unlock(&q->lock);
+}
+
+void ic_events_deinit(struct ic_events *q)
+{
+    for (struct ic_event *ev = ic_events_take(q), *next; ev; ev = next) {
+        next = ev->next;
+        free(ev);
+    }
+    pthread_mutex_destroy(&q->lock);
+    pthread_cond_destroy(&q->room);
+}

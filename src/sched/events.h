@@ -1,0 +1,31 @@
+/* The way back: events from engine threads to the loop thread. Bounded: an engine that is too far ahead waits
+ * for the loop, which never waits for anything. */
+#ifndef IC_SCHED_EVENTS_H
+#define IC_SCHED_EVENTS_H
+
+#include <pthread.h>
+
+#include "sched/request.h"
+
+#define IC_EVENTS_MAX 16384
+
+struct ic_events {
+    pthread_mutex_t lock;
+    pthread_cond_t room;
+    struct ic_event *head, **tail;
+    unsigned count;
+    bool closed;
+    void (*wake)(void *); /* called when the queue stops being empty; any thread */
+    void *wake_arg;
+};
+
+void ic_events_init(struct ic_events *q, void (*wake)(void *), void *arg);
+/* Takes ev; blocks while IC_EVENTS_MAX are waiting, unless the queue is closed (then ev is freed). */
+void ic_events_put(struct ic_events *q, struct ic_event *ev);
+/* Detaches everything that waits, oldest first; NULL when empty. Never blocks for long. */
+struct ic_event *ic_events_take(struct ic_events *q);
+/* No more waiting, no more events: for the end of the process. */
+void ic_events_close(struct ic_events *q);
+void ic_events_deinit(struct ic_events *q);
+
+#endif

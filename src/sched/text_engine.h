@@ -1,0 +1,54 @@
+/* The text engine: a thread that loads a model, owns it and runs the text scheduler over it.
+ *
+ * Start and stop on one thread (main); submit, close_session and kick from any. */
+#ifndef IC_SCHED_TEXT_ENGINE_H
+#define IC_SCHED_TEXT_ENGINE_H
+
+#include "sched/events.h"
+#include "sched/text_sched.h"
+#include "text/model.h"
+
+enum ic_engine_state {
+    IC_ENGINE_LOADING,
+    IC_ENGINE_READY,
+    IC_ENGINE_DRAINING, /* what runs goes on, nothing new is taken */
+    IC_ENGINE_FAILED,   /* see ic_text_engine_error */
+    IC_ENGINE_STOPPED,
+};
+
+struct ic_text_engine_config {
+    struct ic_text_config model; /* strings must outlive the engine */
+    int32_t queue_max;           /* requests waiting at once, one more is IC_BUSY */
+};
+
+struct ic_text_engine;
+
+/* Returns at once; loading goes on in the thread, which calls events->wake when the state changes. `events` is
+ * borrowed and must outlive the engine. */
+enum ic_status ic_text_engine_start(struct ic_text_engine **out, const struct ic_text_engine_config *cfg,
+                                    struct ic_events *events, struct ic_err *err);
+
+enum ic_engine_state ic_text_engine_state(const struct ic_text_engine *e);
+/* Why it FAILED; valid in that state only. */
+const struct ic_err *ic_text_engine_error(const struct ic_text_engine *e);
+/* Model facts; NULL until READY. */
+const struct ic_text_info *ic_text_engine_info(const struct ic_text_engine *e);
+struct ic_text_counters *ic_text_engine_counters(struct ic_text_engine *e);
+/* Monotonic ns of the last sign of life of the thread; 0 while it sleeps for want of work. */
+int64_t ic_text_engine_beat(const struct ic_text_engine *e);
+
+/* Takes one reference on success: events follow. IC_BUSY: the queue is full. IC_UNAVAILABLE: not READY. On failure
+ * the caller keeps its reference and no event follows. */
+enum ic_status ic_text_engine_submit(struct ic_text_engine *e, struct ic_text_req *req, struct ic_err *err);
+/* The conversation is over; requests of it end as aborted. */
+void ic_text_engine_session_close(struct ic_text_engine *e, uint64_t session);
+/* After setting a cancel flag: the engine looks at once instead of at its next tick. */
+void ic_text_engine_kick(struct ic_text_engine *e);
+
+/* Nothing new is taken from now on. Done when counters show nothing running and waiting. */
+void ic_text_engine_drain(struct ic_text_engine *e);
+/* Ends everything (`error` unavailable to whoever still waits) and joins the thread; a decode under way is
+ * aborted where the backend can. Accepts NULL and *e == NULL. */
+void ic_text_engine_stop(struct ic_text_engine **e);
+
+#endif

@@ -1,0 +1,24 @@
+/* What the files of src/text share. */
+#ifndef IC_TEXT_INTERNAL_H
+#define IC_TEXT_INTERNAL_H
+
+#include <llama.h>
+
+#include "text/model.h"
+
+struct ic_text_model {
+    struct llama_model *model;
+    struct llama_context *ctx;
+    const struct llama_vocab *vocab;
+    struct ggml_threadpool *pool;
+    void (*pool_free)(struct ggml_threadpool *);
+    struct llama_batch batch;
+    const char *template; /* NULL: none; owned by the llama model or the caller's config */
+    char *template_copy;
+    int32_t max_piece; /* bytes of the longest token text */
+    struct ic_text_info info;
+    bool (*abort_test)(void *);
+    void *abort_arg;
+};
+
+#endif

@@ -1,0 +1,302 @@
+/* Loading a model and running it. See model.h for the contract.
+ *
+ * One context holds all sequences in a unified KV cache: its cells are shared by everybody and taken as needed,
+ * so that conversations of any length fit beside each other. Flash attention skips the cells of other
+ * sequences, which is what makes the unified cache as fast as separate ones. */
+#include "text/internal.h"
+
+#include <errno.h>
+#include <ggml-backend.h>
+#include <ggml-cpu.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/log.h"
+#include "hw/cpu.h"
+
+#define CPU_SAMPLE_MS 200 /* how long the free cores are looked for at start */
+/* How eagerly the compute threads spin between two graphs, 0-100. llama.cpp's own default; they go to sleep a
+ * few milliseconds after the last graph, so an idle server does not spin. */
+#define THREADPOOL_POLL 50
+
+static void to_log(enum ggml_log_level level, const char *text, void *arg)
+{
+    static _Thread_local enum ggml_log_level last;
+    (void)arg;
+    if (level != GGML_LOG_LEVEL_CONT)
+        last = level;
+    if (last == GGML_LOG_LEVEL_ERROR)
+        ic_warn("llama", "%s", text);
+    else
+        ic_debug("llama", "%s", text);
+}
+
+/* ggml gives up by abort() on files that lie in ways its parser does not check. Whoever started us should read
+ * one line, not a register dump. */
+static void on_ggml_abort(const char *text)
+{
+    ic_error("llama", "gave up: %s", text);
+    _exit(70);
+}
+
+static void load_backends(void)
+{
+    static atomic_bool done;
+
+    if (atomic_exchange(&done, true))
+        return;
+    llama_log_set(to_log, NULL);
+    ggml_set_abort_callback(on_ggml_abort);
+    ggml_backend_load_all_from_path(IC_LLAMA_LIB);
+    llama_backend_init();
+}
+
+static enum ic_status check_file(const char *path, struct ic_err *err)
+{
+    struct stat st;
+    char magic[4] = {0};
+
+    if (stat(path, &st) != 0)
+        return ic_fail(err, errno == ENOENT || errno == ENOTDIR ? IC_NOT_FOUND : IC_BAD_REQUEST, "model %s: %s", path,
+                       strerror(errno));
+    if (!S_ISREG(st.st_mode))
+        return ic_fail(err, IC_BAD_REQUEST, "model %s: not a file", path);
+    FILE *f = fopen(path, "re");
+    if (!f)
+        return ic_fail(err, IC_BAD_REQUEST, "model %s: %s", path, strerror(errno));
+    size_t got = fread(magic, 1, sizeof magic, f);
+    fclose(f);
+    if (got != sizeof magic || memcmp(magic, "GGUF", 4) != 0)
+        return ic_fail(err, IC_BAD_REQUEST, "model %s: not a GGUF file", path);
+    return IC_OK;
+}
+
+static void fill_names(struct ic_text_model *m, const char *path)
+{
+    const char *base = strrchr(path, '/') ? strrchr(path, '/') + 1 : path;
+    size_t len = strlen(base);
+
+    if (len > 5 && !strcmp(base + len - 5, ".gguf"))
+        len -= 5;
+    if (len >= sizeof m->info.name)
+        len = sizeof m->info.name - 1;
+    memcpy(m->info.name, base, len);
+    m->info.name[len] = 0;
+    llama_model_desc(m->model, m->info.desc, sizeof m->info.desc);
+}
+
+static enum ic_status pick_template(struct ic_text_model *m, const char *wanted, struct ic_err *err)
+{
+    if (wanted) {
+        const struct llama_chat_message probe = {"user", "x"};
+        if (llama_chat_apply_template(wanted, &probe, 1, true, NULL, 0) < 0)
+            return ic_fail(err, IC_BAD_REQUEST, "chat template %s is not one that llama.cpp knows", wanted);
+        m->template_copy = strdup(wanted);
+        m->template = m->template_copy;
+        if (!m->template)
+            return ic_fail(err, IC_OOM, "out of memory");
+    } else {
+        m->template = llama_model_chat_template(m->model, NULL);
+    }
+    m->info.has_chat_template = m->template != NULL;
+    return IC_OK;
+}
+
+static enum ic_status decide_sizes(struct ic_text_model *m, const struct ic_text_config *cfg, struct ic_err *err)
+{
+    struct ic_text_info *i = &m->info;
+    int32_t most = (int32_t)llama_max_parallel_sequences();
+
+    i->n_vocab = llama_vocab_n_tokens(m->vocab);
+    i->n_ctx_train = llama_model_n_ctx_train(m->model);
+    i->n_params = llama_model_n_params(m->model);
+    i->model_bytes = llama_model_size(m->model);
+    i->ctx_size = cfg->ctx_size ? cfg->ctx_size : i->n_ctx_train < IC_CTX_DEFAULT_MAX ? i->n_ctx_train : IC_CTX_DEFAULT_MAX;
+    if (i->ctx_size < 8)
+        return ic_fail(err, IC_BAD_REQUEST, "a context of %d tokens is too small", i->ctx_size);
+    if (cfg->parallel < 1 || cfg->parallel > most)
+        return ic_fail(err, IC_BAD_REQUEST, "parallel must be 1 to %d", most);
+    i->parallel = cfg->parallel;
+    int64_t kv = cfg->kv_size ? cfg->kv_size : (int64_t)i->ctx_size * IC_KV_CONVERSATIONS;
+    if (kv < i->ctx_size)
+        return ic_fail(err, IC_BAD_REQUEST, "a KV cache of %lld tokens cannot hold one context of %d", (long long)kv,
+                       i->ctx_size);
+    if (kv > INT32_MAX / 2)
+        return ic_fail(err, IC_BAD_REQUEST, "a KV cache of %lld tokens is too large", (long long)kv);
+    i->kv_size = (int32_t)kv;
+    i->batch = cfg->batch < i->parallel ? i->parallel : cfg->batch;
+    i->threads = cfg->threads > 0 ? cfg->threads : ic_cpu_cores_free(CPU_SAMPLE_MS);
+    return IC_OK;
+}
+
+static bool abort_trampoline(void *arg)
+{
+    struct ic_text_model *m = arg;
+    return m->abort_test && m->abort_test(m->abort_arg);
+}
+
+static enum ic_status make_context(struct ic_text_model *m, struct ic_err *err)
+{
+    struct llama_context_params p = llama_context_default_params();
+
+    p.n_ctx = (uint32_t)m->info.kv_size;
+    p.n_batch = p.n_ubatch = (uint32_t)m->info.batch;
+    p.n_seq_max = (uint32_t)m->info.parallel;
+    /* Only the last row of each sequence is asked for: without this the logits of a whole batch are reserved. */
+    p.n_outputs_max = (uint32_t)m->info.parallel;
+    p.n_threads = p.n_threads_batch = m->info.threads;
+    p.kv_unified = true;
+    p.abort_callback = abort_trampoline;
+    p.abort_callback_data = m;
+    m->ctx = llama_init_from_model(m->model, p);
+    if (!m->ctx)
+        return ic_fail(err, IC_OOM, "no room for a context of %d tokens (try a smaller --kv-size or --ctx-size)",
+                       m->info.kv_size);
+    m->info.kv_size = (int32_t)llama_n_ctx(m->ctx);
+    if (m->info.ctx_size > m->info.kv_size)
+        m->info.ctx_size = m->info.kv_size;
+    m->batch = llama_batch_init(m->info.batch, 0, 1);
+    return m->batch.token ? IC_OK : ic_fail(err, IC_OOM, "out of memory");
+}
+
+/* Without a pool of its own ggml starts and joins its threads anew for every decode. */
+static void make_pool(struct ic_text_model *m)
+{
+    ggml_backend_dev_t cpu = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
+    ggml_backend_reg_t reg = cpu ? ggml_backend_dev_backend_reg(cpu) : NULL;
+    struct ggml_threadpool *(*make)(struct ggml_threadpool_params *) = NULL;
+    struct ggml_threadpool_params p = ggml_threadpool_params_default(m->info.threads);
+
+    if (reg) {
+        *(void **)&make = ggml_backend_reg_get_proc_address(reg, "ggml_threadpool_new");
+        *(void **)&m->pool_free = ggml_backend_reg_get_proc_address(reg, "ggml_threadpool_free");
+    }
+    p.poll = THREADPOOL_POLL;
+    if (make && m->pool_free && (m->pool = make(&p)))
+        llama_attach_threadpool(m->ctx, m->pool, m->pool);
+}
+
+/* The first decode pays for page faults of the weights and for building the graph; no client should. */
+static void warm_up(struct ic_text_model *m)
+{
+    int32_t token = llama_vocab_bos(m->vocab);
+    struct ic_row row = {token >= 0 ? token : 0, 0, 0, true};
+
+    if (ic_text_decode(m, &row, 1) != IC_DECODE_OK)
+        ic_warn("text", "the warm-up decode failed");
+    llama_memory_clear(llama_get_memory(m->ctx), true);
+}
+
+enum ic_status ic_text_model_open(struct ic_text_model **out, const struct ic_text_config *cfg, struct ic_err *err)
+{
+    enum ic_status st;
+
+    *out = NULL;
+    if ((st = check_file(cfg->path, err)) != IC_OK)
+        return st;
+    struct ic_text_model *m = calloc(1, sizeof *m);
+    if (!m)
+        return ic_fail(err, IC_OOM, "out of memory");
+    load_backends();
+    struct llama_model_params p = llama_model_default_params();
+    p.n_gpu_layers = cfg->gpu_layers;
+    m->model = llama_model_load_from_file(cfg->path, p);
+    if (!m->model) {
+        st = ic_fail(err, IC_BAD_REQUEST, "model %s: broken or of a kind that this llama.cpp does not know", cfg->path);
+        goto out;
+    }
+    m->vocab = llama_model_get_vocab(m->model);
+    if (!llama_model_has_decoder(m->model) || llama_model_has_encoder(m->model) || llama_model_is_diffusion(m->model) ||
+        llama_vocab_type(m->vocab) == LLAMA_VOCAB_TYPE_NONE) {
+        st = ic_fail(err, IC_BAD_REQUEST, "model %s: not a decoder that generates text", cfg->path);
+        goto out;
+    }
+    fill_names(m, cfg->path);
+    for (int32_t t = 0, n = llama_vocab_n_tokens(m->vocab); t < n; t++) {
+        int32_t len = (int32_t)strlen(llama_vocab_get_text(m->vocab, t));
+        m->max_piece = len > m->max_piece ? len : m->max_piece;
+    }
+    if ((st = pick_template(m, cfg->chat_template, err)) != IC_OK || (st = decide_sizes(m, cfg, err)) != IC_OK ||
+        (st = make_context(m, err)) != IC_OK)
+        goto out;
+    make_pool(m);
+    warm_up(m);
+    ic_info("text", "%s (%s): %d tokens a conversation, %d in all, %d sequences, %d threads", m->info.name, m->info.desc,
+            m->info.ctx_size, m->info.kv_size, m->info.parallel, m->info.threads);
+    *out = m;
+    return IC_OK;
+out:
+    ic_text_model_close(&m);
+    return st;
+}
+
+void ic_text_model_close(struct ic_text_model **mp)
+{
+    struct ic_text_model *m = *mp;
+
+    if (!m)
+        return;
+    if (m->ctx) {
+        llama_detach_threadpool(m->ctx);
+        llama_free(m->ctx);
+    }
+    if (m->pool)
+        m->pool_free(m->pool);
+    if (m->batch.token)
+        llama_batch_free(m->batch);
+    llama_model_free(m->model);
+    free(m->template_copy);
+    free(m);
+    *mp = NULL;
+}
+
+const struct ic_text_info *ic_text_model_info(const struct ic_text_model *m)
+{
+    return &m->info;
+}
+
+void ic_text_set_abort(struct ic_text_model *m, bool (*test)(void *), void *arg)
+{
+    m->abort_test = test;
+    m->abort_arg = arg;
+}
+
+enum ic_decode ic_text_decode(struct ic_text_model *m, const struct ic_row *rows, int32_t n)
+{
+    struct llama_batch *b = &m->batch;
+
+    IC_ASSERT(n > 0 && n <= m->info.batch);
+    b->n_tokens = n;
+    for (int32_t i = 0; i < n; i++) {
+        b->token[i] = rows[i].token;
+        b->pos[i] = rows[i].pos;
+        b->n_seq_id[i] = 1;
+        b->seq_id[i][0] = rows[i].seq;
+        b->logits[i] = rows[i].logits;
+    }
+    int32_t rc = llama_decode(m->ctx, *b);
+    if (rc == 0) {
+        llama_synchronize(m->ctx);
+        return IC_DECODE_OK;
+    }
+    return rc == 1 ? IC_DECODE_FULL : rc == 2 ? IC_DECODE_ABORTED : IC_DECODE_FAILED;
+}
+
+const float *ic_text_logits(struct ic_text_model *m, int32_t i)
+{
+    return llama_get_logits_ith(m->ctx, i);
+}
+
+bool ic_text_seq_rm(struct ic_text_model *m, int32_t seq, int32_t from)
+{
+    llama_memory_t mem = llama_get_memory(m->ctx);
+
+    if (llama_memory_seq_rm(mem, seq, from, -1))
+        return true;
+    llama_memory_seq_rm(mem, seq, -1, -1);
+    return from == 0;
+}

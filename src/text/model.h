@@ -1,0 +1,91 @@
+/* A GGUF model and its context through llama.cpp's C API: load, decode many sequences at once, read
+ * logits, translate between text and tokens.
+ *
+ * Thread: open, decode, sequences and logits belong to the text engine's thread. ic_text_abort may be
+ * called from any thread. Tokenising, pieces and info are read-only after open and safe anywhere.
+ * llama.h is included nowhere outside src/text. */
+#ifndef IC_TEXT_MODEL_H
+#define IC_TEXT_MODEL_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/buf.h"
+#include "base/status.h"
+
+struct ic_text_config {
+    const char *path;          /* GGUF file (the first one of a split model) */
+    const char *chat_template; /* NULL: the model's own; else a name that llama.cpp knows ("chatml") */
+    int32_t ctx_size;          /* tokens of one conversation; 0: the model's, at most IC_CTX_DEFAULT_MAX */
+    int32_t kv_size;           /* tokens (KV cells) of all conversations together; 0: IC_KV_CONVERSATIONS * ctx_size */
+    int32_t parallel;          /* sequences decoded at once */
+    int32_t batch;             /* tokens of one decode at most */
+    int32_t threads;           /* compute threads; 0: the cores that are free now */
+    int32_t gpu_layers;        /* layers on the GPU; -1: all */
+};
+
+#define IC_CTX_DEFAULT_MAX 4096
+#define IC_KV_CONVERSATIONS 4
+
+/* Owned by the model. */
+struct ic_text_info {
+    char name[128]; /* file name without folder and .gguf */
+    char desc[128]; /* architecture, size and type in words */
+    int32_t n_vocab, n_ctx_train;
+    int32_t ctx_size, kv_size, parallel, batch, threads; /* as decided */
+    uint64_t n_params, model_bytes;
+    bool has_chat_template;
+};
+
+struct ic_text_model;
+
+/* Loads the model and makes its context; seconds to minutes. IC_NOT_FOUND: no such file. IC_BAD_REQUEST: not a
+ * model that can generate text, or a size that cannot be. IC_OOM: the context does not fit. */
+enum ic_status ic_text_model_open(struct ic_text_model **out, const struct ic_text_config *cfg, struct ic_err *err);
+void ic_text_model_close(struct ic_text_model **m);
+const struct ic_text_info *ic_text_model_info(const struct ic_text_model *m);
+
+/* One token of one sequence in a decode. */
+struct ic_row {
+    int32_t token, pos, seq;
+    bool logits; /* its logits are wanted */
+};
+
+enum ic_decode {
+    IC_DECODE_OK,
+    IC_DECODE_FULL,    /* no KV cells; nothing changed */
+    IC_DECODE_ABORTED, /* the abort test said so; rows may be half done: remove them with ic_text_seq_rm */
+    IC_DECODE_FAILED,  /* as ABORTED, but the model is at fault */
+};
+
+/* Decodes rows[0..n), n <= info.batch; blocks until done. */
+enum ic_decode ic_text_decode(struct ic_text_model *m, const struct ic_row *rows, int32_t n);
+/* Logits (n_vocab) of row i of the last decode; valid until the next. NULL when not asked for. */
+const float *ic_text_logits(struct ic_text_model *m, int32_t i);
+/* Forgets positions >= from of a sequence (0: all). False when this kind of model cannot keep the part
+ * before `from`: then everything of the sequence has been forgotten. */
+bool ic_text_seq_rm(struct ic_text_model *m, int32_t seq, int32_t from);
+/* `test` runs on a compute thread now and then during a decode; true ends the decode (CPU only). */
+void ic_text_set_abort(struct ic_text_model *m, bool (*test)(void *), void *arg);
+
+/* Tokens of `text` (any bytes). `first`: a conversation begins, so the model's BOS is added where it wants one.
+ * `special`: control tokens written in the text are those tokens (templates), else they are plain text (users).
+ * *out is malloc'd by the call, owned by the caller. IC_TOO_LARGE past `max` tokens: *n is then the length. */
+enum ic_status ic_text_tokenize(const struct ic_text_model *m, const char *text, size_t len, bool first, bool special,
+                                int32_t max, int32_t **out, int32_t *n, struct ic_err *err);
+/* Appends the bytes of a token (maybe a part of a character); control tokens give nothing. */
+void ic_text_piece(const struct ic_text_model *m, int32_t token, struct ic_buf *out);
+
+struct ic_chat_msg {
+    const char *role;    /* "system", "user", "assistant", "tool" */
+    const char *content; /* UTF-8, NUL-terminated */
+};
+
+/* The tokens of a conversation under the model's chat template, opened for the assistant's turn. Control
+ * tokens inside a content stay text. IC_BAD_REQUEST: the model has no template or one that llama.cpp's C API
+ * does not know. Otherwise as ic_text_tokenize. */
+enum ic_status ic_text_chat_tokenize(const struct ic_text_model *m, const struct ic_chat_msg *msgs, size_t n_msgs,
+                                     int32_t max, int32_t **out, int32_t *n, struct ic_err *err);
+
+#endif

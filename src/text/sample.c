@@ -1,0 +1,212 @@
+#include "text/sample.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+
+#include "text/internal.h"
+
+struct ic_sampler {
+    struct llama_sampler *chain;   /* penalties … draw */
+    struct llama_sampler *grammar; /* NULL: none */
+    llama_token_data *cand;        /* n_vocab, refilled for every draw */
+    int32_t n_vocab, logprobs;
+    bool greedy, plain; /* plain: greedy with nothing in the way, an argmax is enough */
+    const struct llama_vocab *vocab;
+};
+
+void ic_text_params_init(struct ic_text_params *p)
+{
+    *p = (struct ic_text_params){
+        .temp = 0.7f,
+        .top_k = 40,
+        .top_p = 0.95f,
+        .min_p = 0.05f,
+        .repeat_penalty = 1.0f,
+        .max_tokens = -1,
+    };
+}
+
+void ic_text_params_deinit(struct ic_text_params *p)
+{
+    free(p->grammar);
+    for (int32_t i = 0; i < p->n_stop; i++)
+        free(p->stop[i]);
+    *p = (struct ic_text_params){0};
+}
+
+static void chain_add(struct ic_sampler *s, struct llama_sampler *link, bool *ok)
+{
+    if (link)
+        llama_sampler_chain_add(s->chain, link);
+    else
+        *ok = false;
+}
+
+static enum ic_status build_chain(struct ic_sampler *s, const struct ic_text_params *p, struct ic_err *err)
+{
+    uint32_t seed = p->seed;
+    bool ok = true;
+    bool penal = p->repeat_penalty != 1.0f || p->frequency_penalty != 0.0f || p->presence_penalty != 0.0f;
+    struct llama_sampler_chain_params cp = llama_sampler_chain_default_params();
+
+    cp.no_perf = true;
+    if (!(s->chain = llama_sampler_chain_init(cp)))
+        return ic_fail(err, IC_OOM, "out of memory");
+    if (penal)
+        chain_add(s,
+                  llama_sampler_init_penalties(s->n_vocab, IC_REPEAT_LAST_N, p->repeat_penalty, p->frequency_penalty,
+                                               p->presence_penalty),
+                  &ok);
+    s->greedy = p->temp <= 0.0f;
+    s->plain = s->greedy && !penal && !p->grammar;
+    if (s->greedy) {
+        chain_add(s, llama_sampler_init_greedy(), &ok);
+    } else {
+        if (!p->has_seed && getrandom(&seed, sizeof seed, 0) != sizeof seed)
+            return ic_fail(err, IC_INTERNAL, "no random seed to be had");
+        if (seed == LLAMA_DEFAULT_SEED) /* llama.cpp's mark for "random": keep the promise of a given seed */
+            seed = 0;
+        if (p->top_k > 0)
+            chain_add(s, llama_sampler_init_top_k(p->top_k), &ok);
+        if (p->top_p < 1.0f)
+            chain_add(s, llama_sampler_init_top_p(p->top_p, 1), &ok);
+        if (p->min_p > 0.0f)
+            chain_add(s, llama_sampler_init_min_p(p->min_p, 1), &ok);
+        chain_add(s, llama_sampler_init_temp(p->temp), &ok);
+        chain_add(s, llama_sampler_init_dist(seed), &ok);
+    }
+    return ok ? IC_OK : ic_fail(err, IC_OOM, "out of memory");
+}
+
+enum ic_status ic_sampler_open(struct ic_sampler **out, const struct ic_text_model *m, const struct ic_text_params *p,
+                               const int32_t *prompt, int32_t n, struct ic_err *err)
+{
+    enum ic_status st = IC_OOM;
+    struct ic_sampler *s = calloc(1, sizeof *s);
+
+    *out = NULL;
+    if (!s)
+        return ic_fail(err, IC_OOM, "out of memory");
+    s->n_vocab = m->info.n_vocab;
+    s->vocab = m->vocab;
+    s->logprobs = p->logprobs;
+    if ((st = build_chain(s, p, err)) != IC_OK)
+        goto fail;
+    if (!s->plain && !(s->cand = malloc(sizeof *s->cand * (size_t)s->n_vocab))) {
+        st = ic_fail(err, IC_OOM, "out of memory");
+        goto fail;
+    }
+    if (p->grammar && !(s->grammar = llama_sampler_init_grammar(m->vocab, p->grammar, "root"))) {
+        st = ic_fail(err, IC_BAD_REQUEST, "the grammar does not parse as GBNF with a rule `root`");
+        goto fail;
+    }
+    for (int32_t i = n > IC_REPEAT_LAST_N ? n - IC_REPEAT_LAST_N : 0; i < n; i++)
+        llama_sampler_accept(s->chain, prompt[i]);
+    *out = s;
+    return IC_OK;
+fail:
+    ic_sampler_close(&s);
+    return st;
+}
+
+void ic_sampler_close(struct ic_sampler **sp)
+{
+    struct ic_sampler *s = *sp;
+
+    if (!s)
+        return;
+    if (s->chain)
+        llama_sampler_free(s->chain);
+    if (s->grammar)
+        llama_sampler_free(s->grammar);
+    free(s->cand);
+    free(s);
+    *sp = NULL;
+}
+
+static int32_t argmax(const float *l, int32_t n)
+{
+    int32_t best = 0;
+    for (int32_t i = 1; i < n; i++)
+        if (l[i] > l[best])
+            best = i;
+    return best;
+}
+
+static int32_t apply(struct ic_sampler *s, struct llama_sampler *first, const float *logits)
+{
+    llama_token_data_array arr = {s->cand, (size_t)s->n_vocab, -1, false};
+
+    for (int32_t i = 0; i < s->n_vocab; i++)
+        s->cand[i] = (llama_token_data){i, logits[i], 0.0f};
+    if (first)
+        llama_sampler_apply(first, &arr);
+    llama_sampler_apply(s->chain, &arr);
+    return arr.selected >= 0 && (size_t)arr.selected < arr.size ? arr.data[arr.selected].id : -1;
+}
+
+/* Checking one token against the grammar is cheap, the whole vocabulary is not: most draws are right at once. */
+static bool grammar_takes(struct ic_sampler *s, int32_t token)
+{
+    llama_token_data one = {token, 1.0f, 0.0f};
+    llama_token_data_array arr = {&one, 1, -1, false};
+
+    llama_sampler_apply(s->grammar, &arr);
+    return isfinite(one.logit);
+}
+
+/* ln Σ exp(l): what turns logits into log probabilities. Summed against the maximum, so nothing overflows. */
+static float log_sum_exp(const float *l, int32_t n, float max)
+{
+    double sum = 0;
+    for (int32_t i = 0; i < n; i++)
+        sum += (double)expf(l[i] - max);
+    return max + (float)log(sum);
+}
+
+static void fill_top(const float *l, int32_t n, float lse, int32_t want, struct ic_sampled *out)
+{
+    out->n_top = 0;
+    for (int32_t i = 0; i < n; i++) {
+        float lp = l[i] - lse;
+        int32_t at = out->n_top;
+        if (at == want && lp <= out->top[at - 1].logprob)
+            continue;
+        if (at < want)
+            out->n_top++;
+        else
+            at--;
+        for (; at > 0 && out->top[at - 1].logprob < lp; at--)
+            out->top[at] = out->top[at - 1];
+        out->top[at] = (struct ic_logprob){i, lp};
+    }
+}
+
+enum ic_status ic_sampler_draw(struct ic_sampler *s, const float *logits, struct ic_sampled *out, struct ic_err *err)
+{
+    int32_t best = argmax(logits, s->n_vocab), token = best;
+
+    if (!isfinite(logits[best]))
+        return ic_fail(err, IC_INTERNAL, "the model gave no usable logits");
+    if (!s->plain) {
+        token = apply(s, NULL, logits);
+        if (s->grammar && token >= 0 && !grammar_takes(s, token))
+            token = apply(s, s->grammar, logits);
+    }
+    if (token < 0 || (s->grammar && !grammar_takes(s, token)))
+        return ic_fail(err, IC_INTERNAL, "no token is allowed here");
+    if (s->grammar)
+        llama_sampler_accept(s->grammar, token);
+    llama_sampler_accept(s->chain, token);
+
+    float lse = log_sum_exp(logits, s->n_vocab, logits[best]);
+    out->token = token;
+    out->eog = llama_vocab_is_eog(s->vocab, token);
+    out->prob = expf(logits[token] - lse);
+    out->n_top = 0;
+    if (s->logprobs > 0)
+        fill_top(logits, s->n_vocab, lse, s->logprobs < s->n_vocab ? s->logprobs : s->n_vocab, out);
+    return IC_OK;
+}

@@ -1,0 +1,67 @@
+/* From logits to a token: sampling parameters, a sampler per request, probabilities.
+ *
+ * A sampler belongs to one request and is used by the text engine's thread only. The chain is
+ * penalties → top_k → top_p → min_p → temp → draw, as in llama.cpp's own server, over llama.cpp's samplers;
+ * temp 0 is greedy: the most probable token after penalties and grammar, nothing drawn. */
+#ifndef IC_TEXT_SAMPLE_H
+#define IC_TEXT_SAMPLE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/status.h"
+
+#define IC_LOGPROBS_MAX 20           /* most alternatives that `logprobs` may ask for */
+#define IC_STOP_MAX 16               /* stop strings of one request */
+#define IC_STOP_LEN_MAX 256          /* bytes of one stop string */
+#define IC_GRAMMAR_LEN_MAX (256 * 1024) /* bytes of a GBNF text */
+#define IC_REPEAT_LAST_N 64          /* tokens that the penalties look back on */
+
+/* Owned by a request; strings are heap copies freed by ic_text_params_deinit. */
+struct ic_text_params {
+    float temp;              /* >= 0; 0: greedy */
+    int32_t top_k;           /* 0: off */
+    float top_p;             /* 0 < p <= 1; 1: off */
+    float min_p;             /* 0 <= p <= 1; 0: off */
+    float repeat_penalty;    /* > 0; 1: off */
+    float frequency_penalty; /* -2 … 2; 0: off */
+    float presence_penalty;  /* -2 … 2; 0: off */
+    uint32_t seed;           /* used when has_seed, else a random one */
+    bool has_seed;
+    int32_t max_tokens; /* -1: as many as the context holds */
+    int32_t logprobs;   /* alternatives reported with each token, 0 … IC_LOGPROBS_MAX */
+    char *grammar;      /* GBNF, root rule `root`, or NULL */
+    char *stop[IC_STOP_MAX];
+    int32_t n_stop;
+};
+
+void ic_text_params_init(struct ic_text_params *p); /* the defaults, see sample.c */
+void ic_text_params_deinit(struct ic_text_params *p);
+
+struct ic_logprob {
+    int32_t token;
+    float logprob; /* natural logarithm of the softmax probability over the whole vocabulary, at temperature 1 */
+};
+
+/* What one sampling gave. */
+struct ic_sampled {
+    int32_t token;
+    bool eog;   /* an end-of-generation token: not part of the answer */
+    float prob; /* softmax probability of `token` over the whole vocabulary, at temperature 1 */
+    int32_t n_top;
+    struct ic_logprob top[IC_LOGPROBS_MAX]; /* most probable first */
+};
+
+struct ic_text_model;
+struct ic_sampler;
+
+/* `prompt` (n tokens, borrowed for the call) primes the penalties. IC_BAD_REQUEST: the grammar does not
+ * parse. The sampler must not outlive the model. */
+enum ic_status ic_sampler_open(struct ic_sampler **out, const struct ic_text_model *m,
+                               const struct ic_text_params *p, const int32_t *prompt, int32_t n, struct ic_err *err);
+/* Samples from `logits` (n_vocab floats, read only) and advances the sampler. IC_INTERNAL when no token
+ * has a finite logit. */
+enum ic_status ic_sampler_draw(struct ic_sampler *s, const float *logits, struct ic_sampled *out, struct ic_err *err);
+void ic_sampler_close(struct ic_sampler **s); /* accepts NULL */
+
+#endif
