@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <jansson.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -190,27 +191,37 @@ static enum ic_status write_all(int fd, const void *data, uint64_t n, struct ic_
     return IC_OK;
 }
 
+/* A new file beside `path`, with an ordinary file's mode (mkstemp's would stay private). */
+static int open_beside(const char *path, char *tmp, size_t size)
+{
+    static atomic_uint serial;
+    for (int tries = 0; tries < 100; tries++) {
+        int len = snprintf(tmp, size, "%s.tmp.%ld.%u", path, (long)getpid(), atomic_fetch_add(&serial, 1));
+        if (len < 0 || (size_t)len >= size)
+            return errno = ENAMETOOLONG, -1;
+        int fd = open(tmp, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+        if (fd >= 0 || errno != EEXIST)
+            return fd;
+    }
+    return -1;
+}
+
 static enum ic_status write_file(const char *path, const struct ic_buf *head,
                                  const struct ic_safetensors_out *list, const struct named *order,
                                  size_t count, struct ic_err *err)
 {
     char tmp[4096];
-    int len = snprintf(tmp, sizeof tmp, "%s.tmp.XXXXXX", path);
-    if (len < 0 || (size_t)len >= sizeof tmp)
-        return ic_fail(err, IC_BAD_REQUEST, "a path of more than %zu bytes", sizeof tmp);
-    int fd = mkostemp(tmp, O_CLOEXEC);
+    int fd = open_beside(path, tmp, sizeof tmp);
     if (fd < 0)
         return ic_fail(err, errno == ENOENT || errno == ENOTDIR ? IC_NOT_FOUND : IC_INTERNAL, "%s: %s",
                        path, strerror(errno));
     enum ic_status s = write_all(fd, head->data, head->len, err);
     for (size_t i = 0; i < count && s == IC_OK; i++)
         s = write_all(fd, list[order[i].index].data, out_bytes(&list[order[i].index]), err);
-    mode_t mask = umask(0); /* mkostemp made it private; a result is an ordinary file */
-    umask(mask);
-    if (s == IC_OK && (fchmod(fd, 0666 & ~mask) || fsync(fd)))
-        s = ic_fail(err, IC_INTERNAL, "%s: %s", tmp, strerror(errno));
+    if (s == IC_OK && fsync(fd))
+        s = ic_fail(err, IC_INTERNAL, "%s: %s", path, strerror(errno));
     if (close(fd) && s == IC_OK)
-        s = ic_fail(err, IC_INTERNAL, "%s: %s", tmp, strerror(errno));
+        s = ic_fail(err, IC_INTERNAL, "%s: %s", path, strerror(errno));
     if (s == IC_OK && rename(tmp, path))
         s = ic_fail(err, IC_INTERNAL, "%s: %s", path, strerror(errno));
     if (s != IC_OK)
