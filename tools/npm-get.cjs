@@ -11,7 +11,7 @@ const { createRequire } = require('module')
 const [npmDir, spec, file] = process.argv.slice(2)
 const [size, base, total] = process.argv.slice(5).map(Number)
 process.argv.splice(2, Infinity, 'view', '--loglevel=silent', '--no-progress') // npm reads its options here
-const tries = 6
+const tries = 3 // in a row without a byte of progress
 
 async function registryClient() {
   const require = createRequire(npmDir + '/')
@@ -34,7 +34,8 @@ function meter() {
     done += base
     const now = Date.now()
     const fraction = Math.min(done / total, 1)
-    const rate = (done - begin) / Math.max((now - start) / 1000, 0.1)
+    const seconds = (now - start) / 1000
+    const rate = (done - begin) / seconds
     if (!process.stderr.isTTY) {
       if (Math.floor(10 * fraction) > tenth) {
         tenth = Math.floor(10 * fraction)
@@ -45,9 +46,8 @@ function meter() {
     if (now - drawn < 100 && !last) return
     drawn = now
     const bar = '#'.repeat(Math.round(30 * fraction)).padEnd(30, '.')
-    const left = rate > 0 ? Math.ceil((total - done) / rate) : 0
-    process.stderr.write(`\r[${bar}] ${String(Math.floor(100 * fraction)).padStart(3)} %  ${mb(done)} of ${mb(total)} MB` +
-      `  ${(rate / 1e6).toFixed(1)} MB/s  ${left} s left \x1b[K`)
+    const pace = seconds > 1 && rate > 0 ? `${(rate / 1e6).toFixed(1)} MB/s  ${Math.ceil((total - done) / rate)} s left` : ''
+    process.stderr.write(`\r[${bar}] ${String(Math.floor(100 * fraction)).padStart(3)} %  ${mb(done)} of ${mb(total)} MB  ${pace}\x1b[K`)
   }
 }
 
@@ -68,7 +68,7 @@ async function download(client, url, show) {
   const out = fs.openSync(file, done > 0 ? 'a' : 'w')
   try {
     for await (const chunk of response.body) {
-      fs.writeSync(out, chunk)
+      fs.writeFileSync(out, chunk)
       done += chunk.length
       show(done)
     }
@@ -90,6 +90,7 @@ async function main() {
   const show = meter()
   let url
   for (let left = tries - 1; ; left--) {
+    const before = have()
     try {
       if (!url) {
         const resolved = await client.pacote.resolve(spec, client.options)
@@ -100,6 +101,7 @@ async function main() {
       return 0
     } catch (error) {
       if (error.statusCode === 416 || error.code === 'E416') return 0 // nothing beyond what is here: the hash decides
+      if (have() > before) left = tries
       const final = left === 0 || ['E401', 'E403', 'E404', 'ENOSPC'].includes(error.code)
       console.error(`${process.stderr.isTTY ? '\n' : ''}model: ${spec}: ${error.message}${final ? '' : '; trying again'}`)
       if (final) return 1

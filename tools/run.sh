@@ -1,0 +1,55 @@
+#!/usr/bin/env bash
+# `make run`: dependencies, build, model, server. On a terminal a first answer is streamed and the
+# addresses are shown as soon as the server is ready; elsewhere there is only the server.
+#   MODEL=FILE.gguf PORT=3000 ARGS="more options of serve" tools/run.sh
+set -euo pipefail
+model=${MODEL:+$(realpath -m "$MODEL")} # relative to where the user stands
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+port=${PORT:-3000}
+read -ra args <<<"${ARGS:-}"
+server=build/inference-core
+question="Why is the sky blue? Answer in two short sentences."
+
+if [[ -n $model && ! -f $model ]]; then
+  echo "run: no such model file: $model" >&2
+  exit 1
+fi
+tools/build.sh release inference-core
+[[ -n $model ]] || model=$(tools/fetch-model.sh)
+
+port_open() { (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; }
+
+# Status of GET /ready, empty while there is no answer. Bash alone: a bare machine has no curl.
+ready_status() {
+  (
+    exec 3<>"/dev/tcp/127.0.0.1/$port"
+    printf 'GET /ready HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n' >&3
+    read -r -t 2 _ code _ <&3 && echo "$code"
+  ) 2>/dev/null || true
+}
+
+# Runs beside the server and ends with it.
+greet() {
+  while kill -0 $$ 2>/dev/null && [[ $(ready_status) != 200 ]]; do sleep 0.1; done
+  kill -0 $$ 2>/dev/null || return 0
+  printf '\n> %s\n' "$question"
+  "$server" ask --port "$port" --max-tokens 96 "$question" || return 0
+  cat <<TEXT
+
+Ready; Ctrl-C stops. Open or connect to:
+  console    http://127.0.0.1:$port/
+  WebSocket  ws://127.0.0.1:$port/
+  OpenAI     http://127.0.0.1:$port/v1
+  health     http://127.0.0.1:$port/health
+  metrics    http://127.0.0.1:$port/metrics
+
+TEXT
+}
+
+# The server takes this process's place ($$), so signals and its exit code need no passing on. The
+# greeter is nobody's child here (the server would have to reap it). With the port taken already the
+# greeter would talk to a stranger; the server alone then says what is wrong.
+if [[ -t 1 ]] && ! port_open; then
+  (greet &)
+fi
+exec "$server" serve --model "$model" --port "$port" "${args[@]}"
