@@ -19,21 +19,14 @@ tools/build.sh release inference-core
 
 port_open() { (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; }
 
-# Status of GET /ready, empty while there is no answer. Bash alone: a bare machine has no curl.
-ready_status() {
-  (
-    exec 3<>"/dev/tcp/127.0.0.1/$port"
-    printf 'GET /ready HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n' >&3
-    read -r -t 2 _ code _ <&3 && echo "$code"
-  ) 2>/dev/null || true
-}
-
 # Runs beside the server and ends with it.
 greet() {
-  while kill -0 $$ 2>/dev/null && [[ $(ready_status) != 200 ]]; do sleep 0.1; done
-  kill -0 $$ 2>/dev/null || return 0
+  until tools/ready.sh "$port"; do
+    kill -0 $$ 2>/dev/null || return 0
+    sleep 0.1
+  done
   printf '\n> %s\n' "$question"
-  "$server" ask --port "$port" --max-tokens 96 "$question" || return 0
+  "$server" ask --port "$port" --max-tokens 96 "$question" || kill -0 $$ 2>/dev/null || return 0
   cat <<TEXT
 
 Ready; Ctrl-C stops. Open or connect to:
