@@ -28,8 +28,8 @@ static int on_rx(struct lws *wsi, void *in, size_t len)
         return -1; /* freed already: lws closes it */
     struct ic_net *n = c->net;
     conn_check(c);
-    if (!c->wsi)
-        c->wsi = wsi;
+    if (!c->got_bytes) /* lws limits the TLS handshake, and does not take the limit off in the raw role */
+        lws_set_timeout(wsi, NO_PENDING_TIMEOUT, 0);
     conn_rx(c, in, len);
     conn_settle_all(n);
     return 0;
@@ -105,6 +105,7 @@ static int listen_callback(struct lws *wsi, enum lws_callback_reasons why, void 
     } else if (why == LWS_CALLBACK_RAW_CLOSE_FILE && l) {
         l->wsi = NULL;
         l->fd = -1; /* lws closes it */
+        lws_set_opaque_user_data(wsi, NULL); /* WSI_DESTROY goes to the first protocol, whosever the wsi is */
     }
     return 0;
 }
