@@ -1,0 +1,71 @@
+#include "cli/cli.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "base/buf.h"
+#include "cli/options.h"
+
+int ic_cli_fail(enum ic_exit code, const char *text)
+{
+    fprintf(stderr, "inference-core: %s\n", text);
+    return code;
+}
+
+static int cli_help(int argc, char **argv);
+
+static int cli_version(int argc, char **argv)
+{
+    (void)argc;
+    (void)argv;
+    puts("inference-core " IC_VERSION);
+    return IC_EXIT_OK;
+}
+
+static const struct {
+    const char *name, *args, *help;
+    int (*run)(int, char **);
+} commands[] = {
+    {"serve", "--model FILE.gguf [OPTIONS]", "serve a model over WebSocket and HTTP", ic_cli_serve},
+    {"ask", "[--host H] [--port N] [--key K] [--max-tokens N] [--raw] TEXT", "stream one answer from a running server", ic_cli_ask},
+    {"version", "", "print the version", cli_version},
+    {"help", "", "print this", cli_help},
+};
+#define N_COMMANDS (sizeof commands / sizeof *commands)
+
+static int cli_help(int argc, char **argv)
+{
+    struct ic_buf b = {0};
+
+    (void)argc;
+    (void)argv;
+    puts("usage: inference-core COMMAND …\n");
+    for (size_t i = 0; i < N_COMMANDS; i++)
+        printf("  %s %s\n      %s\n", commands[i].name, commands[i].args, commands[i].help);
+    ic_options_help(&b);
+    ic_buf_put(&b, "", 1);
+    printf("\noptions of serve (also IC_NAME in the environment, and name = value in a --config file):\n%s",
+           b.data ? b.data : "");
+    ic_buf_deinit(&b);
+    return IC_EXIT_OK;
+}
+
+int ic_cli_main(int argc, char **argv)
+{
+    char text[160];
+
+    if (argc < 2) {
+        cli_help(argc, argv);
+        return IC_EXIT_USAGE;
+    }
+    const char *name = argv[1];
+    if (!strcmp(name, "--help") || !strcmp(name, "-h"))
+        name = "help";
+    if (!strcmp(name, "--version"))
+        name = "version";
+    for (size_t i = 0; i < N_COMMANDS; i++)
+        if (!strcmp(name, commands[i].name))
+            return commands[i].run(argc - 1, argv + 1);
+    snprintf(text, sizeof text, "unknown command %.100s (see inference-core help)", name);
+    return ic_cli_fail(IC_EXIT_USAGE, text);
+}

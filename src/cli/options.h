@@ -1,0 +1,59 @@
+/* The options of `inference-core serve`, each in one row: it yields the field, the flag (--kv-size), the
+ * environment variable (IC_KV_SIZE), the entry of the configuration file (kv-size) and the help.
+ *
+ * Later wins: default, file (--config or IC_CONFIG), environment, command line. */
+#ifndef IC_CLI_OPTIONS_H
+#define IC_CLI_OPTIONS_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/buf.h"
+#include "base/status.h"
+
+/* S(field, flag, default or NULL, unit, help)          text
+ * I(field, flag, default, lowest, highest, unit, help) whole number; sizes take K, M, G (powers of 1024) */
+#define IC_OPTIONS(S, I)                                                                                               \
+    S(model, "model", NULL, "FILE", "GGUF model to serve (the first file of a split one)")                             \
+    S(host, "host", "127.0.0.1", "ADDRESS", "address to listen on; 0.0.0.0 or :: for every network")                   \
+    I(port, "port", 3000, 0, 65535, "", "TCP port for WebSocket and HTTP; 0: any free one")                            \
+    I(ctx_size, "ctx-size", 0, 0, 1 << 24, "tokens", "one conversation: prompt and answer; 0: the model's, at most 4096") \
+    I(kv_size, "kv-size", 0, 0, 1 << 26, "tokens", "KV cache of all conversations together; 0: 4 times ctx-size")      \
+    I(parallel, "parallel", 64, 1, 256, "requests", "decoded at once; the others wait in the queue")                   \
+    I(batch, "batch", 512, 1, 8192, "tokens", "of one decode at most; at least `parallel`")                            \
+    I(threads, "threads", 0, 0, 512, "threads", "for compute; 0: as many as there are free cores")                     \
+    I(gpu_layers, "gpu-layers", 0, -1, 10000, "layers", "to place on the GPU; -1: all")                                \
+    S(chat_template, "chat-template", NULL, "NAME", "chat format in place of the model's own, e.g. chatml, llama3")    \
+    I(queue_max, "queue", 256, 1, 1000000, "requests", "that may wait; one more is refused as busy")                   \
+    I(requests_max, "requests", 64, 1, 4096, "requests", "under way per connection")                                   \
+    I(sessions_max, "sessions", 8, 1, 100000, "sessions", "per client, where its key does not say otherwise")          \
+    I(connections_max, "connections", 1024, 1, 65536, "sockets", "open at once")                                       \
+    I(message_max, "message-max", 1 << 20, 1024, 256 << 20, "bytes", "of one WebSocket message or HTTP body")          \
+    I(outbox_max, "outbox", 1 << 20, 65536, 256 << 20, "bytes", "kept for a client that reads slowly, before it is closed") \
+    I(idle_s, "idle-seconds", 60, 1, 86400, "seconds", "until a silent client is pinged; twice that: closed")          \
+    I(request_s, "request-seconds", 15, 1, 3600, "seconds", "a handshake or an HTTP request may take to arrive")       \
+    I(drain_s, "drain-seconds", 10, 0, 86400, "seconds", "running requests may take to finish after SIGTERM or SIGINT") \
+    I(stall_s, "stall-seconds", 60, 1, 86400, "seconds", "without progress after which /health says so")               \
+    S(keys, "keys", NULL, "FILE", "clients and their API keys (INI); none: everybody is accepted")                     \
+    S(tls_cert, "tls-cert", NULL, "FILE", "certificate chain (PEM); with tls-key: TLS only")                           \
+    S(tls_key, "tls-key", NULL, "FILE", "private key (PEM)")                                                           \
+    S(web_root, "web-root", NULL, "DIR", "folder of static files to serve at /")                                       \
+    S(log_level, "log-level", "info", "LEVEL", "error, warn, info, debug or trace")                                    \
+    S(config, "config", NULL, "FILE", "configuration file (INI): these names, without dashes in front")
+
+struct ic_options {
+#define S(field, flag, def, unit, help) const char *field;
+#define I(field, flag, def, lo, hi, unit, help) int64_t field;
+    IC_OPTIONS(S, I)
+#undef S
+#undef I
+    char *owned[64]; /* strings read from the file; freed by ic_options_deinit */
+    int n_owned;
+};
+
+/* argv[0] is skipped. IC_BAD_REQUEST with the option's name otherwise. *help: --help was asked for. */
+enum ic_status ic_options_parse(struct ic_options *o, int argc, char **argv, bool *help, struct ic_err *err);
+void ic_options_deinit(struct ic_options *o);
+void ic_options_help(struct ic_buf *out);
+
+#endif

@@ -1,0 +1,270 @@
+/* `inference-core serve`: wires the parts together and lives until a signal.
+ *
+ *   main thread   the loop: network, protocol (blocked signals)
+ *   ic-text       the text engine, and the compute threads it starts
+ *   ic-signal     waits for signals; wakes the loop
+ *
+ *   starting ──model loaded──► serving ──SIGTERM/SIGINT──► draining ──nothing left, or time is up──► closing ──► exit 0
+ *      └──model broken──► exit 4                      a second signal: exit at once
+ */
+#include "cli/cli.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "cli/options.h"
+#include "net/net.h"
+#include "proto/server.h"
+
+#define CANCEL_GRACE_MS 2000 /* after the drain time: for the engine to end what is left */
+#define CLOSE_GRACE_MS 3000  /* for clients to answer the close frame */
+
+enum phase { PHASE_SERVING, PHASE_DRAINING, PHASE_CANCELLING, PHASE_CLOSING };
+
+struct serve {
+    struct ic_options opt;
+    struct ic_keys *keys;
+    struct ic_events events;
+    struct ic_text_engine *text;
+    struct ic_server *server;
+    struct ic_net *net;
+    pthread_t signals;
+    atomic_int signal;  /* the first one received */
+    enum phase phase;
+    int64_t phase_ns;   /* since when */
+    bool announced;
+    int exit_code;
+};
+
+static void wake_loop(void *arg)
+{
+    struct serve *s = arg;
+    ic_net_wake(s->net);
+}
+
+static void *signal_main(void *arg)
+{
+    struct serve *s = arg;
+    sigset_t set;
+    int sig;
+
+    sigemptyset(&set);
+    sigaddset(&set, SIGTERM);
+    sigaddset(&set, SIGINT);
+    for (;;) {
+        if (sigwait(&set, &sig) != 0)
+            continue;
+        if (atomic_exchange(&s->signal, sig) != 0)
+            _exit(128 + sig);
+        ic_net_wake(s->net);
+    }
+    return NULL;
+}
+
+static void enter(struct serve *s, enum phase p)
+{
+    s->phase = p;
+    s->phase_ns = ic_now_ns();
+}
+
+static void finish(struct serve *s, int code)
+{
+    s->exit_code = code;
+    ic_net_stop(s->net);
+}
+
+static int exit_for(enum ic_status st)
+{
+    return st == IC_OOM ? IC_EXIT_MEMORY : st == IC_NOT_FOUND || st == IC_BAD_REQUEST ? IC_EXIT_FILE : IC_EXIT_FAILED;
+}
+
+/* Moves through the phases; called after every wake and tick. */
+static void advance(void *arg)
+{
+    struct serve *s = arg;
+    int64_t for_ms = (ic_now_ns() - s->phase_ns) / IC_MS;
+
+    switch (s->phase) {
+    case PHASE_SERVING:
+        if (ic_text_engine_state(s->text) == IC_ENGINE_FAILED) {
+            const struct ic_err *err = ic_text_engine_error(s->text);
+            finish(s, ic_cli_fail(exit_for(err->code), err->msg));
+        } else if (!s->announced && ic_text_engine_state(s->text) == IC_ENGINE_READY) {
+            s->announced = true;
+            ic_info("serve", "ready on ws%s://%s:%d", s->opt.tls_cert ? "s" : "", s->opt.host, ic_net_port(s->net));
+        }
+        if (atomic_load(&s->signal)) {
+            ic_info("serve", "%s: draining for at most %lld s", strsignal(atomic_load(&s->signal)),
+                    (long long)s->opt.drain_s);
+            ic_net_stop_accepting(s->net);
+            ic_text_engine_drain(s->text);
+            ic_server_drain(s->server);
+            enter(s, PHASE_DRAINING);
+        }
+        break;
+    case PHASE_DRAINING:
+        if (ic_server_active(s->server) > 0 && for_ms >= s->opt.drain_s * 1000) {
+            ic_warn("serve", "%d requests did not finish in time", ic_server_active(s->server));
+            ic_server_cancel_all(s->server);
+            enter(s, PHASE_CANCELLING);
+        }
+        /* fall through */
+    case PHASE_CANCELLING:
+        if (ic_server_active(s->server) == 0 || (s->phase == PHASE_CANCELLING && for_ms >= CANCEL_GRACE_MS)) {
+            ic_net_close_all(s->net, 1001, "server is shutting down");
+            enter(s, PHASE_CLOSING);
+        }
+        break;
+    case PHASE_CLOSING:
+        if (ic_net_peers(s->net) == 0 || for_ms >= CLOSE_GRACE_MS)
+            finish(s, IC_EXIT_OK);
+        break;
+    }
+}
+
+static enum ic_status start(struct serve *s, struct ic_err *err)
+{
+    const struct ic_options *o = &s->opt;
+    struct ic_net_config net = {
+        .host = o->host,
+        .port = (int)o->port,
+        .tls_cert = o->tls_cert,
+        .tls_key = o->tls_key,
+        .web_root = o->web_root,
+        .connections_max = (unsigned)o->connections_max,
+        .message_max = (size_t)o->message_max,
+        .body_max = (size_t)o->message_max,
+        .outbox_max = (size_t)o->outbox_max,
+        .idle_s = (unsigned)o->idle_s,
+        .request_s = (unsigned)o->request_s,
+    };
+    struct ic_server_config server = {
+        .connections_max = (unsigned)o->connections_max,
+        .message_max = (size_t)o->message_max,
+        .outbox_max = (size_t)o->outbox_max,
+        .requests_max = (int)o->requests_max,
+        .sessions_max = (int)o->sessions_max,
+        .queue_max = (int)o->queue_max,
+        .stall_s = (int)o->stall_s,
+        .keys = s->keys,
+    };
+    struct ic_text_engine_config text = {
+        .model = {.path = o->model,
+                  .chat_template = o->chat_template,
+                  .ctx_size = (int32_t)o->ctx_size,
+                  .kv_size = (int32_t)o->kv_size,
+                  .parallel = (int32_t)o->parallel,
+                  .batch = (int32_t)o->batch,
+                  .threads = (int32_t)o->threads,
+                  .gpu_layers = (int32_t)o->gpu_layers},
+        .queue_max = (int32_t)o->queue_max,
+    };
+    struct ic_server_hooks hooks = {s, advance, advance};
+    enum ic_status st;
+
+    /* The server exists before the network, which calls it, and after the engine, which it calls; the engine's
+     * thread starts last, when there is a loop to wake. */
+    if ((st = ic_server_open(&s->server, &server, &s->events, err)) != IC_OK ||
+        (st = ic_net_open(&s->net, &net, &ic_server_app, s->server, err)) != IC_OK ||
+        (st = ic_text_engine_start(&s->text, &text, &s->events, err)) != IC_OK)
+        return st;
+    ic_server_set_text(s->server, s->text);
+    ic_server_set_hooks(s->server, &hooks);
+    if (pthread_create(&s->signals, NULL, signal_main, s) != 0)
+        return ic_fail(err, IC_OOM, "no thread for signals");
+    pthread_setname_np(s->signals, "ic-signal");
+    return IC_OK;
+}
+
+static void block_signals(void)
+{
+    sigset_t set;
+
+    sigemptyset(&set);
+    sigaddset(&set, SIGTERM);
+    sigaddset(&set, SIGINT);
+    pthread_sigmask(SIG_BLOCK, &set, NULL);
+    signal(SIGPIPE, SIG_IGN);
+}
+
+static bool is_loopback(const char *host)
+{
+    return !strncmp(host, "127.", 4) || !strcmp(host, "::1") || !strcmp(host, "localhost");
+}
+
+static int check_options(const struct ic_options *o)
+{
+    enum ic_log_level level;
+
+    if (ic_log_parse_level(o->log_level ? o->log_level : "info", &level) != IC_OK)
+        return ic_cli_fail(IC_EXIT_USAGE, "--log-level must be error, warn, info, debug or trace");
+    ic_log_set_level(level);
+    if (!o->model)
+        return ic_cli_fail(IC_EXIT_USAGE, "serve needs --model FILE.gguf");
+    if (!o->tls_cert != !o->tls_key)
+        return ic_cli_fail(IC_EXIT_USAGE, "--tls-cert and --tls-key go together");
+    if (!o->host)
+        return ic_cli_fail(IC_EXIT_USAGE, "--host must not be empty");
+    if (access(o->model, R_OK) != 0) {
+        struct ic_err err;
+        ic_fail(&err, IC_NOT_FOUND, "model %s: %s", o->model, strerror(errno));
+        return ic_cli_fail(IC_EXIT_FILE, err.msg);
+    }
+    return IC_EXIT_OK;
+}
+
+int ic_cli_serve(int argc, char **argv)
+{
+    struct serve s = {0};
+    struct ic_err err = {0};
+    bool help;
+    int code = IC_EXIT_OK;
+    enum ic_status st = ic_options_parse(&s.opt, argc, argv, &help, &err);
+
+    if (st != IC_OK)
+        code = ic_cli_fail(IC_EXIT_USAGE, err.msg);
+    else if (help)
+        code = ic_cli_main(2, (char *[]){"inference-core", "help", NULL});
+    else
+        code = check_options(&s.opt);
+    if (st != IC_OK || help || code != IC_EXIT_OK)
+        goto out;
+    if (s.opt.keys && ic_keys_load(&s.keys, s.opt.keys, &err) != IC_OK) {
+        code = ic_cli_fail(IC_EXIT_USAGE, err.msg);
+        goto out;
+    }
+    if (!s.keys && !is_loopback(s.opt.host))
+        ic_warn("serve", "listening on %s without --keys: whoever reaches this port may use it", s.opt.host);
+    block_signals();
+    ic_events_init(&s.events, wake_loop, &s);
+    st = start(&s, &err);
+    if (st != IC_OK) {
+        code = ic_cli_fail(s.net ? IC_EXIT_FAILED : IC_EXIT_PORT, err.msg);
+    } else {
+        advance(&s);
+        ic_net_run(s.net);
+        code = s.exit_code;
+    }
+    ic_events_close(&s.events);
+    if (s.signals) {
+        pthread_cancel(s.signals);
+        pthread_join(s.signals, NULL);
+    }
+    ic_net_close(&s.net);
+    ic_text_engine_stop(&s.text);
+    ic_server_close(&s.server);
+    ic_events_deinit(&s.events);
+    ic_keys_free(&s.keys);
+    if (code == IC_EXIT_OK)
+        ic_info("serve", "bye");
+out:
+    ic_options_deinit(&s.opt);
+    return code;
+}

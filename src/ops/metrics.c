@@ -1,0 +1,97 @@
+#include "ops/metrics.h"
+
+#include <dirent.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+static void head(struct ic_buf *b, const char *name, const char *type, const char *help)
+{
+    ic_buf_printf(b, "# HELP %s %s\n# TYPE %s %s\n", name, help, name, type);
+}
+
+void ic_prom_value(struct ic_buf *b, const char *name, const char *type, const char *help, double v)
+{
+    head(b, name, type, help);
+    ic_buf_printf(b, "%s %.17g\n", name, v);
+}
+
+void ic_prom_hist(struct ic_buf *b, const char *name, const char *help, struct ic_hist *h)
+{
+    uint64_t n = 0;
+
+    head(b, name, "histogram", help);
+    for (int i = 0; i <= IC_HIST_N; i++) {
+        n += atomic_load_explicit(&h->bucket[i], memory_order_relaxed);
+        if (i < IC_HIST_N)
+            ic_buf_printf(b, "%s_bucket{le=\"%g\"} %llu\n", name, ic_hist_bounds[i], (unsigned long long)n);
+        else
+            ic_buf_printf(b, "%s_bucket{le=\"+Inf\"} %llu\n", name, (unsigned long long)n);
+    }
+    ic_buf_printf(b, "%s_sum %.9f\n%s_count %llu\n", name, (double)atomic_load(&h->sum_ns) * 1e-9, name,
+                  (unsigned long long)n);
+}
+
+/* X(field, metric, type, help) */
+#define TEXT_METRICS(X)                                                                                                \
+    X(running, "ic_text_requests_running", "gauge", "Requests being decoded")                                          \
+    X(waiting, "ic_text_requests_waiting", "gauge", "Requests in the queue")                                           \
+    X(sessions, "ic_text_sessions", "gauge", "Conversations that are kept")                                            \
+    X(kv_used, "ic_text_kv_tokens_used", "gauge", "Tokens held in the KV cache")                                       \
+    X(requests, "ic_text_requests_total", "counter", "Requests taken")                                                 \
+    X(refused, "ic_text_requests_refused_total", "counter", "Requests refused by the engine")                          \
+    X(tokens, "ic_text_tokens_total", "counter", "Tokens generated")                                                   \
+    X(prompt_tokens, "ic_text_prompt_tokens_total", "counter", "Prompt tokens of admitted requests")                   \
+    X(cached_tokens, "ic_text_cached_tokens_total", "counter", "Prompt tokens not computed because their KV was there") \
+    X(preempted, "ic_text_preemptions_total", "counter", "Requests sent back to the queue for want of KV cells")       \
+    X(ticks, "ic_text_decodes_total", "counter", "Decodes")                                                            \
+    X(rows, "ic_text_decode_rows_total", "counter", "Tokens decoded, prompts included")
+
+void ic_prom_text(struct ic_buf *b, struct ic_text_counters *c)
+{
+#define X(field, name, type, help) ic_prom_value(b, name, type, help, (double)atomic_load(&c->field));
+    TEXT_METRICS(X)
+#undef X
+    head(b, "ic_text_requests_ended_total", "counter", "Requests ended, by reason");
+    for (int i = 0; i <= IC_END_ERROR; i++)
+        ic_buf_printf(b, "ic_text_requests_ended_total{reason=\"%s\"} %llu\n", ic_end_name((enum ic_end_reason)i),
+                      (unsigned long long)atomic_load(&c->ended[i]));
+    ic_prom_hist(b, "ic_text_ttft_seconds", "From arrival to the first token", &c->ttft);
+    ic_prom_hist(b, "ic_text_token_gap_seconds", "Between two tokens of a stream", &c->itl);
+    ic_prom_hist(b, "ic_text_queue_seconds", "From arrival to admission", &c->queue);
+    ic_prom_hist(b, "ic_text_decode_seconds", "One decode of all requests", &c->tick);
+}
+
+static int count_dir(const char *path)
+{
+    int n = 0;
+    DIR *d = opendir(path);
+    if (!d)
+        return 0;
+    while (readdir(d))
+        n++;
+    closedir(d);
+    return n > 2 ? n - 2 : 0;
+}
+
+void ic_prom_process(struct ic_buf *b)
+{
+    struct rusage ru;
+    long size = 0, resident = 0;
+    FILE *f = fopen("/proc/self/statm", "re");
+
+    if (f) {
+        if (fscanf(f, "%ld %ld", &size, &resident) != 2)
+            resident = 0;
+        fclose(f);
+    }
+    getrusage(RUSAGE_SELF, &ru);
+    ic_prom_value(b, "process_resident_memory_bytes", "gauge", "Resident memory",
+                  (double)resident * (double)sysconf(_SC_PAGESIZE));
+    ic_prom_value(b, "process_cpu_seconds_total", "counter", "CPU time, user and system",
+                  (double)ru.ru_utime.tv_sec + (double)ru.ru_stime.tv_sec +
+                      1e-6 * (double)(ru.ru_utime.tv_usec + ru.ru_stime.tv_usec));
+    ic_prom_value(b, "process_open_fds", "gauge", "Open file descriptors", count_dir("/proc/self/fd"));
+    ic_prom_value(b, "process_threads", "gauge", "Threads", count_dir("/proc/self/task"));
+}

@@ -1,0 +1,18 @@
+/* Prometheus text exposition (format 0.0.4), written piece by piece into a buffer. Any thread. */
+#ifndef IC_OPS_METRICS_H
+#define IC_OPS_METRICS_H
+
+#include "base/buf.h"
+#include "base/hist.h"
+#include "sched/text_sched.h"
+
+/* One metric with HELP and TYPE ("counter", "gauge"). */
+void ic_prom_value(struct ic_buf *b, const char *name, const char *type, const char *help, double v);
+void ic_prom_hist(struct ic_buf *b, const char *name, const char *help, struct ic_hist *h);
+
+/* The text engine's counters; the table of names stands in metrics.c. */
+void ic_prom_text(struct ic_buf *b, struct ic_text_counters *c);
+/* The process: resident memory, CPU seconds, open files, threads. */
+void ic_prom_process(struct ic_buf *b);
+
+#endif

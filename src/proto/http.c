@@ -1,0 +1,203 @@
+/* The HTTP side: health, readiness, metrics, models. */
+#include "proto/internal.h"
+
+#include <stdio.h>
+#include <string.h>
+#include <strings.h>
+
+#include "base/clock.h"
+#include "ops/metrics.h"
+
+static void reply_json(struct ic_peer *p, int status, const char *extra, struct ic_buf *b)
+{
+    if (b->failed)
+        p->vt->reply(p, 500, NULL, NULL, NULL, 0);
+    else
+        p->vt->reply(p, status, "application/json", extra, b->data, b->len);
+}
+
+/* OpenAI's form of an error, with the status that fits the code. */
+static void reply_error(struct ic_server *s, struct ic_peer *p, int status, enum ic_status code, const char *text,
+                        const char *extra)
+{
+    struct ic_buf *b = &s->out;
+
+    ic_buf_clear(b);
+    ic_buf_puts(b, "{\"error\":{");
+    ic_json_kstr(b, "code", ic_status_name(code));
+    ic_json_kstr(b, "message", text);
+    ic_json_kstr(b, "type", status >= 500 ? "server_error" : "invalid_request_error");
+    ic_json_kstr(b, "param", NULL);
+    ic_buf_puts(b, "}}");
+    reply_json(p, status, extra, b);
+}
+
+/* Why the server cannot take work now; NULL: it can. */
+static const char *not_ready(const struct ic_server *s)
+{
+    if (s->draining)
+        return "draining";
+    if (!s->text)
+        return NULL;
+    switch (ic_text_engine_state(s->text)) {
+    case IC_ENGINE_READY: break;
+    case IC_ENGINE_LOADING: return "the model is being loaded";
+    case IC_ENGINE_FAILED: return "the model could not be loaded";
+    default: return "draining";
+    }
+    return atomic_load(&ic_text_engine_counters(s->text)->waiting) >= s->cfg.queue_max ? "the queue is full" : NULL;
+}
+
+static const char *not_healthy(const struct ic_server *s)
+{
+    int64_t beat = s->text ? ic_text_engine_beat(s->text) : 0;
+
+    if (s->text && ic_text_engine_state(s->text) == IC_ENGINE_FAILED)
+        return "the text engine has failed";
+    if (beat && ic_now_ns() - beat > s->cfg.stall_s * 1000 * IC_MS)
+        return "the text engine has stopped moving";
+    return NULL;
+}
+
+static void reply_state(struct ic_server *s, struct ic_peer *p, const char *good, const char *why)
+{
+    struct ic_buf *b = &s->out;
+
+    ic_buf_clear(b);
+    ic_buf_puts(b, "{");
+    ic_json_kstr(b, "status", why ? "unavailable" : good);
+    if (why)
+        ic_json_kstr(b, "reason", why);
+    ic_json_kint(b, "uptime_seconds", (ic_now_ns() - s->start_ns) / (1000 * IC_MS));
+    ic_buf_puts(b, "}");
+    reply_json(p, why ? 503 : 200, why ? "Retry-After: 1\r\n" : NULL, b);
+}
+
+static void get_health(struct ic_server *s, struct ic_peer *p, const struct ic_http_req *r)
+{
+    (void)r;
+    reply_state(s, p, "ok", not_healthy(s));
+}
+
+static void get_ready(struct ic_server *s, struct ic_peer *p, const struct ic_http_req *r)
+{
+    (void)r;
+    reply_state(s, p, "ready", not_ready(s));
+}
+
+static void get_metrics(struct ic_server *s, struct ic_peer *p, const struct ic_http_req *r)
+{
+    struct ic_buf *b = &s->out;
+    unsigned open = 0;
+
+    (void)r;
+    for (unsigned i = 0; i < s->cfg.connections_max; i++)
+        open += s->conns[i] != NULL;
+    ic_buf_clear(b);
+    ic_prom_value(b, "ic_ready", "gauge", "1 when new work is taken", not_ready(s) ? 0 : 1);
+    ic_prom_value(b, "ic_ws_connections", "gauge", "WebSocket clients", open);
+    ic_prom_value(b, "ic_ws_connections_total", "counter", "WebSocket clients so far", (double)s->ws_total);
+    ic_prom_value(b, "ic_ws_messages_total", "counter", "WebSocket messages received", (double)s->messages);
+    ic_prom_value(b, "ic_http_requests_total", "counter", "HTTP requests", (double)s->http_total);
+    ic_prom_value(b, "ic_errors_total", "counter", "error messages sent", (double)s->errors);
+    ic_prom_value(b, "ic_slow_clients_closed_total", "counter", "Clients closed because they read too slowly",
+                  (double)s->slow_closed);
+    ic_prom_hist(b, "ic_token_write_seconds", "From sampling a token to its bytes being given to the socket", &s->write);
+    if (s->text)
+        ic_prom_text(b, ic_text_engine_counters(s->text));
+    ic_prom_process(b);
+    if (b->failed)
+        p->vt->reply(p, 500, NULL, NULL, NULL, 0);
+    else
+        p->vt->reply(p, 200, "text/plain; version=0.0.4; charset=utf-8", NULL, b->data, b->len);
+}
+
+static void get_models(struct ic_server *s, struct ic_peer *p, const struct ic_http_req *r)
+{
+    const struct ic_text_info *i = s->text ? ic_text_engine_info(s->text) : NULL;
+    struct ic_buf *b = &s->out;
+
+    (void)r;
+    ic_buf_clear(b);
+    ic_buf_puts(b, "{\"object\":\"list\",\"data\":[");
+    if (i) {
+        ic_buf_puts(b, "{");
+        ic_json_kstr(b, "id", i->name);
+        ic_json_kstr(b, "object", "model");
+        ic_json_kint(b, "created", s->start_wall_s);
+        ic_json_kstr(b, "owned_by", "inference-core");
+        ic_json_key(b, "meta");
+        ic_buf_puts(b, "{");
+        ic_json_kstr(b, "description", i->desc);
+        ic_json_kint(b, "n_params", (int64_t)i->n_params);
+        ic_json_kint(b, "size", (int64_t)i->model_bytes);
+        ic_json_kint(b, "n_vocab", i->n_vocab);
+        ic_json_kint(b, "n_ctx_train", i->n_ctx_train);
+        ic_json_kint(b, "n_ctx", i->ctx_size);
+        ic_json_kbool(b, "chat_template", i->has_chat_template);
+        ic_buf_puts(b, "}}");
+    }
+    ic_buf_puts(b, "]}");
+    reply_json(p, 200, NULL, b);
+}
+
+static void get_root(struct ic_server *s, struct ic_peer *p, const struct ic_http_req *r)
+{
+    static const char text[] = "Inference-Core " IC_VERSION "\n"
+                               "WebSocket on any path of this port: {\"op\":\"infer\",\"prompt\":\"Once upon a time\"}\n"
+                               "GET /health  /ready  /metrics  /v1/models\n";
+    (void)s;
+    (void)r;
+    p->vt->reply(p, 200, "text/plain; charset=utf-8", NULL, text, sizeof text - 1);
+}
+
+static const struct {
+    const char *path, *methods; /* methods as for the Allow header */
+    bool open;                  /* needs no key */
+    void (*run)(struct ic_server *, struct ic_peer *, const struct ic_http_req *);
+} routes[] = {
+    {"/health", "GET, HEAD", true, get_health},
+    {"/ready", "GET, HEAD", true, get_ready},
+    {"/metrics", "GET, HEAD", true, get_metrics},
+    {"/", "GET, HEAD", true, get_root},
+    {"/v1/models", "GET, HEAD", false, get_models},
+};
+
+static bool allowed(const char *methods, const char *method)
+{
+    const char *at = strstr(methods, method);
+    size_t n = strlen(method);
+    return at && n && (at[n] == ',' || !at[n]) && (at == methods || at[-1] == ' ');
+}
+
+static bool key_ok(const struct ic_server *s, struct ic_peer *p)
+{
+    const char *id = p->vt->header(p, "x-client-id"), *key = p->vt->header(p, "x-api-key");
+    const char *bearer = p->vt->header(p, "authorization");
+
+    if (!s->cfg.keys)
+        return true;
+    if (!*key && !strncasecmp(bearer, "Bearer ", 7))
+        key = bearer + 7;
+    return *key && ic_keys_check(s->cfg.keys, id, key);
+}
+
+void ic_http_request(struct ic_server *s, struct ic_peer *p, const struct ic_http_req *r)
+{
+    char extra[64];
+
+    for (size_t i = 0; i < sizeof routes / sizeof *routes; i++) {
+        if (strcmp(r->path, routes[i].path) != 0)
+            continue;
+        if (!allowed(routes[i].methods, r->method)) {
+            snprintf(extra, sizeof extra, "Allow: %s\r\n", routes[i].methods);
+            reply_error(s, p, 405, IC_BAD_REQUEST, "this path does not take that method", extra);
+        } else if (!routes[i].open && !key_ok(s, p)) {
+            reply_error(s, p, 401, IC_UNAUTHORIZED, "Invalid credentials", "WWW-Authenticate: Bearer\r\n");
+        } else {
+            routes[i].run(s, p, r);
+        }
+        return;
+    }
+    reply_error(s, p, 404, IC_NOT_FOUND, "there is nothing at this path", NULL);
+}

@@ -1,0 +1,74 @@
+/* What the files of src/proto share: the state behind a connection. Loop thread. */
+#ifndef IC_PROTO_INTERNAL_H
+#define IC_PROTO_INTERNAL_H
+
+#include <jansson.h>
+
+#include "proto/fields.h"
+#include "proto/server.h"
+
+#define IC_SESSION_ID_LEN 37 /* "sess_" and 32 hex digits */
+
+/* One request under way. */
+struct stream {
+    struct ic_text_req *req; /* our reference; NULL: the entry is free */
+    uint64_t session;        /* handle, 0: none */
+    char id[IC_ID_MAX + 1];
+    bool silenced;           /* aborted: tokens that were on their way are not sent any more */
+};
+
+struct session {
+    uint64_t handle;
+    char id[IC_SESSION_ID_LEN + 1];
+};
+
+/* A WebSocket client. Freed in on_close; engines know it as ic_owner_of(peer). */
+struct conn {
+    struct ic_peer *peer;
+    bool authed, metrics, doomed; /* doomed: too slow, being closed */
+    char client_id[IC_CLIENT_ID_MAX + 1];
+    int sessions_max;
+    struct stream *streams; /* cfg.requests_max entries, allocated with the first request */
+    int n_streams;          /* entries in use */
+    struct session *sessions;
+    int n_sessions;
+    uint64_t ids_given;
+};
+
+struct ic_server {
+    struct ic_server_config cfg;
+    struct ic_text_engine *text;
+    struct ic_events *events;
+    struct ic_server_hooks hooks;
+    struct conn **conns; /* by peer slot; NULL: no WebSocket client there */
+    int active;
+    bool draining;
+    int64_t start_ns, start_wall_s, last_metrics_ns;
+    uint64_t last_session;
+    struct ic_buf out; /* the message being written */
+    struct ic_hist write; /* from sampling to the socket */
+    _Atomic uint64_t ws_total, http_total, messages, errors, slow_closed;
+};
+
+/* server.c */
+uint64_t ic_owner_of(const struct ic_peer *p); /* the number by which engines know a connection */
+/* Sends s->out as text. A client too slow for it is told so and closed. */
+void ic_conn_send(struct ic_server *s, struct conn *c, int64_t stamp_ns);
+/* {"op": "error", …}; id and session may be NULL. */
+void ic_conn_error(struct ic_server *s, struct conn *c, const char *id, const char *session, const struct ic_err *err);
+/* Begins a message {"op":op in s->out. */
+struct ic_buf *ic_reply(struct ic_server *s, const char *op);
+void ic_stream_free(struct ic_server *s, struct conn *c, struct stream *st);
+const char *ic_session_name(const struct conn *c, uint64_t handle); /* NULL: gone */
+
+/* native.c: the protocol of docs/protocol.md §1 */
+void ic_native_hello(struct ic_server *s, struct conn *c);
+void ic_native_auth_success(struct ic_server *s, struct conn *c);
+void ic_native_message(struct ic_server *s, struct conn *c, const char *data, size_t len);
+void ic_native_event(struct ic_server *s, struct conn *c, struct stream *st, const struct ic_event *ev);
+void ic_native_metrics(struct ic_server *s); /* to every subscriber */
+
+/* http.c */
+void ic_http_request(struct ic_server *s, struct ic_peer *p, const struct ic_http_req *req);
+
+#endif

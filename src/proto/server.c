@@ -1,0 +1,326 @@
+/* Connections: their life, their requests, their events. The messages themselves are native.c's. */
+#include "base/clock.h"
+#include "base/log.h"
+#include "proto/internal.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define ERROR_RESERVE 4096 /* bytes of an outbox kept free for telling its owner that it is full */
+
+uint64_t ic_owner_of(const struct ic_peer *p)
+{
+    return (uint64_t)p->id.slot << 32 | p->id.gen;
+}
+
+static struct conn *conn_of(const struct ic_server *s, uint64_t owner)
+{
+    uint32_t slot = (uint32_t)(owner >> 32);
+    struct conn *c = slot < s->cfg.connections_max ? s->conns[slot] : NULL;
+    return c && c->peer->id.gen == (uint32_t)owner ? c : NULL;
+}
+
+enum ic_status ic_server_open(struct ic_server **out, const struct ic_server_config *cfg, struct ic_events *events,
+                              struct ic_err *err)
+{
+    struct ic_server *s = calloc(1, sizeof *s);
+
+    *out = NULL;
+    if (s)
+        s->conns = calloc(cfg->connections_max, sizeof *s->conns);
+    if (!s || !s->conns) {
+        free(s);
+        return ic_fail(err, IC_OOM, "out of memory");
+    }
+    s->cfg = *cfg;
+    s->events = events;
+    s->start_ns = ic_now_ns();
+    s->start_wall_s = (int64_t)ic_wall_s();
+    *out = s;
+    return IC_OK;
+}
+
+void ic_server_close(struct ic_server **sp)
+{
+    if (*sp) {
+        ic_buf_deinit(&(*sp)->out);
+        free((*sp)->conns);
+        free(*sp);
+        *sp = NULL;
+    }
+}
+
+void ic_server_set_text(struct ic_server *s, struct ic_text_engine *text)
+{
+    s->text = text;
+}
+
+void ic_server_set_hooks(struct ic_server *s, const struct ic_server_hooks *hooks)
+{
+    s->hooks = *hooks;
+}
+
+void ic_server_drain(struct ic_server *s)
+{
+    s->draining = true;
+}
+
+int ic_server_active(const struct ic_server *s)
+{
+    return s->active;
+}
+
+void ic_server_cancel_all(struct ic_server *s)
+{
+    for (unsigned i = 0; i < s->cfg.connections_max; i++)
+        for (int k = 0; s->conns[i] && s->conns[i]->streams && k < s->cfg.requests_max; k++) {
+            enum ic_cancel none = IC_CANCEL_NONE;
+            if (s->conns[i]->streams[k].req)
+                atomic_compare_exchange_strong(&s->conns[i]->streams[k].req->cancel, &none, IC_CANCEL_SHUTDOWN);
+        }
+    if (s->text)
+        ic_text_engine_kick(s->text);
+}
+
+/* ---- sending -------------------------------------------------------------------------------------------- */
+
+struct ic_buf *ic_reply(struct ic_server *s, const char *op)
+{
+    ic_buf_clear(&s->out);
+    ic_buf_puts(&s->out, "{\"op\":\"");
+    ic_buf_puts(&s->out, op);
+    ic_buf_puts(&s->out, "\"");
+    return &s->out;
+}
+
+static void cancel_streams(struct ic_server *s, struct conn *c, enum ic_cancel why)
+{
+    bool any = false;
+
+    for (int i = 0; c->streams && i < s->cfg.requests_max; i++) {
+        struct stream *st = &c->streams[i];
+        enum ic_cancel none = IC_CANCEL_NONE;
+        if (!st->req)
+            continue;
+        if (!atomic_compare_exchange_strong(&st->req->cancel, &none, why) && why == IC_CANCEL_GONE)
+            atomic_store(&st->req->cancel, why);
+        any = true;
+        if (why == IC_CANCEL_GONE)
+            ic_stream_free(s, c, st);
+    }
+    if (any && s->text)
+        ic_text_engine_kick(s->text);
+}
+
+static void doom(struct ic_server *s, struct conn *c)
+{
+    struct ic_err err = {0};
+
+    c->doomed = true;
+    s->slow_closed++;
+    ic_fail(&err, IC_BUSY, "this connection reads too slowly: its outbox of %zu bytes is full", s->cfg.outbox_max);
+    for (int i = 0; c->streams && i < s->cfg.requests_max; i++)
+        if (c->streams[i].req)
+            ic_conn_error(s, c, c->streams[i].id, NULL, &err);
+    cancel_streams(s, c, IC_CANCEL_GONE);
+    c->peer->vt->close(c->peer, 1013, "reading too slowly");
+}
+
+void ic_conn_send(struct ic_server *s, struct conn *c, int64_t stamp_ns)
+{
+    struct ic_peer *p = c->peer;
+
+    ic_buf_puts(&s->out, "}");
+    if (s->out.failed) {
+        ic_error("proto", "a message could not be built: out of memory");
+        return;
+    }
+    if (!c->doomed && p->vt->pending(p) + s->out.len + ERROR_RESERVE > s->cfg.outbox_max) {
+        doom(s, c);
+        return;
+    }
+    p->vt->send(p, IC_MSG_TEXT, s->out.data, s->out.len, stamp_ns);
+}
+
+void ic_conn_error(struct ic_server *s, struct conn *c, const char *id, const char *session, const struct ic_err *err)
+{
+    struct ic_buf *b = ic_reply(s, "error");
+
+    s->errors++;
+    if (id)
+        ic_json_kstr(b, "id", id);
+    if (session)
+        ic_json_kstr(b, "session_id", session);
+    ic_json_kstr(b, "code", ic_status_name(err->code));
+    ic_json_kstr(b, "message", err->msg);
+    ic_json_kstr(b, "error", err->msg);
+    ic_conn_send(s, c, 0);
+}
+
+void ic_stream_free(struct ic_server *s, struct conn *c, struct stream *st)
+{
+    ic_text_req_unref(st->req);
+    *st = (struct stream){0};
+    c->n_streams--;
+    s->active--;
+}
+
+const char *ic_session_name(const struct conn *c, uint64_t handle)
+{
+    for (int i = 0; i < c->n_sessions; i++)
+        if (c->sessions[i].handle == handle)
+            return c->sessions[i].id;
+    return NULL;
+}
+
+/* ---- what the network calls -------------------------------------------------------------------------------- */
+
+/* Credentials in the handshake's headers. Returns false when there are none. */
+static bool header_credentials(struct ic_peer *p, const char **id, const char **key)
+{
+    const char *bearer = p->vt->header(p, "authorization");
+
+    *id = p->vt->header(p, "x-client-id");
+    *key = p->vt->header(p, "x-api-key");
+    if (!**key && !strncasecmp(bearer, "Bearer ", 7))
+        *key = bearer + 7;
+    return **key != 0;
+}
+
+static enum ic_status on_handshake(void *app, struct ic_peer *p, struct ic_err *err)
+{
+    struct ic_server *s = app;
+    const char *id, *key;
+
+    if (s->cfg.keys && header_credentials(p, &id, &key) && !ic_keys_check(s->cfg.keys, id, key))
+        return ic_fail(err, IC_UNAUTHORIZED, "Invalid credentials");
+    return IC_OK;
+}
+
+static void on_open(void *app, struct ic_peer *p)
+{
+    struct ic_server *s = app;
+    struct conn *c = calloc(1, sizeof *c);
+    const char *id, *key;
+
+    s->ws_total++;
+    if (!c) {
+        p->vt->close(p, 1011, "out of memory");
+        return;
+    }
+    IC_ASSERT(p->id.slot < s->cfg.connections_max && !s->conns[p->id.slot]);
+    c->peer = p;
+    c->sessions_max = s->cfg.sessions_max;
+    c->authed = !s->cfg.keys;
+    p->app = c;
+    s->conns[p->id.slot] = c;
+    if (header_credentials(p, &id, &key)) {
+        const struct ic_client *cl = s->cfg.keys ? ic_keys_check(s->cfg.keys, id, key) : NULL;
+        c->authed = true; /* on_handshake has refused wrong ones */
+        snprintf(c->client_id, sizeof c->client_id, "%s", cl ? cl->id : id);
+        if (cl && cl->max_sessions)
+            c->sessions_max = cl->max_sessions;
+        ic_native_auth_success(s, c);
+    }
+    ic_native_hello(s, c);
+}
+
+static void on_message(void *app, struct ic_peer *p, const char *data, size_t len, bool binary)
+{
+    struct ic_server *s = app;
+
+    (void)binary; /* InferenceCenter took both alike */
+    s->messages++;
+    if (p->app && !((struct conn *)p->app)->doomed)
+        ic_native_message(s, p->app, data, len);
+}
+
+static void on_refused(void *app, struct ic_peer *p, const struct ic_err *err)
+{
+    if (p->app)
+        ic_conn_error(app, p->app, NULL, NULL, err);
+}
+
+static void on_close(void *app, struct ic_peer *p)
+{
+    struct ic_server *s = app;
+    struct conn *c = p->app;
+
+    if (p->kind != IC_PEER_WS || !c)
+        return;
+    cancel_streams(s, c, IC_CANCEL_GONE);
+    for (int i = 0; i < c->n_sessions; i++)
+        ic_text_engine_session_close(s->text, c->sessions[i].handle);
+    s->conns[p->id.slot] = NULL;
+    p->app = NULL;
+    free(c->sessions);
+    free(c->streams);
+    free(c);
+}
+
+static void on_http(void *app, struct ic_peer *p, const struct ic_http_req *req)
+{
+    struct ic_server *s = app;
+    s->http_total++;
+    ic_http_request(s, p, req);
+}
+
+static struct stream *stream_of(const struct ic_server *s, struct conn *c, uint64_t rid)
+{
+    for (int i = 0; c->streams && i < s->cfg.requests_max; i++)
+        if (c->streams[i].req && c->streams[i].req->rid == rid)
+            return &c->streams[i];
+    return NULL;
+}
+
+static void on_wake(void *app)
+{
+    struct ic_server *s = app;
+
+    for (struct ic_event *ev = ic_events_take(s->events), *next; ev; ev = next) {
+        struct conn *c = conn_of(s, ev->owner);
+        struct stream *st = c ? stream_of(s, c, ev->rid) : NULL;
+        next = ev->next;
+        if (st) {
+            ic_native_event(s, c, st, ev);
+            /* the event may have doomed the connection, which frees its streams */
+            if ((ev->kind == IC_EVENT_END || (ev->kind == IC_EVENT_ERROR && !ev->more)) && st->req &&
+                st->req->rid == ev->rid)
+                ic_stream_free(s, c, st);
+        }
+        free(ev);
+    }
+    if (s->hooks.woken)
+        s->hooks.woken(s->hooks.arg);
+}
+
+static void on_tick(void *app)
+{
+    struct ic_server *s = app;
+    int64_t now = ic_now_ns();
+
+    if (now - s->last_metrics_ns >= 1000 * IC_MS) {
+        s->last_metrics_ns = now;
+        ic_native_metrics(s);
+    }
+    if (s->hooks.ticked)
+        s->hooks.ticked(s->hooks.arg);
+}
+
+static void on_written(void *app, int64_t ns)
+{
+    struct ic_server *s = app;
+    ic_hist_add(&s->write, ns);
+}
+
+const struct ic_peer_app ic_server_app = {
+    .on_handshake = on_handshake,
+    .on_open = on_open,
+    .on_message = on_message,
+    .on_refused = on_refused,
+    .on_close = on_close,
+    .on_http = on_http,
+    .on_wake = on_wake,
+    .on_tick = on_tick,
+    .on_written = on_written,
+};
