@@ -69,6 +69,10 @@ enum ic_status ic_law_open(const char *path, const struct ic_law_open_opts *opts
                            struct ic_err *err);
 void ic_law_close(struct ic_law **law); /* NULL and *law == NULL are fine */
 
+/* DEEP_QCA only: conv_neighbors and the first 1x1 layer composed into one 3x3 convolution [b,2d,3,3],
+ * a weight `<this>.weight` with bias `<this>.bias` that the checkpoint does not have. */
+#define IC_LAW_FOLDED "folded"
+
 /* Index into `weights`, or -1. */
 int ic_law_weight_find(const struct ic_law *law, const char *name);
 

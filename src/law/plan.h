@@ -167,7 +167,8 @@ struct ic_law_backend {
     /* One step of io[0..n), 1 <= n <= plan->batch. Allocates nothing, cannot fail. One thread at a
      * time per exec; execs of the same packed weights may run side by side. */
     void (*step)(struct ic_law_exec *exec, const struct ic_law_io *io, unsigned n);
-    /* Copies the network output Y of sample i after a step to out [2d,H,W], NCHW float32. */
+    /* Copies the network output Y of sample i after a step to out [2d,H,W], NCHW float32. For tests;
+     * NULL where the back end fuses Y away. */
     void (*net_out)(const struct ic_law_exec *exec, unsigned sample, float *out);
 };
 

@@ -1,0 +1,450 @@
+#include "law/law.h"
+
+#include <ctype.h>
+#include <dirent.h>
+#include <errno.h>
+#include <inttypes.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "base/log.h"
+#include "base/utf8.h"
+#include "law/config.h"
+#include "law/plan.h"
+#include "model/tensors.h"
+
+#define GAMMA_STANDARD 0.01
+#define STEPS_TRAINING_STANDARD 100
+#define PATH_MAX_BYTES 4096
+
+/* ---- Names and places ------------------------------------------------------------------------ */
+
+/* The number right after the last `mark` in a file name, or -1. */
+static int64_t number_after(const char *name, const char *mark)
+{
+    const char *hit = NULL;
+    for (const char *p = name; (p = strstr(p, mark)); p++)
+        hit = p + strlen(mark);
+    if (!hit || !isdigit((unsigned char)*hit))
+        return -1;
+    int64_t n = 0;
+    for (; isdigit((unsigned char)*hit); hit++)
+        if (__builtin_mul_overflow(n, 10, &n) || __builtin_add_overflow(n, *hit - '0', &n))
+            return -1;
+    return n;
+}
+
+/* law-m.md §3.1: the last `_`-separated token without extension and `ep`, as a number; else 0. */
+static int64_t checkpoint_rank(const char *name)
+{
+    const char *token = strrchr(name, '_');
+    token = token ? token + 1 : name;
+    if (strncmp(token, "ep", 2) == 0)
+        token += 2;
+    int64_t n = 0;
+    const char *p = token;
+    for (; isdigit((unsigned char)*p); p++)
+        if (__builtin_mul_overflow(n, 10, &n) || __builtin_add_overflow(n, *p - '0', &n))
+            return 0;
+    return p > token && strcmp(p, ".pth") == 0 ? n : 0;
+}
+
+static bool has_tail(const char *name, const char *tail)
+{
+    size_t n = strlen(name), t = strlen(tail);
+    return n > t && strcmp(name + n - t, tail) == 0;
+}
+
+/* The folder's latest checkpoint; equal ranks (best_model, last_checkpoint): the last by name. */
+static enum ic_status latest_checkpoint(const char *folder, char *out, size_t size, struct ic_err *err)
+{
+    DIR *dir = opendir(folder);
+    if (!dir)
+        return ic_fail(err, IC_INTERNAL, "%s: %s", folder, strerror(errno));
+    char best[256] = "";
+    const struct dirent *e;
+    while ((e = readdir(dir))) {
+        if (!has_tail(e->d_name, ".pth"))
+            continue;
+        int64_t now = checkpoint_rank(e->d_name), then = checkpoint_rank(best);
+        if (!best[0] || now > then || (now == then && strcmp(e->d_name, best) > 0))
+            snprintf(best, sizeof best, "%s", e->d_name);
+    }
+    closedir(dir);
+    if (!best[0])
+        return ic_fail(err, IC_NOT_FOUND, "%s holds no .pth file", folder);
+    int n = snprintf(out, size, "%s/%s", folder, best);
+    return n > 0 && (size_t)n < size ? IC_OK : ic_fail(err, IC_BAD_REQUEST, "the path is too long");
+}
+
+static bool is_file(const char *path)
+{
+    struct stat st;
+    return stat(path, &st) == 0 && S_ISREG(st.st_mode);
+}
+
+/* config.json beside the checkpoint, or where Atheria keeps it (law-m.md §3.1):
+ * training_checkpoints/<exp>/x.pth and experiments/<exp>/config.json. */
+static bool find_config(const char *checkpoint, char *out, size_t size)
+{
+    const char *slash = strrchr(checkpoint, '/');
+    char folder[PATH_MAX_BYTES];
+    int n = snprintf(folder, sizeof folder, "%.*s", slash ? (int)(slash - checkpoint) : 1,
+                     slash ? checkpoint : ".");
+    if (n < 0 || (size_t)n >= sizeof folder)
+        return false;
+    n = snprintf(out, size, "%s/config.json", folder);
+    if (n > 0 && (size_t)n < size && is_file(out))
+        return true;
+    const char *exp = strrchr(folder, '/');
+    if (!exp)
+        return false;
+    n = snprintf(out, size, "%s/../../experiments/%s/config.json", folder, exp + 1);
+    return n > 0 && (size_t)n < size && is_file(out);
+}
+
+/* ---- Which network is it --------------------------------------------------------------------- */
+
+/* A tensor that only one family has, and its output layer, whose shape [2d, b, 1, 1] gives the sizes. */
+static const struct sign {
+    const char *tensor, *output;
+    enum ic_law_arch arch;
+} signs[] = {
+    {"conv_gates.weight", "outc.weight", IC_LAW_UNET_CONVLSTM},
+    {"processing_net.0.weight", "processing_net.4.weight", IC_LAW_DEEP_QCA},
+    {"net.0.weight", "net.4.weight", IC_LAW_MLP},
+    {"conv_bottom.weight", "conv_out.weight", IC_LAW_SNN_UNET},
+    {"inc.conv_block.1.bias", "outc.weight", IC_LAW_UNET}, /* or UNET_UNITARY */
+    {"inc.conv_block.1.weight", "outc.weight", IC_LAW_UNET_UNITARY_RMSNORM},
+};
+
+static enum ic_status choose_arch(const struct ic_tensors *set, const char *said, const char *by,
+                                  struct ic_law *law, const struct sign **sign, struct ic_err *err)
+{
+    enum ic_law_arch arch = IC_LAW_ARCH_COUNT;
+    *sign = NULL;
+    if (said) {
+        enum ic_status s = ic_law_arch_parse(said, &arch, err);
+        if (s != IC_OK)
+            return s;
+    }
+    for (size_t i = 0; i < sizeof signs / sizeof signs[0] && !*sign; i++)
+        if (ic_tensors_find(set, signs[i].tensor))
+            *sign = &signs[i];
+    if (!*sign)
+        return ic_fail(err, IC_BAD_REQUEST, "%zu tensors (%s), but not those of any Law M architecture",
+                       set->count, set->form);
+    if (!said && (*sign)->arch == IC_LAW_UNET)
+        return ic_fail(err, IC_BAD_REQUEST,
+                       "UNET or UNET_UNITARY? Their tensors are the same: say which with --arch, or "
+                       "MODEL_ARCHITECTURE in config.json");
+    bool same = arch == (*sign)->arch || (arch == IC_LAW_UNET_UNITARY && (*sign)->arch == IC_LAW_UNET);
+    if (said && !same)
+        return ic_fail(err, IC_BAD_REQUEST, "%s says %s, but the tensors are those of %s", by, said,
+                       (*sign)->arch == IC_LAW_UNET ? "UNET or UNET_UNITARY"
+                                                    : ic_law_arch_info((*sign)->arch)->name);
+    law->arch = said ? arch : (*sign)->arch;
+    return IC_OK;
+}
+
+static enum ic_status choose_sizes(const struct ic_tensors *set, const struct sign *sign,
+                                   const struct ic_law_config *config, struct ic_law *law,
+                                   struct ic_err *err)
+{
+    const struct ic_tensor *t = ic_tensors_find(set, sign->output);
+    char shape[160];
+    if (!t)
+        return ic_fail(err, IC_BAD_REQUEST, "tensor %s is missing", sign->output);
+    if (t->ndim != 4 || t->shape[0] < 2 || t->shape[0] % 2 || t->shape[0] > 2 * IC_LAW_D_MAX ||
+        t->shape[1] < 1 || t->shape[1] > IC_LAW_B_MAX)
+        return ic_fail(err, IC_BAD_REQUEST,
+                       "tensor %s has shape %s; expected [2d, b, 1, 1], d <= %d, b <= %d", t->name,
+                       ic_tensor_shape_str(t->shape, t->ndim, shape, sizeof shape), IC_LAW_D_MAX,
+                       IC_LAW_B_MAX);
+    law->d = config->d ? config->d : (unsigned)t->shape[0] / 2;
+    law->b = config->b ? config->b : (unsigned)t->shape[1];
+    return IC_OK;
+}
+
+/* ---- Weights --------------------------------------------------------------------------------- */
+
+static enum ic_status check_spec(const struct ic_law_spec *spec, const struct ic_tensor *t,
+                                 struct ic_err *err)
+{
+    int64_t want[4] = {spec->dim[0], spec->dim[1], spec->dim[2], spec->dim[3]};
+    char expected[160], found[160];
+    if (!t && spec->optional)
+        return IC_OK;
+    ic_tensor_shape_str(want, spec->ndim, expected, sizeof expected);
+    if (!t)
+        return ic_fail(err, IC_BAD_REQUEST, "tensor %s %s is missing", spec->name, expected);
+    bool same = t->ndim == spec->ndim;
+    for (unsigned i = 0; same && i < spec->ndim; i++)
+        same = t->shape[i] == want[i];
+    if (spec->ndim == 0 && t->count == 1) /* snnTorch's scalars come as [] or [1] */
+        same = true;
+    if (!same)
+        return ic_fail(err, IC_BAD_REQUEST, "tensor %s has shape %s; expected %s", spec->name,
+                       ic_tensor_shape_str(t->shape, t->ndim, found, sizeof found), expected);
+    if (ic_dtype_info(t->dtype)->parts != 1)
+        return ic_fail(err, IC_BAD_REQUEST, "tensor %s is complex", spec->name);
+    return IC_OK;
+}
+
+static size_t spec_count(const struct ic_law_spec *s)
+{
+    return (size_t)s->dim[0] * s->dim[1] * s->dim[2] * s->dim[3];
+}
+
+static size_t padded(size_t count)
+{
+    const size_t line = IC_LAW_ALIGN / sizeof(float);
+    return (count + line - 1) / line * line;
+}
+
+/* Places one more weight at data + *at (elements) and steps over it. */
+static struct ic_law_weight *place(struct ic_law *law, const struct ic_law_spec *spec, size_t *at)
+{
+    struct ic_law_weight *w = &law->weights[law->weight_count++];
+    memcpy(w->name, spec->name, sizeof w->name);
+    w->ndim = spec->ndim;
+    memcpy(w->dim, spec->dim, sizeof w->dim);
+    w->count = spec_count(spec);
+    w->data = law->data + *at;
+    *at += padded(w->count);
+    return w;
+}
+
+/* conv_neighbors (depthwise 3x3, output channel 8i+r reads input i) followed by the first 1x1 layer P is
+ * the 3x3 convolution  F[o,i,ky,kx] = sum_r P[o,8i+r] K[8i+r,ky,kx]  (law-m.md §2.6). Exact for any K. */
+static enum ic_status fold_neighbours(struct ic_law *law, size_t *at, struct ic_err *err)
+{
+    const struct ic_law_weight *k = &law->weights[ic_law_weight_find(law, "conv_neighbors.weight")];
+    const struct ic_law_weight *p = &law->weights[ic_law_weight_find(law, "processing_net.0.weight")];
+    const struct ic_law_weight *bias = &law->weights[ic_law_weight_find(law, "processing_net.0.bias")];
+    unsigned in = 2 * law->d;
+    struct ic_law_spec spec = {.name = IC_LAW_FOLDED ".weight", .ndim = 4, .dim = {law->b, in, 3, 3}};
+    struct ic_law_weight *f = place(law, &spec, at);
+    float *out = law->data + (f->data - law->data);
+    for (size_t o = 0; o < law->b; o++)
+        for (size_t i = 0; i < in; i++)
+            for (size_t tap = 0; tap < 9; tap++) {
+                double sum = 0;
+                for (size_t r = 8 * i; r < 8 * i + 8; r++)
+                    sum += (double)p->data[o * 8 * in + r] * (double)k->data[r * 9 + tap];
+                if (!isfinite((float)sum))
+                    return ic_fail(err, IC_BAD_REQUEST,
+                                   "processing_net.0.weight and conv_neighbors.weight overflow");
+                out[(o * in + i) * 9 + tap] = (float)sum;
+            }
+    spec = (struct ic_law_spec){.name = IC_LAW_FOLDED ".bias", .ndim = 1, .dim = {law->b, 1, 1, 1}};
+    f = place(law, &spec, at);
+    memcpy(law->data + (f->data - law->data), bias->data, bias->count * sizeof(float));
+    return IC_OK;
+}
+
+/* A LIF is a threshold only where the threshold is positive: else the reset would act in the same step. */
+static enum ic_status check_spikes(const struct ic_law *law, struct ic_err *err)
+{
+    for (size_t i = 0; i < law->weight_count; i++) {
+        const struct ic_law_weight *w = &law->weights[i];
+        if (w->ndim == 0 && has_tail(w->name, ".threshold") && !(w->data[0] > 0))
+            return ic_fail(err, IC_BAD_REQUEST, "tensor %s is %g; a threshold must be positive", w->name,
+                           (double)w->data[0]);
+    }
+    return IC_OK;
+}
+
+/* Buffers of snnTorch that no step reads. */
+static bool is_known_extra(const char *name)
+{
+    return has_tail(name, ".mem") || has_tail(name, ".reset_mechanism_val") || has_tail(name, ".syn");
+}
+
+static void warn_unexpected(const struct ic_tensors *set, const struct ic_law_spec *specs, size_t n)
+{
+    size_t unexpected = 0;
+    const char *first = NULL;
+    for (size_t i = 0; i < set->count; i++) {
+        bool known = is_known_extra(set->list[i].name);
+        for (size_t k = 0; k < n && !known; k++)
+            known = strcmp(set->list[i].name, specs[k].name) == 0;
+        if (!known && unexpected++ == 0)
+            first = set->list[i].name;
+    }
+    if (unexpected)
+        ic_warn("law", "%zu tensor(s) that the network does not have were ignored, %s first", unexpected,
+                first);
+}
+
+static enum ic_status load_weights(const struct ic_tensors *set, struct ic_law *law, struct ic_err *err)
+{
+    struct ic_law_spec specs[IC_LAW_SPECS_MAX];
+    size_t n = ic_law_arch_specs(law->arch, law->d, law->b, specs), total = 0, at = 0;
+    bool fold = law->arch == IC_LAW_DEEP_QCA;
+    /* All shapes first: nothing is allocated for weights that the file does not hold. */
+    for (size_t i = 0; i < n; i++) {
+        enum ic_status s = check_spec(&specs[i], ic_tensors_find(set, specs[i].name), err);
+        if (s != IC_OK)
+            return s;
+        total += padded(spec_count(&specs[i]));
+        law->params += specs[i].parameter ? spec_count(&specs[i]) : 0;
+    }
+    if (fold)
+        total += padded((size_t)law->b * 2 * law->d * 9) + padded(law->b);
+    law->weights = calloc(n + 2, sizeof *law->weights);
+    law->data = aligned_alloc(IC_LAW_ALIGN, total * sizeof(float));
+    if (!law->weights || !law->data)
+        return ic_fail(err, IC_OOM, "no memory for %zu bytes of weights", total * sizeof(float));
+    memset(law->data, 0, total * sizeof(float));
+    law->weight_bytes = total * sizeof(float);
+    for (size_t i = 0; i < n; i++) {
+        const struct ic_tensor *t = ic_tensors_find(set, specs[i].name);
+        float *to = law->data + at;
+        struct ic_law_weight *w = place(law, &specs[i], &at);
+        if (!t)
+            *to = specs[i].standard;
+        enum ic_status s = t ? ic_tensors_read_f32(set, t, to, w->count, err) : IC_OK;
+        if (s != IC_OK)
+            return s;
+        for (size_t k = 0; k < w->count; k++)
+            law->weight_abs_max = fmax(law->weight_abs_max, fabs((double)to[k]));
+    }
+    warn_unexpected(set, specs, n);
+    enum ic_status s = check_spikes(law, err);
+    return s == IC_OK && fold ? fold_neighbours(law, &at, err) : s;
+}
+
+/* ---- Opening --------------------------------------------------------------------------------- */
+
+static void name_law(struct ic_law *law, const struct ic_law_config *config, const char *path)
+{
+    const char *file = strrchr(path, '/');
+    file = file ? file + 1 : path;
+    size_t stem = strlen(file);
+    const char *dot = strrchr(file, '.');
+    if (dot && dot > file)
+        stem = (size_t)(dot - file);
+    if (config->name[0])
+        memcpy(law->name, config->name, sizeof law->name);
+    else {
+        char raw[IC_LAW_NAME_MAX / 3]; /* scrubbing may triple it */
+        stem = stem < sizeof raw ? stem : sizeof raw - 1;
+        law->name[ic_utf8_scrub(law->name, file, stem)] = 0;
+    }
+    snprintf(law->path, sizeof law->path, "%.*s", (int)sizeof law->path - 1, path);
+    int64_t ep = number_after(file, "_ep"), step = number_after(file, "step_");
+    if (law->episode < 0)
+        law->episode = ep;
+    ep = ep >= 0 ? ep : law->episode;
+    if (step >= 0)
+        law->initial_step = step;
+    else if (ep < 0 || __builtin_mul_overflow(ep, (int64_t)law->steps_training, &law->initial_step))
+        law->initial_step = 0;
+}
+
+static void take_config(struct ic_law *law, const struct ic_law_config *c)
+{
+    law->gamma = (float)(isnan(c->gamma) ? GAMMA_STANDARD : c->gamma);
+    law->grid_training = c->grid_training;
+    law->steps_training = c->steps_training ? c->steps_training : STEPS_TRAINING_STANDARD;
+    snprintf(law->initial_mode, sizeof law->initial_mode, "%s",
+             c->initial_mode[0] ? c->initial_mode : "complex_noise");
+}
+
+static enum ic_status fill(struct ic_law *law, const char *path, const struct ic_tensors *set,
+                           const struct ic_law_config *config, const char *arch_option, struct ic_err *err)
+{
+    const struct sign *sign;
+    const char *said = arch_option ? arch_option : config->arch[0] ? config->arch : NULL;
+    enum ic_status s = choose_arch(set, said, arch_option ? "--arch" : "config.json", law, &sign, err);
+    if (s == IC_OK)
+        s = choose_sizes(set, sign, config, law, err);
+    if (s != IC_OK)
+        return s;
+    const struct ic_law_arch_info *info = ic_law_arch_info(law->arch);
+    law->product = info->product;
+    law->memory = info->memory;
+    law->grid_multiple = info->grid_multiple;
+    law->episode = set->episode;
+    take_config(law, config);
+    name_law(law, config, path);
+    return load_weights(set, law, err);
+}
+
+static enum ic_status find_config_for(const char *path, const struct ic_law_open_opts *opts,
+                                      struct ic_law *law, struct ic_law_config *config, struct ic_err *err)
+{
+    char found[PATH_MAX_BYTES];
+    *config = (struct ic_law_config){.gamma = (double)NAN};
+    const char *from = opts && opts->config                     ? opts->config
+                       : find_config(path, found, sizeof found) ? found
+                                                                : NULL;
+    if (!from)
+        return IC_OK;
+    law->has_config = true;
+    return ic_law_config_read(from, config, err);
+}
+
+enum ic_status ic_law_open(const char *path, const struct ic_law_open_opts *opts, struct ic_law **out,
+                           struct ic_err *err)
+{
+    char inside[PATH_MAX_BYTES];
+    struct ic_law_config config;
+    struct ic_tensors *set = NULL;
+    struct stat st;
+    *out = NULL;
+    if (stat(path, &st))
+        return ic_fail(err, errno == ENOENT || errno == ENOTDIR ? IC_NOT_FOUND : IC_INTERNAL, "%s: %s",
+                       path, strerror(errno));
+    if (S_ISDIR(st.st_mode)) {
+        enum ic_status s = latest_checkpoint(path, inside, sizeof inside, err);
+        if (s != IC_OK)
+            return s;
+        path = inside;
+    }
+    struct ic_law *law = calloc(1, sizeof *law);
+    if (!law)
+        return ic_fail(err, IC_OOM, "no memory for a law");
+    enum ic_status s = find_config_for(path, opts, law, &config, err);
+    if (s == IC_OK)
+        s = ic_tensors_open(path, &set, err);
+    if (s == IC_OK)
+        s = fill(law, path, set, &config, opts ? opts->arch : NULL, err);
+    ic_tensors_close(&set);
+    if (s != IC_OK)
+        ic_law_close(&law);
+    *out = law;
+    return s;
+}
+
+void ic_law_close(struct ic_law **law)
+{
+    if (!law || !*law)
+        return;
+    free((*law)->weights);
+    free((*law)->data);
+    free(*law);
+    *law = NULL;
+}
+
+int ic_law_weight_find(const struct ic_law *law, const char *name)
+{
+    for (size_t i = 0; i < law->weight_count; i++)
+        if (strcmp(law->weights[i].name, name) == 0)
+            return (int)i;
+    return -1;
+}
+
+size_t ic_law_psi_bytes(const struct ic_law *law, unsigned height, unsigned width)
+{
+    return (size_t)height * width * law->d * 2 * sizeof(float);
+}
+
+size_t ic_law_memory_bytes(const struct ic_law *law, unsigned height, unsigned width)
+{
+    return law->memory ? (size_t)2 * 4 * law->b * (height / 4) * (width / 4) * sizeof(float) : 0;
+}
