@@ -257,8 +257,10 @@ int ic_cli_serve(int argc, char **argv)
         pthread_cancel(s.signals);
         pthread_join(s.signals, NULL);
     }
+    ic_text_engine_stop(&s.text); /* it wakes the network to the last */
+    if (s.server)
+        ic_server_set_text(s.server, NULL);
     ic_net_close(&s.net);
-    ic_text_engine_stop(&s.text);
     ic_server_close(&s.server);
     ic_events_deinit(&s.events);
     ic_keys_free(&s.keys);

@@ -249,7 +249,7 @@ static void on_close(void *app, struct ic_peer *p)
     if (p->kind != IC_PEER_WS || !c)
         return;
     cancel_streams(s, c, IC_CANCEL_GONE);
-    for (int i = 0; i < c->n_sessions; i++)
+    for (int i = 0; s->text && i < c->n_sessions; i++)
         ic_text_engine_session_close(s->text, c->sessions[i].handle);
     s->conns[p->id.slot] = NULL;
     p->app = NULL;

@@ -31,7 +31,7 @@ struct ic_server;
 enum ic_status ic_server_open(struct ic_server **out, const struct ic_server_config *cfg, struct ic_events *events,
                               struct ic_err *err);
 void ic_server_close(struct ic_server **s);
-/* Before the first connection; without it there is no text engine. */
+/* Without it, and after NULL, there is no text engine. */
 void ic_server_set_text(struct ic_server *s, struct ic_text_engine *text);
 
 /* What the network calls, with the server as `app`. */
