@@ -58,7 +58,7 @@ download() { # NAME VERSION FILE BYTES BASE
   local npm_dir code=3 packed
   npm_dir=$(dirname "$(dirname "$(readlink -f "$(command -v npm)")")")
   if [[ -f $npm_dir/lib/npm.js ]]; then
-    node tools/npm-get.cjs "$npm_dir" "$1@$2" "$3" "$4" "$5" "$tarballs_bytes" && return
+    node --no-warnings tools/npm-get.cjs "$npm_dir" "$1@$2" "$3" "$4" "$5" "$tarballs_bytes" && return
     code=$?
   fi
   ((code == 3)) || return "$code"
