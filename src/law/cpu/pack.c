@@ -1,0 +1,277 @@
+/* Weights in the order in which the kernels read them (shapes: kernels.h), made once per law.
+ *
+ * Two things happen on the way besides blocking. Input and output channels are padded to whole blocks
+ * with zero weights, so that padding computes to zero everywhere. And the field's channels change from
+ * PyTorch's order (all Re, then all Im) to psi's own (Re, Im interleaved): with the first layer's input
+ * columns and the last layer's rows permuted here, psi needs no transposition in a step. */
+#include "law/cpu/exec.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+static const struct ic_cpu_kernels *const known[] = {
+#if defined(__x86_64__)
+    &ic_cpu_kernels_avx512,
+    &ic_cpu_kernels_avx2,
+#endif
+    &ic_cpu_kernels_base,
+};
+#define KNOWN (sizeof known / sizeof known[0])
+
+const char *ic_law_cpu_isa_known(unsigned i)
+{
+    return i < KNOWN ? known[i]->name : NULL;
+}
+
+static bool runs_here(const struct ic_cpu_kernels *k)
+{
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    if (k == &ic_cpu_kernels_avx512)
+        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
+               __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    if (k == &ic_cpu_kernels_avx2)
+        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#endif
+    return k == &ic_cpu_kernels_base;
+}
+
+static const struct ic_cpu_kernels *find_isa(const char *name)
+{
+    for (unsigned i = 0; i < KNOWN; i++)
+        if (name ? strcmp(known[i]->name, name) == 0 : runs_here(known[i]))
+            return known[i];
+    return NULL;
+}
+
+bool ic_law_cpu_isa_usable(const char *isa)
+{
+    const struct ic_cpu_kernels *k = find_isa(isa);
+    return k && runs_here(k);
+}
+
+/* ---- Which PyTorch channel stands at a place of a block ---------------------------------------- */
+
+struct side {
+    unsigned channels[2], blocks[2];
+    bool pairs; /* the field: interleaved */
+};
+
+/* Index in PyTorch's order, or -1 for padding. */
+static int channel_at(const struct side *s, unsigned place)
+{
+    unsigned base = 0;
+    for (int i = 0; i < 2; i++) {
+        if (place < s->blocks[i] * 16) {
+            if (place >= s->channels[i])
+                return -1;
+            return (int)(base + (s->pairs ? place % 2 * (s->channels[i] / 2) + place / 2 : place));
+        }
+        place -= s->blocks[i] * 16;
+        base += s->channels[i];
+    }
+    return -1;
+}
+
+struct layer {
+    struct side in, out;
+    const float *w;
+    unsigned cin, cout; /* PyTorch's */
+    unsigned k, n;      /* padded */
+};
+
+static struct layer layer_of(const struct ic_law_plan *plan, const struct ic_law_op *op)
+{
+    struct layer l = {.w = plan->law->weights[op->weight].data, .cin = op->cin[0] + op->cin[1], .cout = op->cout};
+    for (int i = 0; i < 2; i++) {
+        l.in.channels[i] = op->cin[i];
+        l.in.blocks[i] = ic_cpu_blocks(op->cin[i]);
+    }
+    l.out.channels[0] = op->cout;
+    l.out.blocks[0] = ic_cpu_blocks(op->cout);
+    l.in.pairs = plan->ops[0].kind == IC_LAW_OP_INPUT && op->in[0] == plan->ops[0].out;
+    l.out.pairs = op->out == plan->net_out;
+    l.k = (l.in.blocks[0] + l.in.blocks[1]) * 16;
+    l.n = l.out.blocks[0] * 16;
+    return l;
+}
+
+/* ---- Packing ----------------------------------------------------------------------------------- */
+
+static unsigned panel_width(const struct layer *l, unsigned panel)
+{
+    return l->n - panel * IC_CPU_PANEL >= IC_CPU_PANEL ? IC_CPU_PANEL : IC_CPU_LANES;
+}
+
+/* G g G^T for the points 0, 3/4, -3/4, 3/2, -3/2, infinity: row i of G is (1, p, p^2) / prod_j (p - q_j),
+ * the last (0, 0, 1). In double: the weights' transform costs no accuracy. */
+static void wino_weights(const float g[9], double out[36])
+{
+    static const double pt[5] = {0, 0.75, -0.75, 1.5, -1.5};
+    double G[6][3] = {{0}}, t[6][3];
+    for (int i = 0; i < 5; i++) {
+        double n = 1;
+        for (int j = 0; j < 5; j++)
+            n *= j == i ? 1 : pt[i] - pt[j];
+        for (int j = 0; j < 3; j++)
+            G[i][j] = (j == 0 ? 1 : j == 1 ? pt[i] : pt[i] * pt[i]) / n;
+    }
+    G[5][2] = 1;
+    for (int i = 0; i < 6; i++)
+        for (int j = 0; j < 3; j++)
+            t[i][j] = G[i][0] * (double)g[j] + G[i][1] * (double)g[3 + j] + G[i][2] * (double)g[6 + j];
+    for (int i = 0; i < 6; i++)
+        for (int j = 0; j < 6; j++)
+            out[i * 6 + j] = t[i][0] * G[j][0] + t[i][1] * G[j][1] + t[i][2] * G[j][2];
+}
+
+/* [panel][taps][k][width], where taps of one (out, in) pair come from `expand`. */
+static void pack_taps(const struct layer *l, unsigned kernel, unsigned taps, bool wino, float *u)
+{
+    for (unsigned place = 0; place < l->n; place++) {
+        const int o = channel_at(&l->out, place);
+        const unsigned panel = place / IC_CPU_PANEL, width = panel_width(l, panel);
+        float *base = u + (size_t)panel * taps * l->k * IC_CPU_PANEL + place % IC_CPU_PANEL;
+        for (unsigned k = 0; k < l->k; k++) {
+            const int i = channel_at(&l->in, k);
+            double t[36] = {0};
+            if (o >= 0 && i >= 0) {
+                const float *g = l->w + ((size_t)o * l->cin + (size_t)i) * kernel;
+                if (wino)
+                    wino_weights(g, t);
+                else
+                    for (unsigned p = 0; p < taps; p++)
+                        t[p] = (double)g[p];
+            }
+            for (unsigned p = 0; p < taps; p++)
+                base[((size_t)p * l->k + k) * width] = (float)t[p];
+        }
+    }
+}
+
+/* PyTorch [in][out][2][2] -> [tap][panel][k][width] */
+static void pack_convt(const struct layer *l, float *u)
+{
+    for (unsigned place = 0; place < l->n; place++) {
+        const int o = channel_at(&l->out, place);
+        const unsigned panel = place / IC_CPU_PANEL, width = panel_width(l, panel);
+        for (unsigned k = 0; k < l->k; k++) {
+            const int i = channel_at(&l->in, k);
+            for (unsigned tap = 0; tap < 4; tap++)
+                u[(size_t)tap * l->k * l->n + (size_t)panel * l->k * IC_CPU_PANEL + (size_t)k * width +
+                  place % IC_CPU_PANEL] =
+                    o >= 0 && i >= 0 ? l->w[((size_t)i * l->cout + (size_t)o) * 4 + tap] : 0.0f;
+        }
+    }
+}
+
+static unsigned taps_of(const struct ic_law_packed *p, enum ic_law_op_kind kind)
+{
+    switch (kind) {
+    case IC_LAW_OP_CONV3X3: return p->direct ? 9 : 36;
+    case IC_LAW_OP_CONV1X1: return 1;
+    case IC_LAW_OP_CONVT2X2: return 4;
+    default: return 0;
+    }
+}
+
+/* Room for every op's weights; returns floats. */
+static size_t lay_out(struct ic_law_packed *p, const struct ic_law_plan *plan)
+{
+    size_t at = 0;
+    p->op_count = plan->op_count;
+    for (size_t i = 0; i < plan->op_count; i++) {
+        const struct ic_law_op *op = &plan->ops[i];
+        const unsigned taps = taps_of(p, op->kind);
+        p->ops[i] = (struct ic_cpu_weights){SIZE_MAX, SIZE_MAX};
+        if (!taps)
+            continue;
+        const struct layer l = layer_of(plan, op);
+        p->ops[i].u = at;
+        at += (size_t)taps * l.k * l.n;
+        if (op->bias >= 0) {
+            p->ops[i].bias = at;
+            at += l.n;
+        }
+    }
+    return at;
+}
+
+static void fill(struct ic_law_packed *p, const struct ic_law_plan *plan)
+{
+    for (size_t i = 0; i < plan->op_count; i++) {
+        const struct ic_law_op *op = &plan->ops[i];
+        if (p->ops[i].u == SIZE_MAX)
+            continue;
+        const struct layer l = layer_of(plan, op);
+        float *u = p->data + p->ops[i].u;
+        if (op->kind == IC_LAW_OP_CONVT2X2)
+            pack_convt(&l, u);
+        else if (op->kind == IC_LAW_OP_CONV1X1)
+            pack_taps(&l, 1, 1, false, u);
+        else
+            pack_taps(&l, 9, p->direct ? 9 : 36, !p->direct, u);
+        if (p->ops[i].bias == SIZE_MAX)
+            continue;
+        for (unsigned place = 0; place < l.n; place++) {
+            const int o = channel_at(&l.out, place);
+            p->data[p->ops[i].bias + place] = o >= 0 ? plan->law->weights[op->bias].data[o] : 0.0f;
+        }
+    }
+}
+
+void ic_cpu_unpack(struct ic_law_packed **packed)
+{
+    if (!packed || !*packed)
+        return;
+    ic_cpu_pool_close(&(*packed)->pool);
+    free((*packed)->data);
+    free(*packed);
+    *packed = NULL;
+}
+
+static enum ic_status choose(struct ic_law_packed *p, const struct ic_law_cpu_opts *opts, struct ic_err *err)
+{
+    const char *isa = opts->isa ? opts->isa : getenv("IC_LAW_ISA");
+    const char *conv = getenv("IC_LAW_CONV");
+    if (isa && !*isa)
+        isa = NULL;
+    p->kernels = find_isa(isa);
+    if (!p->kernels)
+        return ic_fail(err, IC_BAD_REQUEST, "instruction set \"%s\": this build has no such one", isa);
+    if (!runs_here(p->kernels))
+        return ic_fail(err, IC_BAD_REQUEST, "instruction set \"%s\": this machine lacks it", isa);
+    p->direct = opts->direct || p->law->arch == IC_LAW_SNN_UNET || (conv && strcmp(conv, "direct") == 0);
+    p->micro_batch = opts->micro_batch;
+    return IC_OK;
+}
+
+enum ic_status ic_law_cpu_pack(const struct ic_law *law, const struct ic_law_cpu_opts *opts,
+                               struct ic_law_packed **out, struct ic_err *err)
+{
+    *out = NULL;
+    struct ic_law_plan *plan = NULL; /* the smallest grid: only the list of ops matters */
+    struct ic_law_packed *p = calloc(1, sizeof *p);
+    if (!p)
+        return ic_fail(err, IC_OOM, "no memory to pack the weights");
+    p->law = law;
+    enum ic_status s = choose(p, opts, err);
+    if (s == IC_OK)
+        s = ic_law_plan_open(law, law->grid_multiple, law->grid_multiple, 1, ic_law_cpu_tensor_bytes, &plan, err);
+    if (s == IC_OK)
+        s = ic_cpu_pool_open(opts->threads, &p->pool, err);
+    if (s == IC_OK) {
+        p->data_bytes = (lay_out(p, plan) * sizeof(float) + 63) / 64 * 64;
+        p->data = aligned_alloc(64, p->data_bytes);
+        if (!p->data)
+            s = ic_fail(err, IC_OOM, "no memory for %zu bytes of packed weights", p->data_bytes);
+        else
+            fill(p, plan);
+    }
+    ic_law_plan_close(&plan);
+    if (s != IC_OK)
+        ic_cpu_unpack(&p);
+    *out = p;
+    return s;
+}
