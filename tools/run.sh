@@ -8,7 +8,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 port=${PORT:-3000}
 read -ra args <<<"${ARGS:-}"
 server=build/inference-core
-question="Why is the sky blue? Answer in two short sentences."
+question="Write three tips for learning to cook."
 
 if [[ -n $model && ! -f $model ]]; then
   echo "run: no such model file: $model" >&2
