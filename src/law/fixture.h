@@ -45,8 +45,11 @@ static inline struct ic_law *fixture_law(enum ic_law_arch arch, unsigned d, unsi
         float centre =
             strstr(s->name, "conv_block.1.weight") || strstr(s->name, "conv_block.4.weight") ? 1 : 0;
         float scale = s->ndim == 4 ? 3.0f / (float)(s->dim[1] * s->dim[2] * s->dim[3] + 8) : 0.2f;
-        if (s->ndim == 4 && strncmp(s->name, "out", 3) != 0)
-            scale *= arch == IC_LAW_SNN_UNET ? 12 : 3; /* spikes need sums near 1 */
+        if (s->ndim == 4 &&
+            arch == IC_LAW_SNN_UNET) /* sums of about 1, so that some spike and some do not */
+            scale = 4.0f / __builtin_sqrtf((float)(s->dim[1] * s->dim[2] * s->dim[3]));
+        else if (s->ndim == 4 && strncmp(s->name, "out", 3) != 0)
+            scale *= 3;
         for (size_t k = 0; k < count; k++)
             data[k] = centre + scale * fixture_uniform(&rng);
         out[kept] = (struct ic_safetensors_out){

@@ -495,7 +495,7 @@ static double check_odd(const struct ic_law_backend *be, enum ic_law_arch arch, 
         worst = fmax(worst, fabs((double)mem[i] - hc[i]));
     if (!(worst <= 1e-5) && !(close && arch == IC_LAW_SNN_UNET))
         fail_msg("%s d %u b %u %ux%u: %.2e", ic_law_arch_info(arch)->name, d, b, h, w, worst);
-    if (n > 100) /* a net of which all outputs are silent, or all spike, tests nothing */
+    if (n > 100 && b > 1) /* a net of which all outputs are silent, or all spike, tests nothing */
         assert_true(fired > 0 && (arch != IC_LAW_SNN_UNET || fired < 2 * n));
     free(psi);
     free(mem);
