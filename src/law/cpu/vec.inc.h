@@ -113,15 +113,32 @@ IC_INLINE void v_store_n(float *p, vf x, unsigned n)
 #endif
 }
 
-/* Sum of the lanes, always in the same order. */
+/* Sum of the lanes, always in the same order: halves onto each other. */
 IC_INLINE float v_sum(vf x)
 {
-    float a[IC_VW];
-    memcpy(a, &x, sizeof a);
-    for (unsigned n = IC_VW / 2; n; n /= 2)
-        for (unsigned i = 0; i < n; i++)
-            a[i] += a[i + n];
-    return a[0];
+#if IC_VW > 4
+#if IC_VW == 16
+    __m256 h = _mm256_add_ps(_mm512_castps512_ps256((__m512)x), _mm512_extractf32x8_ps((__m512)x, 1));
+#else
+    __m256 h = (__m256)x;
+#endif
+    __m128 q = _mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
+    q = _mm_add_ps(q, _mm_movehl_ps(q, q));
+    return _mm_cvtss_f32(_mm_add_ss(q, _mm_movehdup_ps(q)));
+#else
+    return (x[0] + x[2]) + (x[1] + x[3]);
+#endif
+}
+
+IC_INLINE vf v_sqrt(vf x)
+{
+#if IC_VW == 16
+    return (vf)_mm512_sqrt_ps((__m512)x);
+#elif IC_VW == 8
+    return (vf)_mm256_sqrt_ps((__m256)x);
+#else
+    return (vf){__builtin_sqrtf(x[0]), __builtin_sqrtf(x[1]), __builtin_sqrtf(x[2]), __builtin_sqrtf(x[3])};
+#endif
 }
 
 /* e^x for x in [-87, 88], below clamped to e^-87 (1.6e-38; nobody adds it to anything it could move).
