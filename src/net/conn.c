@@ -1,10 +1,8 @@
 /* One connection: its slot, its outbox, its time-outs, and the settling that follows every event.
  *
- * Writing. Plain sockets are written with send(2), not lws_write: lws keeps what a full socket did not
- * take in a buffer of its own, and while it does, it neither reads that socket nor stops polling it for
- * input, so a client that sends without reading would turn the loop into a busy one. With send(2) what
- * does not leave stays in our bounded outbox. TLS has to go through lws_write; there the same trap is
- * avoided by not polling for input while lws holds something.
+ * Writing. TLS goes through lws_write, which keeps what a full socket did not take; while it does, it
+ * neither reads that socket nor stops polling it for input, so a client that sends without reading would
+ * turn the loop into a busy one. Hence input is not polled for while lws holds something.
  *
  * Thread: the loop. Owner of a conn: the slot table; of an out_msg: the outbox it is in.
  *
@@ -17,6 +15,7 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
+#include <unistd.h>
 
 #include "net/net_i.h"
 
@@ -81,6 +80,8 @@ void conn_free(struct conn *c)
     undirty(c);
     if (c->wsi)
         lws_set_opaque_user_data(c->wsi, NULL);
+    else if (!n->cfg->tls_cert)
+        close(c->fd);
     while (c->out)
         free(out_pop(c));
     free(c->stash);
@@ -266,12 +267,19 @@ static void linger_written(struct conn *c)
     if (c->fin_sent)
         return;
     c->fin_sent = true;
-    if (c->net->cfg->tls_cert) { /* lws sends close_notify and waits for the client by itself */
+    if (c->net->cfg->tls_cert || c->eof) { /* with TLS lws sends close_notify and waits for the client */
         c->state = C_DEAD;
         return;
     }
     shutdown(c->fd, SHUT_WR);
     conn_set_due(c, IC_NET_LINGER_MS);
+}
+
+static void pause_rx(struct conn *c, bool pause)
+{
+    c->rx_paused = pause;
+    if (c->wsi)
+        lws_rx_flow_control(c->wsi, !pause && !c->held);
 }
 
 static void stash(struct conn *c, const uint8_t *p, size_t len)
@@ -284,10 +292,8 @@ static void stash(struct conn *c, const uint8_t *p, size_t len)
     c->stash = grown;
     memcpy(c->stash + c->stash_len, p, len);
     c->stash_len += len;
-    if (c->stash_len >= IC_NET_STASH_MAX && !c->rx_paused) {
-        c->rx_paused = true;
-        lws_rx_flow_control(c->wsi, 0);
-    }
+    if (c->stash_len >= IC_NET_STASH_MAX && !c->rx_paused)
+        pause_rx(c, true);
 }
 
 static void feed(struct conn *c, const uint8_t *p, size_t len)
@@ -324,6 +330,16 @@ void conn_rx(struct conn *c, const uint8_t *p, size_t len)
     conn_touch(c);
 }
 
+/* A client that has got its answer coming may close its half (nc does); one that still waits for it, or
+ * a WebSocket, is taken for gone, so that nothing is computed for nobody. */
+void conn_eof(struct conn *c)
+{
+    c->eof = true;
+    if (!(c->state == C_APP && c->http.ended) && !(c->state == C_LINGER && c->out))
+        conn_dead(c);
+    conn_touch(c);
+}
+
 /* The exchange is over: what was read ahead is the next request. */
 static void feed_stash(struct conn *c)
 {
@@ -334,17 +350,15 @@ static void feed_stash(struct conn *c)
     if (p)
         feed(c, p, len);
     free(p);
-    if (c->rx_paused && c->stash_len < IC_NET_STASH_MAX && c->state != C_DEAD) {
-        c->rx_paused = false;
-        lws_rx_flow_control(c->wsi, c->held == 0);
-    }
+    if (c->rx_paused && c->stash_len < IC_NET_STASH_MAX && c->state != C_DEAD)
+        pause_rx(c, false);
 }
 
-static void kill_wsi(struct conn *c)
+static void kill_conn(struct conn *c)
 {
     struct lws *wsi = c->wsi;
     int fd = c->fd;
-    bool graceful = c->fin_sent && c->net->cfg->tls_cert;
+    bool graceful = c->fin_sent;
     conn_free(c);
     if (!wsi)
         return;
@@ -372,14 +386,20 @@ static void settle(struct conn *c)
             ws_written(c);
         if (c->state == C_HEAD && c->stash)
             feed_stash(c);
+        if (c->eof && (c->state == C_HEAD || c->state == C_BODY))
+            conn_linger(c);
+        if (c->eof && c->state == C_APP && !c->http.ended)
+            c->state = C_DEAD;
         if (c->state == C_LINGER && !c->out)
             linger_written(c);
         again = c->out || c->state != before || c->stash_len != stashed;
     }
     c->settling = false;
+    if (c->state != C_DEAD && !c->wsi)
+        plain_watch(c);
     if (c->state == C_DEAD)
-        kill_wsi(c);
-    else if (c->out || c->held)
+        kill_conn(c);
+    else if (c->wsi && (c->out || c->held))
         lws_callback_on_writable(c->wsi);
 }
 

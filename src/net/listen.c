@@ -1,13 +1,13 @@
 /* Listening sockets: binding exclusively, and accepting.
  *
- * The sockets are made here and handed to lws as plain descriptors: lws' own listener sets SO_REUSEPORT
+ * The sockets are made here and handed to lws as descriptors it knows nothing about: lws' own listener sets SO_REUSEPORT
  * in some builds, reports a taken port only in its log, and offers no place to refuse a connection
  * politely. SO_REUSEADDR lets a restart bind over connections in TIME_WAIT; on Linux it never lets two
  * processes listen on one port.
  *
  * A name such as "localhost" may stand for several addresses; all that exist here are bound, on one port.
  *
- * Thread: the loop. Owner of an fd: listen.c until adopted, then lws. */
+ * Thread: the loop. Owner of a listening fd: listen.c until adopted, then lws. */
 #include <errno.h>
 #include <fcntl.h>
 #include <netdb.h>
@@ -82,7 +82,7 @@ static enum ic_status bind_all(struct ic_net *n, const char *host, const struct 
         if (fd < 0)
             return bind_failed(n->cfg, host, errno, err);
         n->port = port_of(fd);
-        n->listeners[n->listener_count++] = (struct listener){.net = n, .fd = fd};
+        n->listeners[n->listener_count++] = (struct source){.net = n, .fd = fd, .ready = ic_accept};
     }
     return n->listener_count ? IC_OK : bind_failed(n->cfg, host, skipped ? skipped : EADDRNOTAVAIL, err);
 }
@@ -145,10 +145,15 @@ static void adopt(struct ic_net *n, int fd)
         return;
     }
     set_options(fd);
+    if (!n->cfg->tls_cert) {
+        if (!plain_add(c))
+            conn_free(c);
+        return;
+    }
     uint32_t slot = c->peer.id.slot;
     lws_adopt_desc_t d = {
         .vh = n->vhost,
-        .type = LWS_ADOPT_SOCKET | (n->cfg->tls_cert ? LWS_ADOPT_ALLOW_SSL : 0),
+        .type = LWS_ADOPT_SOCKET | LWS_ADOPT_ALLOW_SSL,
         .fd.sockfd = fd,
         .vh_prot_name = "ic",
         .opaque = c,
@@ -173,7 +178,7 @@ static void refuse_one(struct ic_net *n, int listen_fd)
     ic_warn("net", "out of file descriptors: a connection was refused");
 }
 
-void ic_accept(struct listener *l)
+void ic_accept(struct source *l)
 {
     for (int i = 0; i < ACCEPTS_AT_ONCE; i++) {
         int fd = accept4(l->fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);

@@ -10,6 +10,7 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -91,20 +92,19 @@ static int net_callback(struct lws *wsi, enum lws_callback_reasons why, void *us
     return 0;
 }
 
-/* Listening sockets have a protocol of their own, so that their opaque pointer is never taken for a conn. */
-static int listen_callback(struct lws *wsi, enum lws_callback_reasons why, void *user, void *in, size_t len)
+/* Sources have a protocol of their own, so that their opaque pointer is never taken for a conn. */
+static int source_callback(struct lws *wsi, enum lws_callback_reasons why, void *user, void *in, size_t len)
 {
     (void)user;
     (void)in;
     (void)len;
-    struct listener *l = wsi ? lws_get_opaque_user_data(wsi) : NULL;
-    if (why == LWS_CALLBACK_RAW_RX_FILE && l) {
-        struct ic_net *n = l->net;
-        ic_accept(l);
-        conn_settle_all(n);
-    } else if (why == LWS_CALLBACK_RAW_CLOSE_FILE && l) {
-        l->wsi = NULL;
-        l->fd = -1; /* lws closes it */
+    struct source *s = wsi ? lws_get_opaque_user_data(wsi) : NULL;
+    if (why == LWS_CALLBACK_RAW_RX_FILE && s) {
+        s->ready(s);
+        conn_settle_all(s->net);
+    } else if (why == LWS_CALLBACK_RAW_CLOSE_FILE && s) {
+        s->wsi = NULL;
+        s->fd = -1; /* lws closes it */
         lws_set_opaque_user_data(wsi, NULL); /* WSI_DESTROY goes to the first protocol, whosever the wsi is */
     }
     return 0;
@@ -112,7 +112,7 @@ static int listen_callback(struct lws *wsi, enum lws_callback_reasons why, void 
 
 static const struct lws_protocols protocols[] = {
     {.name = "ic", .callback = net_callback, .rx_buffer_size = IC_NET_RX, .tx_packet_size = IC_NET_TX_TLS},
-    {.name = "ic-listen", .callback = listen_callback},
+    {.name = "ic-source", .callback = source_callback},
     {0},
 };
 
@@ -154,8 +154,9 @@ static bool open_tables(struct ic_net *n)
     n->due = calloc(n->slot_count, sizeof *n->due);
     n->gens = calloc(n->slot_count, sizeof *n->gens);
     n->free_slots = calloc(n->slot_count, sizeof *n->free_slots);
+    n->rx = malloc(IC_NET_RX);
     n->tx = malloc(LWS_PRE + IC_NET_TX_TLS);
-    if (!n->slots || !n->due || !n->gens || !n->free_slots || !n->tx)
+    if (!n->slots || !n->due || !n->gens || !n->free_slots || !n->rx || !n->tx || n->poller.fd < 0)
         return false;
     while (n->free_count < n->slot_count) { /* low slots are given out first */
         n->free_slots[n->free_count] = n->slot_count - 1 - n->free_count;
@@ -210,22 +211,26 @@ static enum ic_status open_lws(struct ic_net *n, struct ic_err *err)
     return IC_OK;
 }
 
-static enum ic_status adopt_listeners(struct ic_net *n, struct ic_err *err)
+static enum ic_status adopt_source(struct ic_net *n, struct source *src, struct ic_err *err)
 {
-    for (unsigned i = 0; i < n->listener_count; i++) {
-        struct listener *l = &n->listeners[i];
-        lws_adopt_desc_t d = {.vh = n->vhost,
-                              .type = LWS_ADOPT_RAW_FILE_DESC,
-                              .fd.filefd = l->fd,
-                              .vh_prot_name = "ic-listen",
-                              .opaque = l};
-        l->wsi = lws_adopt_descriptor_vhost_via_info(&d);
-        if (!l->wsi) {
-            l->fd = -1; /* lws closed it */
-            return ic_fail(err, IC_INTERNAL, "the network library refused the listening socket");
-        }
-    }
-    return IC_OK;
+    lws_adopt_desc_t d = {.vh = n->vhost,
+                          .type = LWS_ADOPT_RAW_FILE_DESC,
+                          .fd.filefd = src->fd,
+                          .vh_prot_name = "ic-source",
+                          .opaque = src};
+    src->wsi = lws_adopt_descriptor_vhost_via_info(&d);
+    if (src->wsi)
+        return IC_OK;
+    src->fd = -1; /* lws closed it */
+    return ic_fail(err, IC_INTERNAL, "the network library refused a descriptor");
+}
+
+static enum ic_status adopt_sources(struct ic_net *n, struct ic_err *err)
+{
+    enum ic_status st = adopt_source(n, &n->poller, err);
+    for (unsigned i = 0; !st && i < n->listener_count; i++)
+        st = adopt_source(n, &n->listeners[i], err);
+    return st;
 }
 
 enum ic_status ic_net_open(struct ic_net **out, const struct ic_net_config *cfg, const struct ic_peer_app *app,
@@ -240,6 +245,7 @@ enum ic_status ic_net_open(struct ic_net **out, const struct ic_net_config *cfg,
     n->app = app;
     n->arg = app_arg;
     n->spare_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
+    n->poller = (struct source){.net = n, .fd = epoll_create1(EPOLL_CLOEXEC), .ready = plain_ready};
     raise_fd_limit(cfg->connections_max + FDS_BESIDE);
     enum ic_status st = open_tables(n) ? check_tls_files(cfg, err) : ic_fail(err, IC_OOM, "no memory for connections");
     if (!st)
@@ -247,7 +253,7 @@ enum ic_status ic_net_open(struct ic_net **out, const struct ic_net_config *cfg,
     if (!st)
         st = open_lws(n, err);
     if (!st)
-        st = adopt_listeners(n, err);
+        st = adopt_sources(n, err);
     if (st) {
         ic_net_close(&n);
         return st;
@@ -301,7 +307,7 @@ struct ic_peer *ic_net_peer(struct ic_net *n, struct ic_peer_id id)
 void ic_net_stop_accepting(struct ic_net *n)
 {
     for (unsigned i = 0; i < n->listener_count; i++) {
-        struct listener *l = &n->listeners[i];
+        struct source *l = &n->listeners[i];
         if (!l->wsi)
             continue;
         shutdown(l->fd, SHUT_RDWR); /* at once; lws closes the descriptor a moment later */
@@ -337,12 +343,15 @@ void ic_net_close(struct ic_net **np)
     for (unsigned i = 0; i < n->listener_count; i++)
         if (n->listeners[i].fd >= 0)
             close(n->listeners[i].fd);
+    if (n->poller.fd >= 0)
+        close(n->poller.fd);
     if (n->spare_fd >= 0)
         close(n->spare_fd);
     free(n->slots);
     free(n->due);
     free(n->gens);
     free(n->free_slots);
+    free(n->rx);
     free(n->tx);
     free(n);
     *np = NULL;

@@ -1,11 +1,11 @@
 /* Inside the network layer: what net.c, conn.c, http.c, ws.c and their helpers share. Nobody else
  * includes this.
  *
- * What libwebsockets does here: the sockets, the poll loop, TLS, timers and the wake-up from other
- * threads. What it does not do: speak HTTP and WebSocket. Its 4.1 roles accept unmasked client frames,
+ * What libwebsockets does here: the loop, TLS, timers and the wake-up from other threads. What it does not do: speak HTTP and WebSocket. Its 4.1 roles accept unmasked client frames,
  * drop a client that names an unknown subprotocol, know no chunked request bodies, answer no 408, and
  * give no way to throw the rest of a too long message away and go on; all of that is promised by
- * peer.h. So connections are adopted in its raw role, and head.c, http.c and ws.c read the bytes.
+ * peer.h. So head.c, http.c and ws.c read the bytes. TLS connections are adopted in lws' raw role; plain
+ * ones lie beside it, for lws' poll(2) is slow with many of them (plain.c).
  *
  * Thread: the loop. Only ic_net.wake and ic_net.stop are touched by others (atomic).
  *
@@ -85,14 +85,16 @@ struct conn {
     uint32_t magic;
     enum conn_state state;
     struct ic_net *net;
-    struct lws *wsi;
+    struct lws *wsi; /* TLS only, else NULL */
     int fd;
+    uint32_t events; /* plain: what epoll watches for */
     bool lobby;      /* past connections_max: the first request is answered 503 */
     bool got_bytes;  /* the client said something (so its TLS handshake is done) */
     bool app_live;   /* on_close is owed */
     bool dirty, settling;
     bool rx_paused;
     bool fin_sent;
+    bool eof;        /* plain: the client has sent its FIN, but may still read */
     struct conn *dirty_next, *dirty_prev;
     struct out_msg *out, *out_tail;
     size_t pending;  /* bytes in out, less what left */
@@ -104,10 +106,12 @@ struct conn {
     struct ws_state ws;
 };
 
-struct listener {
+/* A descriptor that is no connection, watched by lws: listening sockets and the epoll instance. */
+struct source {
     struct ic_net *net;
     struct lws *wsi;
-    int fd;
+    int fd; /* -1: closed */
+    void (*ready)(struct source *);
 };
 
 struct ic_net {
@@ -117,7 +121,8 @@ struct ic_net {
     void *arg;
     struct lws_context *ctx;
     struct lws_vhost *vhost;
-    struct listener listeners[IC_NET_LISTEN_MAX];
+    struct source poller; /* plain sockets; see plain.c */
+    struct source listeners[IC_NET_LISTEN_MAX];
     unsigned listener_count;
     int port;
     int spare_fd; /* given up for a moment to refuse a connection when fds have run out */
@@ -130,6 +135,7 @@ struct ic_net {
     uint32_t *free_slots;
     unsigned slot_count, free_count, used;
     struct conn *dirty;
+    uint8_t *rx;    /* IC_NET_RX */
     uint8_t *tx;    /* LWS_PRE + IC_NET_TX_TLS */
 };
 
@@ -153,12 +159,18 @@ static inline void buf_release(struct ic_buf *b)
 
 /* listen.c */
 enum ic_status ic_listen(struct ic_net *n, struct ic_err *err);
-void ic_accept(struct listener *l);
+void ic_accept(struct source *l);
+
+/* plain.c */
+bool plain_add(struct conn *c);
+void plain_watch(struct conn *c); /* tells epoll what is waited for */
+void plain_ready(struct source *s);
 
 /* conn.c */
 struct conn *conn_new(struct ic_net *n, int fd);
 void conn_free(struct conn *c);
 void conn_rx(struct conn *c, const uint8_t *p, size_t len);
+void conn_eof(struct conn *c); /* the client will send no more */
 void conn_touch(struct conn *c); /* settle this one before lws gets the thread back */
 void conn_settle_all(struct ic_net *n);
 void conn_tick(struct ic_net *n);

@@ -356,9 +356,11 @@ static void on_tick(void *app)
 
 static void on_written(void *app, int64_t ns)
 {
-    ((struct srv *)app)->written++;
+    struct srv *s = app;
     if (ns < 0)
         abort();
+    s->written_ns[s->written % SRV_TIMES] = ns;
+    s->written++;
 }
 
 static const struct ic_peer_app test_app = {on_handshake, on_open, on_message, on_refused, on_close,
@@ -420,6 +422,12 @@ unsigned srv_peers(struct srv *s)
 {
     srv_command(s, CMD_PEERS);
     return s->peers;
+}
+
+void srv_settled(struct srv *s)
+{
+    srv_command(s, CMD_PEERS);
+    srv_command(s, CMD_PEERS);
 }
 
 void srv_drained(struct srv *s)

@@ -31,6 +31,7 @@ bool cl_ws_expect(int fd, uint8_t first, const char *payload);
 int cl_ws_close_code(int fd); /* skips frames up to a close frame; its code, 0: none, -1: no close */
 
 /* ---- server: text messages are commands, see net_test_client.c ---- */
+#define SRV_TIMES 4096
 struct srv {
     struct ic_net *net;
     struct ic_net_config cfg;
@@ -40,6 +41,7 @@ struct srv {
     atomic_uint peers;
     atomic_ullong lost;
     _Atomic int64_t wake_ns;
+    int64_t written_ns[SRV_TIMES]; /* entry i: set before written becomes i + 1 */
     struct ic_peer_id later, target;
 };
 enum { CMD_NONE, CMD_PEERS, CMD_CLOSE_ALL, CMD_STOP_ACCEPTING, CMD_ANSWER_LATER, CMD_SEND_TARGET };
@@ -50,6 +52,7 @@ void srv_stop(struct srv *s);
 void srv_command(struct srv *s, int command); /* done when this returns */
 void srv_wait(atomic_int *v, int value);      /* until *v >= value, 10 s */
 unsigned srv_peers(struct srv *s);
+void srv_settled(struct srv *s); /* every callback under way has returned */
 void srv_drained(struct srv *s); /* waits until no peer is left */
 
 #endif
