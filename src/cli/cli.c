@@ -5,6 +5,7 @@
 
 #include "base/buf.h"
 #include "cli/options.h"
+#include "law/law_cli.h"
 
 int ic_cli_fail(enum ic_exit code, const char *text)
 {
@@ -26,8 +27,11 @@ static const struct {
     const char *name, *args, *help;
     int (*run)(int, char **);
 } commands[] = {
-    {"serve", "--model FILE.gguf [OPTIONS]", "serve a model over WebSocket and HTTP", ic_cli_serve},
+    {"serve", "[--model FILE.gguf] [--law PATH] [OPTIONS]", "serve a text model, laws, or both over WebSocket and HTTP",
+     ic_cli_serve},
     {"ask", "[--host H] [--port N] [--key K] [--max-tokens N] [--raw] TEXT", "stream one answer from a running server", ic_cli_ask},
+    {"law", "inspect FILE | step --checkpoint F --state IN --steps N --out OUT | …", "look at a Law M, or step a stored state",
+     ic_law_main},
     {"version", "", "print the version", cli_version},
     {"help", "", "print this", cli_help},
 };

@@ -15,6 +15,7 @@
  * I(field, flag, default, lowest, highest, unit, help) whole number; sizes take K, M, G (powers of 1024) */
 #define IC_OPTIONS(S, I)                                                                                               \
     S(model, "model", NULL, "FILE", "GGUF model to serve (the first file of a split one)")                             \
+    S(law, "law", NULL, "PATH,…", "Law M checkpoints (or their folders) to serve, separated by commas")                \
     S(host, "host", "127.0.0.1", "ADDRESS", "address to listen on; 0.0.0.0 or :: for every network")                   \
     I(port, "port", 3000, 0, 65535, "", "TCP port for WebSocket and HTTP; 0: any free one")                            \
     I(ctx_size, "ctx-size", 0, 0, 1 << 24, "tokens", "one conversation: prompt and answer; 0: the model's, at most 4096") \
@@ -24,6 +25,13 @@
     I(threads, "threads", 0, 0, 512, "threads", "for compute; 0: as many as there are free cores")                     \
     I(gpu_layers, "gpu-layers", 0, -1, 10000, "layers", "to place on the GPU; -1: all")                                \
     S(chat_template, "chat-template", NULL, "NAME", "chat format in place of the model's own, e.g. chatml, llama3")    \
+    I(law_threads, "law-threads", 0, 0, 512, "threads", "for laws; 0: as many as there are free cores")                \
+    I(law_max_batch, "law-max-batch", 16, 1, 1024, "simulations", "stepped together at most")                          \
+    I(law_batch_timeout, "law-batch-timeout", 50, 0, 10000, "ms", "a step may wait for others to join its batch")      \
+    I(law_memory, "law-memory", 2LL << 30, 1 << 20, 1LL << 44, "bytes", "for the states and plans of all simulations") \
+    I(grid_max, "grid-max", 1024, 1, 4096, "cells", "on a side of a simulation's grid")                                \
+    I(sims_max, "simulations", 1024, 1, 65536, "simulations", "in all")                                                \
+    I(sims_per_conn, "simulations-per-connection", 16, 1, 1024, "simulations", "of one connection")                    \
     I(queue_max, "queue", 256, 1, 1000000, "requests", "that may wait; one more is refused as busy")                   \
     I(requests_max, "requests", 64, 1, 4096, "requests", "under way per connection")                                   \
     I(sessions_max, "sessions", 8, 1, 100000, "sessions", "per client, where its key does not say otherwise")          \

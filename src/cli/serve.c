@@ -2,6 +2,7 @@
  *
  *   main thread   the loop: network, protocol (blocked signals)
  *   ic-text       the text engine, and the compute threads it starts
+ *   ic-law        the Law M engine, likewise
  *   ic-signal     waits for signals; wakes the loop
  *
  *   starting ──model loaded──► serving ──SIGTERM/SIGINT──► draining ──nothing left, or time is up──► closing ──► exit 0
@@ -24,6 +25,7 @@
 #include "proto/server.h"
 
 #define CANCEL_GRACE_MS 2000 /* after the drain time: for the engine to end what is left */
+#define FRAME_HEAD_MAX 8192  /* bytes of a frame's JSON header at most, metrics included */
 #define CLOSE_GRACE_MS 3000  /* for clients to answer the close frame */
 
 enum phase { PHASE_SERVING, PHASE_DRAINING, PHASE_CANCELLING, PHASE_CLOSING };
@@ -32,14 +34,16 @@ struct serve {
     struct ic_options opt;
     struct ic_keys *keys;
     struct ic_events events;
-    struct ic_text_engine *text;
+    struct ic_text_engine *text; /* NULL: no --model */
+    struct ic_law_engine *law;   /* NULL: no --law */
+    struct ic_turn turn;
     struct ic_server *server;
     struct ic_net *net;
     pthread_t signals;
     atomic_int signal;  /* the first one received */
     enum phase phase;
     int64_t phase_ns;   /* since when */
-    bool announced;
+    bool announced, failed;
     int exit_code;
 };
 
@@ -85,6 +89,13 @@ static int exit_for(enum ic_status st)
     return st == IC_OOM ? IC_EXIT_MEMORY : st == IC_NOT_FOUND || st == IC_BAD_REQUEST ? IC_EXIT_FILE : IC_EXIT_FAILED;
 }
 
+static void fail(struct serve *s, const struct ic_err *err)
+{
+    if (!s->failed) /* once, though wakes may follow */
+        finish(s, ic_cli_fail(exit_for(err->code), err->msg));
+    s->failed = true;
+}
+
 /* Moves through the phases; called after every wake and tick. */
 static void advance(void *arg)
 {
@@ -93,10 +104,12 @@ static void advance(void *arg)
 
     switch (s->phase) {
     case PHASE_SERVING:
-        if (ic_text_engine_state(s->text) == IC_ENGINE_FAILED) {
-            const struct ic_err *err = ic_text_engine_error(s->text);
-            finish(s, ic_cli_fail(exit_for(err->code), err->msg));
-        } else if (!s->announced && ic_text_engine_state(s->text) == IC_ENGINE_READY) {
+        if (s->text && ic_text_engine_state(s->text) == IC_ENGINE_FAILED)
+            fail(s, ic_text_engine_error(s->text));
+        else if (s->law && ic_law_engine_state(s->law) == IC_ENGINE_FAILED)
+            fail(s, ic_law_engine_error(s->law));
+        else if (!s->announced && (!s->text || ic_text_engine_state(s->text) == IC_ENGINE_READY) &&
+                 (!s->law || ic_law_engine_state(s->law) == IC_ENGINE_READY)) {
             s->announced = true;
             ic_info("serve", "ready on ws%s://%s:%d", s->opt.tls_cert ? "s" : "", s->opt.host, ic_net_port(s->net));
         }
@@ -104,7 +117,8 @@ static void advance(void *arg)
             ic_info("serve", "%s: draining for at most %lld s", strsignal(atomic_load(&s->signal)),
                     (long long)s->opt.drain_s);
             ic_net_stop_accepting(s->net);
-            ic_text_engine_drain(s->text);
+            if (s->text)
+                ic_text_engine_drain(s->text);
             ic_server_drain(s->server);
             enter(s, PHASE_DRAINING);
         }
@@ -151,6 +165,8 @@ static enum ic_status start(struct serve *s, struct ic_err *err)
         .outbox_max = (size_t)o->outbox_max,
         .requests_max = (int)o->requests_max,
         .sessions_max = (int)o->sessions_max,
+        .sims_max = (int)o->sims_per_conn,
+        .grid_max = (unsigned)o->grid_max,
         .queue_max = (int)o->queue_max,
         .stall_s = (int)o->stall_s,
         .keys = s->keys,
@@ -165,6 +181,19 @@ static enum ic_status start(struct serve *s, struct ic_err *err)
                   .threads = (int32_t)o->threads,
                   .gpu_layers = (int32_t)o->gpu_layers},
         .queue_max = (int32_t)o->queue_max,
+        .turn = o->law ? &s->turn : NULL,
+    };
+    struct ic_law_engine_config law = {
+        .laws = o->law,
+        .backend = "cpu",
+        .threads = (int)o->law_threads,
+        .limits = {.max_batch = (unsigned)o->law_max_batch,
+                   .batch_timeout_ns = o->law_batch_timeout * IC_MS,
+                   .grid_max = (unsigned)o->grid_max,
+                   .sims_max = (unsigned)o->sims_max,
+                   .memory_max = (size_t)o->law_memory,
+                   .frame_max = (size_t)o->outbox_max - FRAME_HEAD_MAX},
+        .turn = o->model ? &s->turn : NULL,
     };
     struct ic_server_hooks hooks = {s, advance, advance};
     enum ic_status st;
@@ -173,9 +202,10 @@ static enum ic_status start(struct serve *s, struct ic_err *err)
      * thread starts last, when there is a loop to wake. */
     if ((st = ic_server_open(&s->server, &server, &s->events, err)) != IC_OK ||
         (st = ic_net_open(&s->net, &net, &ic_server_app, s->server, err)) != IC_OK ||
-        (st = ic_text_engine_start(&s->text, &text, &s->events, err)) != IC_OK)
+        (o->model && (st = ic_text_engine_start(&s->text, &text, &s->events, err)) != IC_OK) ||
+        (o->law && (st = ic_law_engine_start(&s->law, &law, &s->events, err)) != IC_OK))
         return st;
-    ic_server_set_text(s->server, s->text);
+    ic_server_set_engines(s->server, s->text, s->law);
     ic_server_set_hooks(s->server, &hooks);
     if (pthread_create(&s->signals, NULL, signal_main, s) != 0)
         return ic_fail(err, IC_OOM, "no thread for signals");
@@ -206,13 +236,13 @@ static int check_options(const struct ic_options *o)
     if (ic_log_parse_level(o->log_level ? o->log_level : "info", &level) != IC_OK)
         return ic_cli_fail(IC_EXIT_USAGE, "--log-level must be error, warn, info, debug or trace");
     ic_log_set_level(level);
-    if (!o->model)
-        return ic_cli_fail(IC_EXIT_USAGE, "serve needs --model FILE.gguf");
+    if (!o->model && !o->law)
+        return ic_cli_fail(IC_EXIT_USAGE, "serve needs --model FILE.gguf, or --law PATH, or both");
     if (!o->tls_cert != !o->tls_key)
         return ic_cli_fail(IC_EXIT_USAGE, "--tls-cert and --tls-key go together");
     if (!o->host)
         return ic_cli_fail(IC_EXIT_USAGE, "--host must not be empty");
-    if (access(o->model, R_OK) != 0) {
+    if (o->model && access(o->model, R_OK) != 0) {
         struct ic_err err;
         ic_fail(&err, IC_NOT_FOUND, "model %s: %s", o->model, strerror(errno));
         return ic_cli_fail(IC_EXIT_FILE, err.msg);
@@ -244,6 +274,7 @@ int ic_cli_serve(int argc, char **argv)
         ic_warn("serve", "listening on %s without --keys: whoever reaches this port may use it", s.opt.host);
     block_signals();
     ic_events_init(&s.events, wake_loop, &s);
+    ic_turn_init(&s.turn);
     st = start(&s, &err);
     if (st != IC_OK) {
         code = ic_cli_fail(s.net ? IC_EXIT_FAILED : IC_EXIT_PORT, err.msg);
@@ -257,12 +288,14 @@ int ic_cli_serve(int argc, char **argv)
         pthread_cancel(s.signals);
         pthread_join(s.signals, NULL);
     }
-    ic_text_engine_stop(&s.text); /* it wakes the network to the last */
+    ic_text_engine_stop(&s.text); /* they wake the network to the last */
+    ic_law_engine_stop(&s.law);
     if (s.server)
-        ic_server_set_text(s.server, NULL);
+        ic_server_set_engines(s.server, NULL, NULL);
     ic_net_close(&s.net);
     ic_server_close(&s.server);
     ic_events_deinit(&s.events);
+    ic_turn_deinit(&s.turn);
     ic_keys_free(&s.keys);
     if (code == IC_EXIT_OK)
         ic_info("serve", "bye");

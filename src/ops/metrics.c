@@ -63,6 +63,30 @@ void ic_prom_text(struct ic_buf *b, struct ic_text_counters *c)
     ic_prom_hist(b, "ic_text_decode_seconds", "One decode of all requests", &c->tick);
 }
 
+#define LAW_METRICS(X)                                                                                                 \
+    X(sims, "ic_law_simulations", "gauge", "Simulations")                                                              \
+    X(running, "ic_law_simulations_running", "gauge", "Simulations that are being stepped")                            \
+    X(groups, "ic_law_plans", "gauge", "Plans: a law on a grid")                                                       \
+    X(state_bytes, "ic_law_state_bytes", "gauge", "Memory of all simulations' states")                                 \
+    X(shared_bytes, "ic_law_plan_bytes", "gauge", "Memory of all plans, shared by their simulations")                  \
+    X(created, "ic_law_simulations_created_total", "counter", "Simulations created")                                   \
+    X(steps, "ic_law_steps_total", "counter", "Steps of all simulations")                                              \
+    X(batches, "ic_law_batches_total", "counter", "Batches")                                                           \
+    X(batched, "ic_law_batched_steps_total", "counter", "Steps that shared their batch with others")                   \
+    X(frames, "ic_law_frames_total", "counter", "Frames drawn")                                                        \
+    X(frames_skipped, "ic_law_frames_skipped_total", "counter", "Frames not drawn because the last ones were on their way") \
+    X(predicts, "ic_law_predictions_total", "counter", "Predictions")                                                  \
+    X(refused, "ic_law_commands_refused_total", "counter", "Commands refused by the engine")
+
+void ic_prom_law(struct ic_buf *b, struct ic_law_counters *c)
+{
+#define X(field, name, type, help) ic_prom_value(b, name, type, help, (double)atomic_load(&c->field));
+    LAW_METRICS(X)
+#undef X
+    ic_prom_hist(b, "ic_law_batch_seconds", "Compute of one batch", &c->batch);
+    ic_prom_hist(b, "ic_law_wait_seconds", "From readiness to the start of the batch", &c->wait);
+}
+
 static int count_dir(const char *path)
 {
     int n = 0;

@@ -4,14 +4,16 @@
 
 #include "base/buf.h"
 #include "base/hist.h"
+#include "sched/law_sched.h"
 #include "sched/text_sched.h"
 
 /* One metric with HELP and TYPE ("counter", "gauge"). */
 void ic_prom_value(struct ic_buf *b, const char *name, const char *type, const char *help, double v);
 void ic_prom_hist(struct ic_buf *b, const char *name, const char *help, struct ic_hist *h);
 
-/* The text engine's counters; the table of names stands in metrics.c. */
+/* The engines' counters; the tables of names stand in metrics.c. */
 void ic_prom_text(struct ic_buf *b, struct ic_text_counters *c);
+void ic_prom_law(struct ic_buf *b, struct ic_law_counters *c);
 /* The process: resident memory, CPU seconds, open files, threads. */
 void ic_prom_process(struct ic_buf *b);
 

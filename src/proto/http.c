@@ -17,8 +17,8 @@ static void reply_json(struct ic_peer *p, int status, const char *extra, struct 
 }
 
 /* OpenAI's form of an error, with the status that fits the code. */
-static void reply_error(struct ic_server *s, struct ic_peer *p, int status, enum ic_status code, const char *text,
-                        const char *extra)
+void ic_http_error(struct ic_server *s, struct ic_peer *p, int status, enum ic_status code, const char *text,
+                   const char *extra)
 {
     struct ic_buf *b = &s->out;
 
@@ -37,6 +37,8 @@ static const char *not_ready(const struct ic_server *s)
 {
     if (s->draining)
         return "draining";
+    if (s->law && ic_law_engine_state(s->law) != IC_ENGINE_READY)
+        return ic_law_engine_state(s->law) == IC_ENGINE_LOADING ? "the laws are being loaded" : "the laws could not be loaded";
     if (!s->text)
         return NULL;
     switch (ic_text_engine_state(s->text)) {
@@ -50,12 +52,17 @@ static const char *not_ready(const struct ic_server *s)
 
 static const char *not_healthy(const struct ic_server *s)
 {
-    int64_t beat = s->text ? ic_text_engine_beat(s->text) : 0;
+    int64_t beat = s->text ? ic_text_engine_beat(s->text) : 0, law_beat = s->law ? ic_law_engine_beat(s->law) : 0;
+    int64_t limit = ic_now_ns() - s->cfg.stall_s * 1000 * IC_MS;
 
     if (s->text && ic_text_engine_state(s->text) == IC_ENGINE_FAILED)
         return "the text engine has failed";
-    if (beat && ic_now_ns() - beat > s->cfg.stall_s * 1000 * IC_MS)
+    if (s->law && ic_law_engine_state(s->law) == IC_ENGINE_FAILED)
+        return "the Law M engine has failed";
+    if (beat && beat < limit)
         return "the text engine has stopped moving";
+    if (law_beat && law_beat < limit)
+        return "the Law M engine has stopped moving";
     return NULL;
 }
 
@@ -105,6 +112,8 @@ static void get_metrics(struct ic_server *s, struct ic_peer *p, const struct ic_
     ic_prom_hist(b, "ic_token_write_seconds", "From sampling a token to its bytes being given to the socket", &s->write);
     if (s->text)
         ic_prom_text(b, ic_text_engine_counters(s->text));
+    if (s->law)
+        ic_prom_law(b, ic_law_engine_counters(s->law));
     ic_prom_process(b);
     if (b->failed)
         p->vt->reply(p, 500, NULL, NULL, NULL, 0);
@@ -141,11 +150,55 @@ static void get_models(struct ic_server *s, struct ic_peer *p, const struct ic_h
     reply_json(p, 200, NULL, b);
 }
 
+static void get_laws(struct ic_server *s, struct ic_peer *p, const struct ic_http_req *r)
+{
+    struct ic_buf *b = &s->out;
+
+    (void)r;
+    ic_buf_clear(b);
+    ic_buf_puts(b, "{\"object\":\"list\",\"data\":[");
+    for (unsigned i = 0; s->law && i < ic_law_engine_count(s->law); i++) {
+        if (i)
+            ic_buf_puts(b, ",");
+        ic_sim_put_law(s, i, b);
+    }
+    ic_buf_puts(b, "]}");
+    reply_json(p, 200, NULL, b);
+}
+
+static void get_sims(struct ic_server *s, struct ic_peer *p, const struct ic_http_req *r)
+{
+    struct ic_buf *b = &s->out;
+    bool first = true;
+
+    (void)r;
+    ic_buf_clear(b);
+    ic_buf_puts(b, "{\"object\":\"list\",\"data\":[");
+    for (unsigned i = 0; i < s->cfg.connections_max; i++)
+        for (int k = 0; s->conns[i] && s->conns[i]->sims && k < s->cfg.sims_max; k++) {
+            const struct sim *m = &s->conns[i]->sims[k];
+            if (!m->made)
+                continue;
+            ic_buf_puts(b, first ? "{" : ",{");
+            first = false;
+            ic_json_key(b, "sim_id");
+            ic_buf_printf(b, "\"sim_%llu\"", (unsigned long long)m->handle);
+            ic_json_kstr(b, "law", ic_law_engine_law(s->law, m->law)->name);
+            ic_json_kint(b, "height", m->height);
+            ic_json_kint(b, "width", m->width);
+            ic_json_kint(b, "step", m->step);
+            ic_json_kstr(b, "status", m->running ? "running" : "paused");
+            ic_buf_puts(b, "}");
+        }
+    ic_buf_puts(b, "]}");
+    reply_json(p, 200, NULL, b);
+}
+
 static void get_root(struct ic_server *s, struct ic_peer *p, const struct ic_http_req *r)
 {
     static const char text[] = "Inference-Core " IC_VERSION "\n"
                                "WebSocket on any path of this port: {\"op\":\"infer\",\"prompt\":\"Once upon a time\"}\n"
-                               "GET /health  /ready  /metrics  /v1/models\n";
+                               "GET /health  /ready  /metrics  /v1/models  /v1/laws  /v1/sims\n";
     (void)s;
     (void)r;
     p->vt->reply(p, 200, "text/plain; charset=utf-8", NULL, text, sizeof text - 1);
@@ -161,6 +214,9 @@ static const struct {
     {"/metrics", "GET, HEAD", true, get_metrics},
     {"/", "GET, HEAD", true, get_root},
     {"/v1/models", "GET, HEAD", false, get_models},
+    {"/v1/laws", "GET, HEAD", false, get_laws},
+    {"/v1/sims", "GET, HEAD", false, get_sims},
+    {"/predict", "POST", false, ic_predict_request},
 };
 
 static bool allowed(const char *methods, const char *method)
@@ -191,13 +247,13 @@ void ic_http_request(struct ic_server *s, struct ic_peer *p, const struct ic_htt
             continue;
         if (!allowed(routes[i].methods, r->method)) {
             snprintf(extra, sizeof extra, "Allow: %s\r\n", routes[i].methods);
-            reply_error(s, p, 405, IC_BAD_REQUEST, "this path does not take that method", extra);
+            ic_http_error(s, p, 405, IC_BAD_REQUEST, "this path does not take that method", extra);
         } else if (!routes[i].open && !key_ok(s, p)) {
-            reply_error(s, p, 401, IC_UNAUTHORIZED, "Invalid credentials", "WWW-Authenticate: Bearer\r\n");
+            ic_http_error(s, p, 401, IC_UNAUTHORIZED, "Invalid credentials", "WWW-Authenticate: Bearer\r\n");
         } else {
             routes[i].run(s, p, r);
         }
         return;
     }
-    reply_error(s, p, 404, IC_NOT_FOUND, "there is nothing at this path", NULL);
+    ic_http_error(s, p, 404, IC_NOT_FOUND, "there is nothing at this path", NULL);
 }

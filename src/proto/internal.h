@@ -22,6 +22,24 @@ struct session {
     char id[IC_SESSION_ID_LEN + 1];
 };
 
+/* A simulation of this connection, as far as its events have told. */
+struct sim {
+    uint64_t handle; /* the engine's number; "sim_<handle>" on the wire */
+    unsigned law, height, width;
+    int64_t step;
+    bool running, made; /* made: SIM_CREATED has come */
+};
+
+/* A sim_* message whose answer is awaited: its id is to be echoed. */
+struct sim_call {
+    uint64_t rid;
+    char id[IC_ID_MAX + 1];
+};
+
+#define IC_SIM_CALLS_MAX 256 /* sim_* messages of one connection that wait for their answer */
+
+enum dialect { DIALECT_NATIVE, DIALECT_ATHERIA };
+
 /* A WebSocket client. Freed in on_close; engines know it as ic_owner_of(peer). */
 struct conn {
     struct ic_peer *peer;
@@ -33,18 +51,26 @@ struct conn {
     struct session *sessions;
     int n_sessions;
     uint64_t ids_given;
+    enum dialect dialect;
+    struct sim *sims; /* cfg.sims_per_conn entries, allocated with the first; handle 0: free */
+    struct sim_call *calls; /* IC_SIM_CALLS_MAX entries, allocated with the first; rid 0: free */
+    struct ic_sim_cmd *awaiting; /* a sim_create whose binary state is to follow */
+    uint64_t awaiting_rid;
+    void *atheria; /* what atheria.c keeps of this connection */
 };
 
 struct ic_server {
     struct ic_server_config cfg;
     struct ic_text_engine *text;
+    struct ic_law_engine *law;
     struct ic_events *events;
     struct ic_server_hooks hooks;
-    struct conn **conns; /* by peer slot; NULL: no WebSocket client there */
+    struct conn **conns;      /* by peer slot; NULL: no WebSocket client there */
+    struct ic_peer **waiting; /* by peer slot: HTTP exchanges that an engine will answer */
     int active;
     bool draining;
     int64_t start_ns, start_wall_s, last_metrics_ns;
-    uint64_t last_session;
+    uint64_t last_session, last_sim, last_rid;
     struct ic_buf out; /* the message being written */
     struct ic_hist write; /* from sampling to the socket */
     _Atomic uint64_t ws_total, http_total, messages, errors, slow_closed;
@@ -68,7 +94,28 @@ void ic_native_message(struct ic_server *s, struct conn *c, const char *data, si
 void ic_native_event(struct ic_server *s, struct conn *c, struct stream *st, const struct ic_event *ev);
 void ic_native_metrics(struct ic_server *s); /* to every subscriber */
 
+/* sim.c: the sim_* ops */
+bool ic_sim_message(struct ic_server *s, struct conn *c, const char *op, const json_t *top, const json_t *payload,
+                    const char *id); /* false: not one of its ops */
+/* A binary message: the state of a sim_create. False: none is awaited. */
+bool ic_sim_binary(struct ic_server *s, struct conn *c, const char *data, size_t len);
+void ic_sim_event(struct ic_server *s, struct conn *c, struct ic_event *ev);
+void ic_sim_conn_closed(struct ic_server *s, struct conn *c);
+void ic_sim_put_limits(const struct ic_server *s, struct ic_buf *b);
+struct sim *ic_sim_of(const struct ic_server *s, const struct conn *c, uint64_t handle);
+/* Reads what protocol.md lets a client set on a simulation. */
+enum ic_status ic_sim_parse_opts(const json_t *o, struct ic_sim_opts *opts, struct ic_err *err);
+/* {"name":…, "architecture":…, …} of a law. */
+void ic_sim_put_law(const struct ic_server *s, unsigned i, struct ic_buf *b);
+
+/* predict.c: POST /predict */
+void ic_predict_request(struct ic_server *s, struct ic_peer *p, const struct ic_http_req *r);
+void ic_predict_event(struct ic_server *s, struct ic_peer *p, struct ic_event *ev);
+void ic_predict_closed(struct ic_server *s, struct ic_peer *p);
+
 /* http.c */
+void ic_http_error(struct ic_server *s, struct ic_peer *p, int status, enum ic_status code, const char *text,
+                   const char *extra);
 void ic_http_request(struct ic_server *s, struct ic_peer *p, const struct ic_http_req *req);
 
 #endif

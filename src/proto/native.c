@@ -72,6 +72,7 @@ static void put_limits(struct ic_server *s, struct conn *c, struct ic_buf *b)
         ic_json_kint(b, "context_tokens", i->ctx_size);
         ic_json_kint(b, "prompt_tokens", i->ctx_size - 1);
     }
+    ic_sim_put_limits(s, b);
     ic_buf_puts(b, "}");
 }
 
@@ -84,7 +85,14 @@ void ic_native_hello(struct ic_server *s, struct conn *c)
     ic_json_kstr(b, "message", "Server is available");
     ic_json_kstr(b, "model", i ? i->name : NULL);
     ic_json_key(b, "laws");
-    ic_buf_puts(b, "[]");
+    ic_buf_puts(b, "[");
+    for (unsigned k = 0; s->law && k < ic_law_engine_count(s->law); k++) {
+        const char *name = ic_law_engine_law(s->law, k)->name;
+        if (k)
+            ic_buf_puts(b, ",");
+        ic_json_str(b, name, strlen(name));
+    }
+    ic_buf_puts(b, "]");
     ic_json_kstr(b, "version", IC_VERSION);
     ic_json_kint(b, "protocol", 1);
     ic_json_kint(b, "uptime_seconds", (ic_now_ns() - s->start_ns) / (1000 * IC_MS));
@@ -494,6 +502,8 @@ void ic_native_message(struct ic_server *s, struct conn *c, const char *data, si
             ops[i].run(s, c, &m);
             goto out;
         }
+    if (ic_sim_message(s, c, op, m.top, m.payload, m.id))
+        goto out;
     ic_fail(&err, IC_BAD_REQUEST, "Unknown operation: %.64s", op);
     fail(s, c, &m, &err);
 out:
@@ -577,7 +587,7 @@ void ic_native_event(struct ic_server *s, struct conn *c, struct stream *st, con
         ic_fail(&err, ev->code, "%s", ev->text);
         ic_conn_error(s, c, st->id, st->session ? ic_session_name(c, st->session) : NULL, &err);
         break;
-    case IC_EVENT_END:
+    default: /* END */
         put_end(stream_reply(s, c, st, "end"), ev);
         ic_conn_send(s, c, 0);
         break;

@@ -26,10 +26,12 @@ enum ic_status ic_server_open(struct ic_server **out, const struct ic_server_con
     struct ic_server *s = calloc(1, sizeof *s);
 
     *out = NULL;
-    if (s)
+    if (s) {
         s->conns = calloc(cfg->connections_max, sizeof *s->conns);
-    if (!s || !s->conns) {
-        free(s);
+        s->waiting = calloc(cfg->connections_max, sizeof *s->waiting);
+    }
+    if (!s || !s->conns || !s->waiting) {
+        ic_server_close(&s);
         return ic_fail(err, IC_OOM, "out of memory");
     }
     s->cfg = *cfg;
@@ -45,14 +47,16 @@ void ic_server_close(struct ic_server **sp)
     if (*sp) {
         ic_buf_deinit(&(*sp)->out);
         free((*sp)->conns);
+        free((*sp)->waiting);
         free(*sp);
         *sp = NULL;
     }
 }
 
-void ic_server_set_text(struct ic_server *s, struct ic_text_engine *text)
+void ic_server_set_engines(struct ic_server *s, struct ic_text_engine *text, struct ic_law_engine *law)
 {
     s->text = text;
+    s->law = law;
 }
 
 void ic_server_set_hooks(struct ic_server *s, const struct ic_server_hooks *hooks)
@@ -229,10 +233,12 @@ static void on_message(void *app, struct ic_peer *p, const char *data, size_t le
 {
     struct ic_server *s = app;
 
-    (void)binary; /* InferenceCenter took both alike */
+    struct conn *c = p->app;
+
     s->messages++;
-    if (p->app && !((struct conn *)p->app)->doomed)
-        ic_native_message(s, p->app, data, len);
+    if (!c || c->doomed || (binary && ic_sim_binary(s, c, data, len)))
+        return;
+    ic_native_message(s, c, data, len); /* binary too: InferenceCenter took both alike */
 }
 
 static void on_refused(void *app, struct ic_peer *p, const struct ic_err *err)
@@ -246,8 +252,11 @@ static void on_close(void *app, struct ic_peer *p)
     struct ic_server *s = app;
     struct conn *c = p->app;
 
+    if (p->kind == IC_PEER_HTTP)
+        ic_predict_closed(s, p);
     if (p->kind != IC_PEER_WS || !c)
         return;
+    ic_sim_conn_closed(s, c);
     cancel_streams(s, c, IC_CANCEL_GONE);
     for (int i = 0; s->text && i < c->n_sessions; i++)
         ic_text_engine_session_close(s->text, c->sessions[i].handle);
@@ -273,22 +282,40 @@ static struct stream *stream_of(const struct ic_server *s, struct conn *c, uint6
     return NULL;
 }
 
+static void route_text(struct ic_server *s, struct conn *c, const struct ic_event *ev)
+{
+    struct stream *st = stream_of(s, c, ev->rid);
+
+    if (!st)
+        return;
+    ic_native_event(s, c, st, ev);
+    /* the event may have doomed the connection, which frees its streams */
+    if ((ev->kind == IC_EVENT_END || (ev->kind == IC_EVENT_ERROR && !ev->more)) && st->req && st->req->rid == ev->rid)
+        ic_stream_free(s, c, st);
+}
+
+static void route(struct ic_server *s, struct ic_event *ev)
+{
+    uint32_t slot = (uint32_t)(ev->owner >> 32);
+    struct conn *c = conn_of(s, ev->owner);
+    struct ic_peer *p = slot < s->cfg.connections_max ? s->waiting[slot] : NULL;
+
+    if (c && (ev->kind <= IC_EVENT_END || (ev->kind == IC_EVENT_ERROR && stream_of(s, c, ev->rid))))
+        route_text(s, c, ev);
+    else if (c)
+        ic_sim_event(s, c, ev);
+    else if (p && p->id.gen == (uint32_t)ev->owner)
+        ic_predict_event(s, p, ev);
+}
+
 static void on_wake(void *app)
 {
     struct ic_server *s = app;
 
     for (struct ic_event *ev = ic_events_take(s->events), *next; ev; ev = next) {
-        struct conn *c = conn_of(s, ev->owner);
-        struct stream *st = c ? stream_of(s, c, ev->rid) : NULL;
         next = ev->next;
-        if (st) {
-            ic_native_event(s, c, st, ev);
-            /* the event may have doomed the connection, which frees its streams */
-            if ((ev->kind == IC_EVENT_END || (ev->kind == IC_EVENT_ERROR && !ev->more)) && st->req &&
-                st->req->rid == ev->rid)
-                ic_stream_free(s, c, st);
-        }
-        free(ev);
+        route(s, ev);
+        ic_event_free(ev);
     }
     if (s->hooks.woken)
         s->hooks.woken(s->hooks.arg);

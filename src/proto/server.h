@@ -8,6 +8,7 @@
 
 #include "proto/keys.h"
 #include "proto/peer.h"
+#include "sched/law_engine.h"
 #include "sched/text_engine.h"
 
 #define IC_ID_MAX 128             /* bytes of a client's request id */
@@ -20,6 +21,8 @@ struct ic_server_config {
     size_t message_max, outbox_max; /* bytes, as given to the network */
     int requests_max;               /* requests under way per connection */
     int sessions_max;               /* sessions per client where its key says nothing else */
+    int sims_max;                   /* simulations per connection */
+    unsigned grid_max;              /* as given to the Law M engine */
     int queue_max;                  /* as given to the text engine */
     int stall_s;                    /* an engine that has not moved for so long is unhealthy */
     const struct ic_keys *keys;     /* NULL: everybody is welcome */
@@ -31,8 +34,8 @@ struct ic_server;
 enum ic_status ic_server_open(struct ic_server **out, const struct ic_server_config *cfg, struct ic_events *events,
                               struct ic_err *err);
 void ic_server_close(struct ic_server **s);
-/* Without it, and after NULL, there is no text engine. */
-void ic_server_set_text(struct ic_server *s, struct ic_text_engine *text);
+/* Engines, NULL: none of the kind (any more). */
+void ic_server_set_engines(struct ic_server *s, struct ic_text_engine *text, struct ic_law_engine *law);
 
 /* What the network calls, with the server as `app`. */
 extern const struct ic_peer_app ic_server_app;

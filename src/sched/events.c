@@ -17,7 +17,7 @@ void ic_events_put(struct ic_events *q, struct ic_event *ev)
         pthread_cond_wait(&q->room, &q->lock);
     if (q->closed) {
         pthread_mutex_unlock(&q->lock);
-        free(ev);
+        ic_event_free(ev);
         return;
     }
     bool was_empty = q->count++ == 0;
@@ -54,7 +54,7 @@ void ic_events_deinit(struct ic_events *q)
 {
     for (struct ic_event *ev = ic_events_take(q), *next; ev; ev = next) {
         next = ev->next;
-        free(ev);
+        ic_event_free(ev);
     }
     pthread_mutex_destroy(&q->lock);
     pthread_cond_destroy(&q->room);

@@ -49,3 +49,18 @@ void ic_text_req_unref(struct ic_text_req *r)
     ic_text_params_deinit(&r->params);
     free(r);
 }
+
+void ic_sim_credit_unref(struct ic_sim_credit *c)
+{
+    if (atomic_fetch_sub(&c->refs, 1) == 1)
+        free(c);
+}
+
+void ic_event_free(struct ic_event *ev)
+{
+    if (ev && ev->kind == IC_EVENT_SIM_FRAME) {
+        atomic_fetch_sub(&ev->sim.credit->in_flight, 1);
+        ic_sim_credit_unref(ev->sim.credit);
+    }
+    free(ev);
+}

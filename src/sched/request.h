@@ -1,5 +1,5 @@
-/* A text request and the events it causes: all that passes between the protocol (loop thread) and the text
- * engine (its own thread).
+/* A text request, and the events that both engines cause: what passes between the protocol (loop thread) and the
+ * engines (a thread each).
  *
  * A request has two holders, the protocol and the engine, and a count of them; it is immutable once
  * submitted but for `cancel`, which either side may set and the engine obeys within one tick. Connections are
@@ -12,6 +12,8 @@
 #include <stdint.h>
 
 #include "base/status.h"
+#include "law/metrics.h"
+#include "law/views.h"
 #include "text/model.h"
 #include "text/sample.h"
 
@@ -50,6 +52,36 @@ enum ic_event_kind {
     IC_EVENT_TOKEN,  /* text; index, prob, top */
     IC_EVENT_END,    /* reason, stats. The last event of a request that had been admitted or queued. */
     IC_EVENT_ERROR,  /* code, text. An END with reason error follows when `more`, else it is the last. */
+    /* Law M; `sim` tells which and how it is */
+    IC_EVENT_SIM_CREATED,
+    IC_EVENT_SIM_STATUS,    /* answers a command, or the run is over */
+    IC_EVENT_SIM_FRAME,     /* text[0..len): pixels; frame, metrics */
+    IC_EVENT_SIM_STATE,     /* text[0..len): psi, float32 [H,W,d,2] */
+    IC_EVENT_SIM_CLOSED,
+    IC_EVENT_SIM_PREDICTED, /* text[0..len): psi, then h and c where the law has memory */
+};
+
+/* Counts the frames of one simulation that are on their way to the network. */
+struct ic_sim_credit {
+    atomic_int refs, in_flight;
+};
+void ic_sim_credit_unref(struct ic_sim_credit *c);
+
+/* How a simulation is, in every event about it. */
+struct ic_sim_info {
+    uint64_t sim;
+    unsigned law, height, width, d;
+    int64_t step, left; /* steps done; steps still to do, -1: until paused */
+    bool running;
+    double gamma, rate, fps;
+    int64_t every;
+    uint64_t seed;
+    size_t bytes; /* of its state */
+    struct ic_view_request view;
+    struct ic_view_frame frame;     /* SIM_FRAME */
+    bool has_metrics;
+    struct ic_law_metrics metrics;  /* SIM_FRAME, when has_metrics */
+    struct ic_sim_credit *credit;   /* SIM_FRAME: one count of it belongs to the event */
 };
 
 #define IC_END_TABLE(X) X(STOP, "stop") X(LENGTH, "length") X(ABORT, "abort") X(DEADLINE, "deadline") X(ERROR, "error")
@@ -73,7 +105,7 @@ struct ic_event_top {
     uint32_t off, len; /* the token's text inside `text` */
 };
 
-/* Made by the engine, freed by whoever takes it off the queue (free()). */
+/* Made by an engine, freed with ic_event_free by whoever takes it off the queue. */
 struct ic_event {
     struct ic_event *next;
     uint64_t owner, rid;
@@ -84,11 +116,19 @@ struct ic_event {
     int32_t index;
     float prob;
     int64_t stamp_ns; /* TOKEN: when it was sampled */
-    struct ic_text_stats stats;
-    int32_t n_top;
-    struct ic_event_top top[IC_LOGPROBS_MAX];
+    union {
+        struct {
+            struct ic_text_stats stats;
+            int32_t n_top;
+            struct ic_event_top top[IC_LOGPROBS_MAX];
+        };
+        struct ic_sim_info sim;
+    };
     size_t len;  /* bytes of the content at the start of `text` */
     char text[]; /* content, then the texts of `top`; NUL-terminated */
 };
+
+/* Also gives a frame's credit back: its simulation may send another. Any thread; accepts NULL. */
+void ic_event_free(struct ic_event *ev);
 
 #endif

@@ -56,7 +56,10 @@ static enum ic_decode be_decode(void *arg, const struct ic_row *rows, int32_t n)
 {
     struct ic_text_engine *e = arg;
     atomic_store(&e->beat, ic_now_ns());
-    return ic_text_decode(e->model, rows, n);
+    ic_turn_take(e->cfg.turn);
+    enum ic_decode rc = ic_text_decode(e->model, rows, n);
+    ic_turn_give(e->cfg.turn);
+    return rc;
 }
 
 static bool be_seq_rm(void *arg, int32_t seq, int32_t from)

@@ -4,6 +4,7 @@
 #ifndef IC_SCHED_TEXT_ENGINE_H
 #define IC_SCHED_TEXT_ENGINE_H
 
+#include "hw/turn.h"
 #include "sched/events.h"
 #include "sched/text_sched.h"
 #include "text/model.h"
@@ -19,6 +20,7 @@ enum ic_engine_state {
 struct ic_text_engine_config {
     struct ic_text_config model; /* strings must outlive the engine */
     int32_t queue_max;           /* requests waiting at once, one more is IC_BUSY */
+    struct ic_turn *turn;        /* shared with other engines that compute on the CPU, or NULL */
 };
 
 struct ic_text_engine;

@@ -19,9 +19,9 @@
 #include "hw/cpu.h"
 
 #define CPU_SAMPLE_MS 200 /* how long the free cores are looked for at start */
-/* How eagerly the compute threads spin between two graphs, 0-100. llama.cpp's own default; they go to sleep a
- * few milliseconds after the last graph, so an idle server does not spin. */
-#define THREADPOOL_POLL 50
+/* How long the compute threads spin for the next graph, 0-100; 1 is about 2 ms. llama.cpp's default of 50 spins for
+ * a tenth of a second, which is stolen from the Law M engine when both take turns. */
+#define THREADPOOL_POLL 1
 
 static void to_log(enum ggml_log_level level, const char *text, void *arg)
 {

@@ -1,0 +1,360 @@
+/* The Law M engine's thread: commands in, batches, events out. */
+#include "sched/law_engine.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "hw/cpu.h"
+
+#define CPU_SAMPLE_MS 200
+/* While the text engine wants the cores too, a batch is cut to what takes about this long: it is what a token may
+ * have to wait for. */
+#define SHARED_BATCH_MS 25
+#define SHARED_FOR_NS (500 * IC_MS) /* how long a sharing of the cores is expected to go on */
+
+struct command {
+    struct command *next;
+    struct ic_sim_cmd cmd;
+};
+
+/* A plan with its executor. */
+struct group {
+    struct ic_law_group pub; /* first: the scheduler's view of it */
+    struct ic_law_plan *plan;
+    struct ic_law_exec *exec;
+    double ns_per_sim; /* moving average, 0: unknown */
+};
+
+struct ic_law_engine {
+    struct ic_law_engine_config cfg;
+    struct ic_events *events;
+    const struct ic_law_backend *backend;
+    struct ic_law *laws[IC_LAWS_MAX];
+    struct ic_law_packed *packed[IC_LAWS_MAX];
+    _Atomic unsigned n_laws; /* grows while loading, shown once READY */
+    struct ic_law_stepper stepper;
+    struct ic_law_sched *sched;
+    struct ic_law_counters counters;
+    struct ic_err err;
+    _Atomic(enum ic_engine_state) state;
+    _Atomic int64_t beat;
+    atomic_bool stop;
+    pthread_t thread;
+    pthread_mutex_t lock; /* guards the list */
+    pthread_cond_t wake;
+    struct command *head, **tail;
+    unsigned n_commands;
+};
+
+/* ---- the back end behind the scheduler -------------------------------------------------------------------- */
+
+static const struct ic_law *st_law(void *arg, unsigned i)
+{
+    struct ic_law_engine *e = arg;
+    return e->laws[i];
+}
+
+static void st_group_close(void *arg, struct ic_law_group *pub)
+{
+    struct ic_law_engine *e = arg;
+    struct group *g = (struct group *)pub;
+
+    if (g->exec)
+        e->backend->close(&g->exec);
+    ic_law_plan_close(&g->plan);
+    free(g);
+}
+
+static enum ic_status st_group_open(void *arg, unsigned law, unsigned height, unsigned width, unsigned max_batch,
+                                    struct ic_law_group **out, struct ic_err *err)
+{
+    struct ic_law_engine *e = arg;
+    struct group *g = calloc(1, sizeof *g);
+    enum ic_status st;
+
+    *out = NULL;
+    if (!g)
+        return ic_fail(err, IC_OOM, "out of memory");
+    st = ic_law_plan_open(e->laws[law], height, width, max_batch, e->backend->tensor_bytes, &g->plan, err);
+    if (st == IC_OK)
+        st = e->backend->open(e->packed[law], g->plan, &g->exec, err);
+    if (st != IC_OK) {
+        st_group_close(e, &g->pub);
+        return st;
+    }
+    g->pub = (struct ic_law_group){
+        .law = e->laws[law],
+        .height = height,
+        .width = width,
+        .max_n = max_batch,
+        .psi_bytes = g->plan->psi_bytes,
+        .memory_bytes = g->plan->memory_bytes,
+        .shared_bytes = e->backend->exec_bytes(g->exec),
+    };
+    *out = &g->pub;
+    return IC_OK;
+}
+
+static void st_step(void *arg, struct ic_law_group *pub, const struct ic_law_io *io, unsigned n)
+{
+    struct ic_law_engine *e = arg;
+    struct group *g = (struct group *)pub;
+
+    atomic_store(&e->beat, ic_now_ns());
+    ic_turn_take(e->cfg.turn);
+    int64_t t0 = ic_now_ns();
+    e->backend->step(g->exec, io, n);
+    double ns = (double)(ic_now_ns() - t0) / n;
+    ic_turn_give(e->cfg.turn);
+    g->ns_per_sim = g->ns_per_sim > 0 ? 0.8 * g->ns_per_sim + 0.2 * ns : ns;
+}
+
+static unsigned st_batch_limit(void *arg, struct ic_law_group *pub)
+{
+    struct ic_law_engine *e = arg;
+    struct group *g = (struct group *)pub;
+
+    if (!ic_turn_contended(e->cfg.turn, SHARED_FOR_NS) || g->ns_per_sim <= 0)
+        return pub->max_n;
+    double n = (double)SHARED_BATCH_MS * IC_MS / g->ns_per_sim;
+    return n < 1 ? 1 : n < pub->max_n ? (unsigned)n : pub->max_n;
+}
+
+static int64_t st_now(void *arg)
+{
+    (void)arg;
+    return ic_now_ns();
+}
+
+static void st_emit(void *arg, struct ic_event *ev)
+{
+    struct ic_law_engine *e = arg;
+    ic_events_put(e->events, ev);
+}
+
+/* ---- the thread ---------------------------------------------------------------------------------------------- */
+
+static void set_state(struct ic_law_engine *e, enum ic_engine_state st)
+{
+    atomic_store(&e->state, st);
+    e->events->wake(e->events->wake_arg);
+}
+
+static enum ic_status load_one(struct ic_law_engine *e, const char *path, unsigned threads)
+{
+    struct ic_law_open_opts opts = {0};
+    unsigned i = e->n_laws;
+    enum ic_status st;
+
+    if (i == IC_LAWS_MAX)
+        return ic_fail(&e->err, IC_TOO_LARGE, "more than %d laws", IC_LAWS_MAX);
+    if ((st = ic_law_open(path, &opts, &e->laws[i], &e->err)) != IC_OK)
+        return st;
+    for (unsigned k = 0; k < i; k++)
+        if (!strcmp(e->laws[k]->name, e->laws[i]->name)) {
+            ic_law_close(&e->laws[i]);
+            return ic_fail(&e->err, IC_BAD_REQUEST, "two laws are called %s", e->laws[k]->name);
+        }
+    if ((st = e->backend->pack(e->laws[i], threads, &e->packed[i], &e->err)) != IC_OK) {
+        ic_law_close(&e->laws[i]);
+        return st;
+    }
+    ic_info("law", "%s: %s, d %u, hidden %u, %llu parameters", e->laws[i]->name, ic_law_arch_info(e->laws[i]->arch)->name,
+            e->laws[i]->d, e->laws[i]->b, (unsigned long long)e->laws[i]->params);
+    e->n_laws++;
+    return IC_OK;
+}
+
+static enum ic_status load(struct ic_law_engine *e)
+{
+    unsigned threads = (unsigned)(e->cfg.threads > 0 ? e->cfg.threads : ic_cpu_cores_free(CPU_SAMPLE_MS));
+    char *list = strdup(e->cfg.laws), *save = NULL;
+    enum ic_status st = list ? IC_OK : ic_fail(&e->err, IC_OOM, "out of memory");
+
+    if (!(e->backend = ic_law_backend_find(e->cfg.backend)))
+        st = ic_fail(&e->err, IC_BAD_REQUEST, "there is no Law M back end %s", e->cfg.backend);
+    for (char *p = list ? strtok_r(list, ",", &save) : NULL; p && st == IC_OK; p = strtok_r(NULL, ",", &save))
+        st = load_one(e, p, threads);
+    free(list);
+    if (st != IC_OK)
+        return st;
+    e->stepper = (struct ic_law_stepper){
+        .arg = e,
+        .n_laws = e->n_laws,
+        .law = st_law,
+        .group_open = st_group_open,
+        .group_close = st_group_close,
+        .step = st_step,
+        .batch_limit = st_batch_limit,
+        .now_ns = st_now,
+        .emit = st_emit,
+    };
+    return ic_law_sched_open(&e->sched, &e->stepper, &e->cfg.limits, &e->counters, &e->err);
+}
+
+/* Waits until `until` (a monotonic time; INT64_MAX: for ever) or for a command, then carries all out. */
+static void take_commands(struct ic_law_engine *e, int64_t until)
+{
+    struct timespec ts = {(time_t)(until / 1000000000), (long)(until % 1000000000)};
+
+    pthread_mutex_lock(&e->lock);
+    while (!e->head && !atomic_load(&e->stop) && until > ic_now_ns()) {
+        atomic_store(&e->beat, 0);
+        if (until == INT64_MAX)
+            pthread_cond_wait(&e->wake, &e->lock);
+        else if (pthread_cond_timedwait(&e->wake, &e->lock, &ts) == ETIMEDOUT)
+            break;
+    }
+    struct command *c = e->head, *next;
+    e->head = NULL;
+    e->tail = &e->head;
+    e->n_commands = 0;
+    pthread_mutex_unlock(&e->lock);
+    atomic_store(&e->beat, ic_now_ns());
+    for (; c; c = next) {
+        next = c->next;
+        ic_law_sched_command(e->sched, &c->cmd);
+        free(c);
+    }
+}
+
+static void *engine_main(void *arg)
+{
+    struct ic_law_engine *e = arg;
+    int64_t until = INT64_MAX;
+
+    if (load(e) != IC_OK) {
+        set_state(e, IC_ENGINE_FAILED);
+        return NULL;
+    }
+    set_state(e, IC_ENGINE_READY);
+    while (!atomic_load(&e->stop)) {
+        take_commands(e, until);
+        until = ic_law_sched_tick(e->sched);
+    }
+    set_state(e, IC_ENGINE_STOPPED);
+    return NULL;
+}
+
+/* ---- from other threads -------------------------------------------------------------------------------------- */
+
+enum ic_status ic_law_engine_start(struct ic_law_engine **out, const struct ic_law_engine_config *cfg,
+                                   struct ic_events *events, struct ic_err *err)
+{
+    struct ic_law_engine *e = calloc(1, sizeof *e);
+    pthread_condattr_t attr;
+
+    *out = NULL;
+    if (!e)
+        return ic_fail(err, IC_OOM, "out of memory");
+    e->cfg = *cfg;
+    e->events = events;
+    e->tail = &e->head;
+    pthread_mutex_init(&e->lock, NULL);
+    pthread_condattr_init(&attr);
+    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+    pthread_cond_init(&e->wake, &attr);
+    pthread_condattr_destroy(&attr);
+    if (pthread_create(&e->thread, NULL, engine_main, e) != 0) {
+        free(e);
+        return ic_fail(err, IC_OOM, "no thread for the Law M engine");
+    }
+    pthread_setname_np(e->thread, "ic-law");
+    *out = e;
+    return IC_OK;
+}
+
+enum ic_engine_state ic_law_engine_state(const struct ic_law_engine *e)
+{
+    return atomic_load(&e->state);
+}
+
+const struct ic_err *ic_law_engine_error(const struct ic_law_engine *e)
+{
+    return &e->err;
+}
+
+struct ic_law_counters *ic_law_engine_counters(struct ic_law_engine *e)
+{
+    return &e->counters;
+}
+
+int64_t ic_law_engine_beat(const struct ic_law_engine *e)
+{
+    return atomic_load(&e->beat);
+}
+
+unsigned ic_law_engine_count(const struct ic_law_engine *e)
+{
+    return atomic_load(&e->state) == IC_ENGINE_READY ? e->n_laws : 0;
+}
+
+const struct ic_law *ic_law_engine_law(const struct ic_law_engine *e, unsigned i)
+{
+    return e->laws[i];
+}
+
+int ic_law_engine_find(const struct ic_law_engine *e, const char *name)
+{
+    for (unsigned i = 0; i < ic_law_engine_count(e); i++)
+        if (!strcmp(e->laws[i]->name, name))
+            return (int)i;
+    return -1;
+}
+
+enum ic_status ic_law_engine_command(struct ic_law_engine *e, const struct ic_sim_cmd *cmd, struct ic_err *err)
+{
+    switch (atomic_load(&e->state)) {
+    case IC_ENGINE_READY: break;
+    case IC_ENGINE_LOADING: return ic_fail(err, IC_UNAVAILABLE, "the laws are being loaded");
+    case IC_ENGINE_FAILED: return ic_fail(err, IC_UNAVAILABLE, "the laws could not be loaded");
+    default: return ic_fail(err, IC_UNAVAILABLE, "the server is shutting down");
+    }
+    struct command *c = malloc(sizeof *c);
+    if (!c)
+        return ic_fail(err, IC_OOM, "out of memory");
+    *c = (struct command){.cmd = *cmd};
+    pthread_mutex_lock(&e->lock);
+    /* The farewell of a connection is never refused: it frees what the others are short of. */
+    if (e->n_commands >= IC_LAW_COMMANDS_MAX && cmd->op != IC_SIM_OWNER_GONE) {
+        pthread_mutex_unlock(&e->lock);
+        free(c);
+        return ic_fail(err, IC_BUSY, "%d commands are waiting for the Law M engine", IC_LAW_COMMANDS_MAX);
+    }
+    *e->tail = c;
+    e->tail = &c->next;
+    e->n_commands++;
+    pthread_cond_signal(&e->wake);
+    pthread_mutex_unlock(&e->lock);
+    return IC_OK;
+}
+
+void ic_law_engine_stop(struct ic_law_engine **ep)
+{
+    struct ic_law_engine *e = *ep;
+
+    if (!e)
+        return;
+    atomic_store(&e->stop, true);
+    pthread_mutex_lock(&e->lock);
+    pthread_cond_signal(&e->wake);
+    pthread_mutex_unlock(&e->lock);
+    pthread_join(e->thread, NULL);
+    ic_law_sched_close(&e->sched);
+    for (unsigned i = 0; i < e->n_laws; i++) {
+        e->backend->unpack(&e->packed[i]);
+        ic_law_close(&e->laws[i]);
+    }
+    for (struct command *c = e->head, *next; c; c = next) {
+        next = c->next;
+        free(c->cmd.state);
+        free(c);
+    }
+    pthread_mutex_destroy(&e->lock);
+    pthread_cond_destroy(&e->wake);
+    free(e);
+    *ep = NULL;
+}

@@ -1,0 +1,45 @@
+/* The Law M engine: a thread that loads laws, owns them and every simulation, and runs the Law M scheduler over a
+ * back end.
+ *
+ * Start and stop on one thread (main); command from any. */
+#ifndef IC_SCHED_LAW_ENGINE_H
+#define IC_SCHED_LAW_ENGINE_H
+
+#include "hw/turn.h"
+#include "sched/events.h"
+#include "sched/law_sched.h"
+#include "sched/text_engine.h" /* enum ic_engine_state */
+
+#define IC_LAWS_MAX 64
+#define IC_LAW_COMMANDS_MAX 65536 /* commands waiting for the engine; one more is IC_BUSY */
+
+struct ic_law_engine_config {
+    const char *laws;    /* paths of checkpoints or their folders, separated by commas; must outlive the engine */
+    const char *backend; /* "cpu" or "ref" */
+    int threads;         /* 0: the cores that are free */
+    struct ic_law_limits limits;
+    struct ic_turn *turn; /* shared with the text engine, or NULL */
+};
+
+struct ic_law_engine;
+
+/* Returns at once; loading goes on in the thread. `events` is borrowed and must outlive the engine. */
+enum ic_status ic_law_engine_start(struct ic_law_engine **out, const struct ic_law_engine_config *cfg,
+                                   struct ic_events *events, struct ic_err *err);
+enum ic_engine_state ic_law_engine_state(const struct ic_law_engine *e);
+const struct ic_err *ic_law_engine_error(const struct ic_law_engine *e); /* FAILED only */
+struct ic_law_counters *ic_law_engine_counters(struct ic_law_engine *e);
+int64_t ic_law_engine_beat(const struct ic_law_engine *e); /* as ic_text_engine_beat */
+
+/* Laws; 0 until READY. They are immutable. */
+unsigned ic_law_engine_count(const struct ic_law_engine *e);
+const struct ic_law *ic_law_engine_law(const struct ic_law_engine *e, unsigned i);
+/* Index of a law by name; -1: none. */
+int ic_law_engine_find(const struct ic_law_engine *e, const char *name);
+
+/* Copies the command and takes cmd->state on success. IC_BUSY, IC_UNAVAILABLE, IC_OOM: nothing is taken. */
+enum ic_status ic_law_engine_command(struct ic_law_engine *e, const struct ic_sim_cmd *cmd, struct ic_err *err);
+
+void ic_law_engine_stop(struct ic_law_engine **e);
+
+#endif

@@ -1,0 +1,733 @@
+/* The Law M scheduler. See law_sched.h for the contract.
+ *
+ *   created (paused) ──run──► running ──steps done, pause──► paused
+ *                                │
+ *      a running one is, at any time, either in its group's line (ready) or held back by its rate (due later)
+ *
+ * Frames: drawn right after the step that they show, when the simulation's client has taken the earlier ones; a
+ * client that is behind costs nothing but skipped frames. */
+#include "sched/law_sched.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/clock.h"
+
+struct sim {
+    struct sim *next_all, *next; /* of all; in the line */
+    struct group *g;
+    uint64_t id, owner, rid;
+    float *psi, *h, *c;
+    struct ic_sim_opts o;
+    int64_t step, left;   /* left 0: paused */
+    int64_t ready_ns;     /* when it joined the line */
+    int64_t due_ns;       /* not before, by its rate */
+    int64_t frame_ns;     /* of the last frame, 0: none yet */
+    size_t bytes;
+    bool in_line, predict;
+    struct ic_sim_credit *credit;
+};
+
+struct group {
+    struct group *next;
+    struct ic_law_group *plan;
+    unsigned law, users; /* users: simulations on it */
+    struct sim *head, **tail; /* the line */
+    unsigned waiting, predicts; /* in the line; of those, predictions */
+    unsigned predict_peak;      /* predictions in the line at once, lately */
+    int64_t peak_ns;
+    float *delta; /* plan->max_n buffers of psi_bytes: the last step's delta */
+    int64_t used_ns;
+};
+
+struct ic_law_sched {
+    const struct ic_law_stepper *st;
+    struct ic_law_limits lim;
+    struct ic_law_counters *c;
+    struct sim *sims;
+    struct group *groups;
+    struct ic_law_io *io;
+    struct sim **batch;
+    struct ic_view_ctx *views;
+};
+
+/* ---- events --------------------------------------------------------------------------------------------- */
+
+static struct ic_event *new_event(enum ic_event_kind kind, uint64_t owner, uint64_t rid, size_t len)
+{
+    struct ic_event *ev = calloc(1, sizeof *ev + len + 1);
+
+    if (ev) {
+        ev->kind = kind;
+        ev->owner = owner;
+        ev->rid = rid;
+        ev->len = len;
+    }
+    return ev;
+}
+
+static void emit_error(struct ic_law_sched *s, const struct ic_sim_cmd *cmd, const struct ic_err *err)
+{
+    struct ic_event *ev = new_event(IC_EVENT_ERROR, cmd->owner, cmd->rid, strlen(err->msg));
+
+    atomic_fetch_add(&s->c->refused, 1);
+    if (!ev)
+        return;
+    memcpy(ev->text, err->msg, ev->len);
+    ev->code = err->code;
+    ev->sim.sim = cmd->sim;
+    s->st->emit(s->st->arg, ev);
+}
+
+static void fill_info(const struct sim *m, struct ic_sim_info *i)
+{
+    const struct ic_law_group *p = m->g->plan;
+
+    *i = (struct ic_sim_info){
+        .sim = m->id,
+        .law = m->g->law,
+        .height = p->height,
+        .width = p->width,
+        .d = p->law->d,
+        .step = m->step,
+        .left = m->left,
+        .running = m->left != 0,
+        .gamma = m->o.gamma,
+        .rate = m->o.rate,
+        .fps = m->o.fps,
+        .every = m->o.every,
+        .seed = m->o.seed,
+        .bytes = m->bytes,
+        .view = {m->o.view, m->o.encoding, m->o.roi},
+    };
+}
+
+static void emit_sim(struct ic_law_sched *s, const struct sim *m, enum ic_event_kind kind, uint64_t rid, const void *data,
+                     size_t len)
+{
+    struct ic_event *ev = new_event(kind, m->owner, rid, len);
+
+    if (!ev)
+        return;
+    if (len)
+        memcpy(ev->text, data, len);
+    fill_info(m, &ev->sim);
+    s->st->emit(s->st->arg, ev);
+}
+
+static struct ic_law_shape shape_of(const struct group *g)
+{
+    return (struct ic_law_shape){g->plan->height, g->plan->width, g->plan->law->d};
+}
+
+/* Draws what the client looks at and sends it. `delta` may be NULL. */
+static void emit_frame(struct ic_law_sched *s, struct sim *m, const float *delta)
+{
+    struct ic_view_request req = {m->o.view, m->o.encoding, m->o.roi};
+    struct ic_view_frame frame;
+    struct ic_event *ev;
+
+    if (atomic_load(&m->credit->in_flight) >= IC_SIM_FRAMES_IN_FLIGHT) {
+        atomic_fetch_add(&s->c->frames_skipped, 1);
+        return;
+    }
+    if (ic_view_plan(&req, shape_of(m->g), &frame, NULL) != IC_OK ||
+        !(ev = new_event(IC_EVENT_SIM_FRAME, m->owner, 0, frame.bytes)))
+        return;
+    if (ic_view_render(s->views, &req, m->psi, delta, shape_of(m->g), ev->text, frame.bytes, &frame, NULL) != IC_OK) {
+        free(ev);
+        return;
+    }
+    fill_info(m, &ev->sim);
+    ev->sim.frame = frame;
+    ev->stamp_ns = m->frame_ns = s->st->now_ns(s->st->arg);
+    if (m->o.metrics)
+        ev->sim.has_metrics =
+            ic_law_metrics_compute(m->psi, delta, shape_of(m->g), 0, &ev->sim.metrics, NULL) == IC_OK;
+    atomic_fetch_add(&m->credit->refs, 1);
+    atomic_fetch_add(&m->credit->in_flight, 1);
+    ev->sim.credit = m->credit;
+    atomic_fetch_add(&s->c->frames, 1);
+    s->st->emit(s->st->arg, ev);
+}
+
+static bool frame_is_due(const struct sim *m, int64_t now)
+{
+    if (!m->o.frames || m->step % m->o.every != 0)
+        return false;
+    /* A tenth early is on time: a frame that misses by a hair would wait for a whole further step. */
+    return m->o.fps <= 0 || !m->frame_ns || (double)(now - m->frame_ns) >= 0.9e9 / m->o.fps;
+}
+
+/* ---- groups ------------------------------------------------------------------------------------------------ */
+
+static int64_t bytes_held(const struct ic_law_sched *s)
+{
+    return atomic_load(&s->c->state_bytes) + atomic_load(&s->c->shared_bytes);
+}
+
+static size_t group_bytes(const struct group *g)
+{
+    return g->plan->shared_bytes + (size_t)g->plan->max_n * g->plan->psi_bytes;
+}
+
+static void close_group(struct ic_law_sched *s, struct group *g)
+{
+    struct group **p = &s->groups;
+
+    while (*p != g)
+        p = &(*p)->next;
+    *p = g->next;
+    atomic_fetch_sub(&s->c->shared_bytes, (int64_t)group_bytes(g));
+    atomic_fetch_sub(&s->c->groups, 1);
+    s->st->group_close(s->st->arg, g->plan);
+    free(g->delta);
+    free(g);
+}
+
+/* Plans that nobody uses make room for a new one, the longest unused first. */
+static void drop_unused_groups(struct ic_law_sched *s, size_t need)
+{
+    for (;;) {
+        struct group *oldest = NULL;
+        if ((size_t)bytes_held(s) + need <= s->lim.memory_max)
+            return;
+        for (struct group *g = s->groups; g; g = g->next)
+            if (!g->users && (!oldest || g->used_ns < oldest->used_ns))
+                oldest = g;
+        if (!oldest)
+            return;
+        close_group(s, oldest);
+    }
+}
+
+static enum ic_status get_group(struct ic_law_sched *s, unsigned law, unsigned height, unsigned width,
+                                struct group **out, struct ic_err *err)
+{
+    struct ic_law_group *plan;
+    enum ic_status st;
+
+    for (struct group *g = s->groups; g; g = g->next)
+        if (g->law == law && g->plan->height == height && g->plan->width == width) {
+            *out = g;
+            return IC_OK;
+        }
+    if ((st = s->st->group_open(s->st->arg, law, height, width, s->lim.max_batch, &plan, err)) != IC_OK)
+        return st;
+    struct group *g = calloc(1, sizeof *g);
+    if (g) {
+        g->plan = plan;
+        g->law = law;
+        g->tail = &g->head;
+        g->delta = malloc((size_t)plan->max_n * plan->psi_bytes);
+    }
+    if (!g || !g->delta) {
+        free(g);
+        s->st->group_close(s->st->arg, plan);
+        return ic_fail(err, IC_OOM, "out of memory");
+    }
+    drop_unused_groups(s, group_bytes(g));
+    if ((size_t)bytes_held(s) + group_bytes(g) > s->lim.memory_max) {
+        ic_fail(err, IC_OOM, "a %u x %u plan of this law takes %zu MiB; --law-memory allows %zu MiB in all", height, width,
+                group_bytes(g) >> 20, s->lim.memory_max >> 20);
+        s->st->group_close(s->st->arg, plan);
+        free(g->delta);
+        free(g);
+        return IC_OOM;
+    }
+    g->next = s->groups;
+    s->groups = g;
+    atomic_fetch_add(&s->c->groups, 1);
+    atomic_fetch_add(&s->c->shared_bytes, (int64_t)group_bytes(g));
+    *out = g;
+    return IC_OK;
+}
+
+static void join_line(struct sim *m, int64_t now)
+{
+    struct group *g = m->g;
+
+    m->in_line = true;
+    m->ready_ns = now;
+    m->next = NULL;
+    *g->tail = m;
+    g->tail = &m->next;
+    g->waiting++;
+    g->predicts += m->predict;
+    if (g->predicts >= g->predict_peak) {
+        g->predict_peak = g->predicts;
+        g->peak_ns = now;
+    }
+}
+
+static void leave_line(struct sim *m)
+{
+    struct group *g = m->g;
+    struct sim **p = &g->head;
+
+    if (!m->in_line)
+        return;
+    while (*p != m)
+        p = &(*p)->next;
+    *p = m->next;
+    if (!*p)
+        g->tail = p;
+    g->waiting--;
+    g->predicts -= m->predict;
+    m->in_line = false;
+}
+
+/* ---- simulations --------------------------------------------------------------------------------------------- */
+
+static struct sim *find_sim(const struct ic_law_sched *s, uint64_t id, uint64_t owner)
+{
+    for (struct sim *m = s->sims; m; m = m->next_all)
+        if (m->id == id)
+            return m->owner == owner ? m : NULL;
+    return NULL;
+}
+
+static void free_sim(struct ic_law_sched *s, struct sim *m)
+{
+    struct sim **p = &s->sims;
+
+    leave_line(m);
+    while (*p != m)
+        p = &(*p)->next_all;
+    *p = m->next_all;
+    m->g->users--;
+    m->g->used_ns = s->st->now_ns(s->st->arg);
+    atomic_fetch_sub(&s->c->sims, 1);
+    atomic_fetch_sub(&s->c->running, m->left != 0);
+    atomic_fetch_sub(&s->c->state_bytes, (int64_t)m->bytes);
+    ic_sim_credit_unref(m->credit);
+    free(m->psi);
+    free(m);
+}
+
+static void set_left(struct ic_law_sched *s, struct sim *m, int64_t left)
+{
+    atomic_fetch_add(&s->c->running, (left != 0) - (m->left != 0));
+    m->left = left;
+    if (left == 0)
+        leave_line(m);
+    else if (!m->in_line) {
+        int64_t now = s->st->now_ns(s->st->arg);
+        if (m->due_ns <= now)
+            join_line(m, now);
+    }
+}
+
+static enum ic_status check_grid(const struct ic_law_sched *s, const struct ic_sim_cmd *cmd, struct ic_err *err)
+{
+    if (cmd->law >= s->st->n_laws)
+        return ic_fail(err, IC_NOT_FOUND, "no such law");
+    unsigned m = s->st->law(s->st->arg, cmd->law)->grid_multiple;
+    if (cmd->height < 1 || cmd->width < 1 || cmd->height > s->lim.grid_max || cmd->width > s->lim.grid_max)
+        return ic_fail(err, IC_TOO_LARGE, "a grid side must be 1 to %u", s->lim.grid_max);
+    if (cmd->height % m || cmd->width % m)
+        return ic_fail(err, IC_BAD_REQUEST, "this law's grid sides must be multiples of %u", m);
+    if (atomic_load(&s->c->sims) >= s->lim.sims_max)
+        return ic_fail(err, IC_BUSY, "%u simulations are running already", s->lim.sims_max);
+    return IC_OK;
+}
+
+static enum ic_status check_view(const struct ic_law_sched *s, const struct group *g, const struct ic_sim_opts *o,
+                                 struct ic_err *err)
+{
+    struct ic_view_request req = {o->view, o->encoding, o->roi};
+    struct ic_view_frame frame;
+    enum ic_status st = ic_view_plan(&req, shape_of(g), &frame, err);
+
+    if (st == IC_OK && frame.bytes > s->lim.frame_max)
+        return ic_fail(err, IC_TOO_LARGE, "a frame of %zu bytes does not fit into an outbox of %zu: choose a region",
+                       frame.bytes, s->lim.frame_max);
+    return st;
+}
+
+/* Applies what a command sets. Nothing is changed on failure. */
+static enum ic_status apply(const struct ic_law_sched *s, struct sim *m, const struct ic_sim_opts *n, struct ic_err *err)
+{
+    struct ic_sim_opts o = m->o;
+
+    if (n->set & IC_SET_VIEW)
+        o.view = n->view;
+    if (n->set & IC_SET_EVERY)
+        o.every = n->every;
+    if (n->set & IC_SET_FPS)
+        o.fps = n->fps;
+    if (n->set & IC_SET_RATE)
+        o.rate = n->rate;
+    if (n->set & IC_SET_ENCODING)
+        o.encoding = n->encoding;
+    if (n->set & IC_SET_ROI)
+        o.roi = n->roi;
+    if (n->set & IC_SET_METRICS)
+        o.metrics = n->metrics;
+    if (n->set & IC_SET_FRAMES)
+        o.frames = n->frames;
+    if (n->set & IC_SET_GAMMA)
+        o.gamma = n->gamma;
+    if (n->set & IC_SET_SEED)
+        o.seed = n->seed;
+    if (n->set & IC_SET_INIT)
+        o.init = n->init;
+    enum ic_status st = check_view(s, m->g, &o, err);
+    if (st == IC_OK)
+        m->o = o;
+    return st;
+}
+
+static enum ic_status alloc_sim(struct ic_law_sched *s, const struct ic_sim_cmd *cmd, struct sim **out, struct ic_err *err)
+{
+    enum ic_status st = check_grid(s, cmd, err);
+    struct group *g = NULL;
+
+    if (st != IC_OK || (st = get_group(s, cmd->law, cmd->height, cmd->width, &g, err)) != IC_OK)
+        return st;
+    size_t bytes = g->plan->psi_bytes + g->plan->memory_bytes;
+    g->users++; /* from here on it is not one of the unused ones */
+    drop_unused_groups(s, bytes);
+    if ((size_t)bytes_held(s) + bytes > s->lim.memory_max) {
+        g->users--;
+        return ic_fail(err, IC_OOM, "no room for a further simulation (see --law-memory)");
+    }
+    struct sim *m = calloc(1, sizeof *m);
+    struct ic_sim_credit *credit = calloc(1, sizeof *credit);
+    float *psi = aligned_alloc(IC_LAW_ALIGN, (bytes + IC_LAW_ALIGN - 1) / IC_LAW_ALIGN * IC_LAW_ALIGN);
+    if (!m || !credit || !psi) {
+        free(m);
+        free(credit);
+        free(psi);
+        g->users--;
+        return ic_fail(err, IC_OOM, "out of memory");
+    }
+    memset(psi, 0, bytes);
+    atomic_init(&credit->refs, 1);
+    const struct ic_law *law = g->plan->law;
+    *m = (struct sim){
+        .g = g,
+        .id = cmd->sim,
+        .owner = cmd->owner,
+        .rid = cmd->rid,
+        .psi = psi,
+        .h = law->memory ? psi + g->plan->psi_bytes / sizeof *psi : NULL,
+        .c = law->memory ? psi + (g->plan->psi_bytes + g->plan->memory_bytes / 2) / sizeof *psi : NULL,
+        .bytes = bytes,
+        .credit = credit,
+        .o = {.view = IC_VIEW_PHASE, .every = 1, .frames = true, .gamma = (double)law->gamma},
+        .next_all = s->sims,
+    };
+    s->sims = m;
+    atomic_fetch_add(&s->c->sims, 1);
+    atomic_fetch_add(&s->c->state_bytes, (int64_t)bytes);
+    *out = m;
+    return IC_OK;
+}
+
+static enum ic_status fill_state(struct sim *m, struct ic_err *err)
+{
+    memset(m->psi, 0, m->bytes);
+    return ic_law_init_fill(m->psi, shape_of(m->g), m->o.init, m->o.seed, err);
+}
+
+static enum ic_status take_state(struct sim *m, const struct ic_sim_cmd *cmd, struct ic_err *err)
+{
+    size_t psi = m->g->plan->psi_bytes / sizeof(float), all = m->bytes / sizeof(float);
+
+    if (cmd->state_floats != psi && cmd->state_floats != all)
+        return ic_fail(err, IC_BAD_REQUEST, "a state of this law and grid has %zu bytes, not %zu", psi * sizeof(float),
+                       cmd->state_floats * sizeof(float));
+    memcpy(m->psi, cmd->state, cmd->state_floats * sizeof(float));
+    return IC_OK;
+}
+
+static void cmd_create(struct ic_law_sched *s, struct ic_sim_cmd *cmd)
+{
+    struct ic_err err = {0};
+    struct sim *m = NULL;
+    enum ic_status st = alloc_sim(s, cmd, &m, &err);
+
+    if (st == IC_OK)
+        st = apply(s, m, &cmd->opts, &err);
+    if (st == IC_OK)
+        st = cmd->state ? take_state(m, cmd, &err) : fill_state(m, &err);
+    if (st != IC_OK) {
+        emit_error(s, cmd, &err);
+        if (m)
+            free_sim(s, m);
+        return;
+    }
+    atomic_fetch_add(&s->c->created, 1);
+    m->step = 0;
+    emit_sim(s, m, IC_EVENT_SIM_CREATED, cmd->rid, NULL, 0);
+}
+
+static void cmd_predict(struct ic_law_sched *s, struct ic_sim_cmd *cmd)
+{
+    struct ic_err err = {0};
+    struct sim *m = NULL;
+    enum ic_status st = alloc_sim(s, cmd, &m, &err);
+
+    if (st == IC_OK)
+        st = take_state(m, cmd, &err);
+    if (st != IC_OK) {
+        emit_error(s, cmd, &err);
+        if (m)
+            free_sim(s, m);
+        return;
+    }
+    if (cmd->opts.set & IC_SET_GAMMA)
+        m->o.gamma = cmd->opts.gamma;
+    m->predict = true;
+    atomic_fetch_add(&s->c->predicts, 1);
+    set_left(s, m, 1);
+}
+
+static void cmd_run(struct ic_law_sched *s, struct sim *m, const struct ic_sim_cmd *cmd)
+{
+    m->due_ns = 0;
+    set_left(s, m, cmd->opts.set & IC_SET_STEPS ? cmd->opts.steps : -1);
+}
+
+static enum ic_status cmd_reset(struct ic_law_sched *s, struct sim *m, struct ic_err *err)
+{
+    enum ic_status st = fill_state(m, err);
+
+    (void)s;
+    m->step = 0;
+    return st;
+}
+
+static void close_owner(struct ic_law_sched *s, uint64_t owner)
+{
+    for (struct sim *m = s->sims, *next; m; m = next) {
+        next = m->next_all;
+        if (m->owner == owner)
+            free_sim(s, m);
+    }
+}
+
+/* Commands on a simulation that exists. */
+static void control(struct ic_law_sched *s, struct sim *m, const struct ic_sim_cmd *cmd)
+{
+    struct ic_err err = {0};
+    bool redraw = false;
+    enum ic_status st = apply(s, m, &cmd->opts, &err);
+
+    if (st == IC_OK)
+        switch (cmd->op) {
+        case IC_SIM_RUN: cmd_run(s, m, cmd); break;
+        case IC_SIM_PAUSE: set_left(s, m, 0); break;
+        case IC_SIM_SET: redraw = cmd->opts.set & (IC_SET_VIEW | IC_SET_ENCODING | IC_SET_ROI | IC_SET_FRAMES); break;
+        case IC_SIM_RESET:
+            st = cmd_reset(s, m, &err);
+            redraw = true;
+            break;
+        case IC_SIM_TOOL:
+            st = ic_law_tool_apply(m->psi, shape_of(m->g), cmd->tool, &cmd->tool_args, NULL, &err);
+            redraw = true;
+            break;
+        case IC_SIM_STATE:
+            emit_sim(s, m, IC_EVENT_SIM_STATE, cmd->rid, m->psi, m->g->plan->psi_bytes);
+            return;
+        case IC_SIM_CLOSE:
+            emit_sim(s, m, IC_EVENT_SIM_CLOSED, cmd->rid, NULL, 0);
+            free_sim(s, m);
+            return;
+        default: IC_ASSERT(!"a command on a simulation");
+        }
+    if (st != IC_OK) {
+        emit_error(s, cmd, &err);
+        return;
+    }
+    m->rid = cmd->rid;
+    emit_sim(s, m, IC_EVENT_SIM_STATUS, cmd->rid, NULL, 0);
+    if (redraw && m->left == 0 && m->o.frames)
+        emit_frame(s, m, NULL);
+}
+
+void ic_law_sched_command(struct ic_law_sched *s, struct ic_sim_cmd *cmd)
+{
+    struct ic_err err = {0};
+    struct sim *m;
+
+    if (cmd->op == IC_SIM_CREATE)
+        cmd_create(s, cmd);
+    else if (cmd->op == IC_SIM_PREDICT)
+        cmd_predict(s, cmd);
+    else if (cmd->op == IC_SIM_OWNER_GONE)
+        close_owner(s, cmd->owner);
+    else if ((m = find_sim(s, cmd->sim, cmd->owner)) && !m->predict)
+        control(s, m, cmd);
+    else {
+        ic_fail(&err, IC_NOT_FOUND, "no such simulation");
+        emit_error(s, cmd, &err);
+    }
+    free(cmd->state);
+    cmd->state = NULL;
+}
+
+/* ---- batches ---------------------------------------------------------------------------------------------------- */
+
+/* Until when it pays to wait for company for the line of g; 0: do not wait. */
+static int64_t wait_until(const struct ic_law_sched *s, const struct group *g, int64_t now)
+{
+    int64_t first = g->head->ready_ns, limit = first + s->lim.batch_timeout_ns, until = 0;
+
+    if (g->waiting >= g->plan->max_n)
+        return 0;
+    for (const struct sim *m = g->head; m; m = m->next)
+        if (!m->predict && m->o.rate <= 0)
+            return 0; /* one that runs as fast as it can is not slowed down for the sake of the others */
+    if (g->predicts && g->predicts < g->predict_peak && now - g->peak_ns < IC_PREDICT_MEMORY_S * 1000 * IC_MS)
+        until = limit;
+    for (const struct sim *m = s->sims; m; m = m->next_all)
+        if (m->g == g && m->left && !m->in_line && m->due_ns <= limit && m->due_ns > until)
+            until = m->due_ns;
+    return until > now ? until : 0;
+}
+
+/* Ends the wait of simulations whose time has come. Returns when the next one's will. */
+static int64_t release_due(struct ic_law_sched *s, int64_t now)
+{
+    int64_t next = INT64_MAX;
+
+    for (struct sim *m = s->sims; m; m = m->next_all)
+        if (m->left && !m->in_line) {
+            if (m->due_ns <= now)
+                join_line(m, now);
+            else if (m->due_ns < next)
+                next = m->due_ns;
+        }
+    return next;
+}
+
+/* The group whose first member has waited longest, of those that may go; *next is lowered to when another may. */
+static struct group *choose(const struct ic_law_sched *s, int64_t now, int64_t *next)
+{
+    struct group *best = NULL;
+
+    for (struct group *g = s->groups; g; g = g->next) {
+        if (!g->head)
+            continue;
+        int64_t until = wait_until(s, g, now);
+        if (until) {
+            if (until < *next)
+                *next = until;
+        } else if (!best || g->head->ready_ns < best->head->ready_ns) {
+            best = g;
+        }
+    }
+    return best;
+}
+
+static void after_step(struct ic_law_sched *s, struct sim *m, const float *delta, int64_t now)
+{
+    m->step++;
+    if (m->left > 0)
+        m->left--;
+    if (m->predict) {
+        atomic_fetch_sub(&s->c->running, 1);
+        emit_sim(s, m, IC_EVENT_SIM_PREDICTED, m->rid, m->psi, m->bytes);
+        free_sim(s, m);
+        return;
+    }
+    if (frame_is_due(m, now) || (m->left == 0 && m->o.frames))
+        emit_frame(s, m, delta);
+    if (m->left == 0) {
+        atomic_fetch_sub(&s->c->running, 1);
+        emit_sim(s, m, IC_EVENT_SIM_STATUS, 0, NULL, 0);
+    } else if (m->o.rate > 0) {
+        int64_t period = (int64_t)(1e9 / m->o.rate);
+        /* On schedule, without trying to catch up more than one step after a stall. */
+        m->due_ns = m->due_ns + period > now - period ? m->due_ns + period : now;
+        if (m->due_ns <= now)
+            join_line(m, now);
+    } else {
+        join_line(m, now);
+    }
+}
+
+static void run_batch(struct ic_law_sched *s, struct group *g, int64_t now)
+{
+    unsigned n = 0, limit = s->st->batch_limit(s->st->arg, g->plan);
+
+    if (limit > g->plan->max_n)
+        limit = g->plan->max_n;
+    while (g->head && n < (limit ? limit : 1)) {
+        struct sim *m = g->head;
+        leave_line(m);
+        ic_hist_add(&s->c->wait, now - m->ready_ns);
+        s->io[n] = (struct ic_law_io){
+            .psi = m->psi,
+            .h = m->h,
+            .c = m->c,
+            .delta = (float *)(void *)((char *)g->delta + n * g->plan->psi_bytes),
+            .gamma = (float)m->o.gamma,
+        };
+        s->batch[n++] = m;
+    }
+    s->st->step(s->st->arg, g->plan, s->io, n);
+    int64_t done = s->st->now_ns(s->st->arg);
+    ic_hist_add(&s->c->batch, done - now);
+    atomic_fetch_add(&s->c->steps, n);
+    atomic_fetch_add(&s->c->batches, 1);
+    if (n > 1)
+        atomic_fetch_add(&s->c->batched, n);
+    for (unsigned i = 0; i < n; i++)
+        after_step(s, s->batch[i], s->io[i].delta, done);
+}
+
+int64_t ic_law_sched_tick(struct ic_law_sched *s)
+{
+    int64_t now = s->st->now_ns(s->st->arg), next = release_due(s, now);
+    struct group *g = choose(s, now, &next);
+
+    if (!g)
+        return next;
+    run_batch(s, g, now);
+    return now;
+}
+
+/* ---- open, close --------------------------------------------------------------------------------------------------- */
+
+enum ic_status ic_law_sched_open(struct ic_law_sched **out, const struct ic_law_stepper *st,
+                                 const struct ic_law_limits *limits, struct ic_law_counters *c, struct ic_err *err)
+{
+    struct ic_law_sched *s = calloc(1, sizeof *s);
+
+    *out = NULL;
+    IC_ASSERT(limits->max_batch >= 1 && limits->max_batch <= IC_LAW_BATCH_MAX);
+    if (!s)
+        return ic_fail(err, IC_OOM, "out of memory");
+    s->st = st;
+    s->lim = *limits;
+    s->c = c;
+    s->io = calloc(limits->max_batch, sizeof *s->io);
+    s->batch = calloc(limits->max_batch, sizeof *s->batch);
+    enum ic_status rc = ic_view_ctx_open(&s->views, err);
+    if (rc == IC_OK && (!s->io || !s->batch))
+        rc = ic_fail(err, IC_OOM, "out of memory");
+    if (rc != IC_OK)
+        ic_law_sched_close(&s);
+    *out = s;
+    return rc;
+}
+
+void ic_law_sched_close(struct ic_law_sched **sp)
+{
+    struct ic_law_sched *s = *sp;
+
+    if (!s)
+        return;
+    while (s->sims)
+        free_sim(s, s->sims);
+    while (s->groups)
+        close_group(s, s->groups);
+    ic_view_ctx_close(&s->views);
+    free(s->io);
+    free(s->batch);
+    free(s);
+    *sp = NULL;
+}

@@ -1,0 +1,117 @@
+/* The Law M scheduler: every simulation of every client, stepped in batches.
+ *
+ * Simulations on the same law and grid share a plan and form a group. Whoever has a step to do waits in its group's
+ * line; a batch takes the first of the line, at most `max_batch`, and each goes to the line's end afterwards, so
+ * everybody gets its turn and batches are formed anew at every step. A batch that is not full waits for company at
+ * most `batch_timeout_ns` after its first member came, and not at all when nobody else could come in that time:
+ * neither a simulation held back by its rate, nor one of as many /predict callers as were lately seen at once.
+ *
+ * Pure policy over a struct ic_law_stepper: no thread, no lock, no clock of its own. All calls on one thread. */
+#ifndef IC_SCHED_LAW_SCHED_H
+#define IC_SCHED_LAW_SCHED_H
+
+#include "base/hist.h"
+#include "law/init.h"
+#include "law/plan.h"
+#include "law/tools.h"
+#include "law/views.h"
+#include "sched/request.h"
+
+#define IC_SIM_FRAMES_IN_FLIGHT 2   /* frames of a simulation between engine and network; newer ones are skipped */
+#define IC_SIM_RATE_MAX 1e6         /* steps or frames per second */
+#define IC_SIM_STEPS_MAX 1000000000 /* of one run */
+#define IC_PREDICT_MEMORY_S 2       /* how long the number of callers seen at once is believed */
+
+/* A plan on a back end, with room for `max_n` simulations in one step. Owned by the stepper. */
+struct ic_law_group {
+    const struct ic_law *law;
+    unsigned height, width, max_n;
+    size_t psi_bytes, memory_bytes; /* of one simulation: psi; h and c together */
+    size_t shared_bytes;            /* arena and scratch of the plan */
+};
+
+/* What the scheduler needs of the compute. The real one is law_engine.c. */
+struct ic_law_stepper {
+    void *arg;
+    unsigned n_laws;
+    const struct ic_law *(*law)(void *arg, unsigned i);
+    /* Makes the group of a law on a grid. Called once per group; it lives until group_close. */
+    enum ic_status (*group_open)(void *arg, unsigned law, unsigned height, unsigned width, unsigned max_batch,
+                                 struct ic_law_group **out, struct ic_err *err);
+    void (*group_close)(void *arg, struct ic_law_group *g);
+    void (*step)(void *arg, struct ic_law_group *g, const struct ic_law_io *io, unsigned n);
+    /* The most simulations that one batch should have now (>= 1), for the sake of others who share the cores. */
+    unsigned (*batch_limit)(void *arg, struct ic_law_group *g);
+    int64_t (*now_ns)(void *arg);
+    void (*emit)(void *arg, struct ic_event *ev); /* takes ev */
+};
+
+struct ic_law_limits {
+    unsigned max_batch;
+    int64_t batch_timeout_ns;
+    unsigned grid_max;  /* cells on a side */
+    unsigned sims_max;  /* simulations in all, predictions under way included */
+    size_t memory_max;  /* bytes of all simulations' states and of all groups */
+    size_t frame_max;   /* bytes of one frame's pixels */
+};
+
+/* Read by other threads at any time. */
+struct ic_law_counters {
+    _Atomic int64_t sims, running, groups, state_bytes, shared_bytes;
+    _Atomic uint64_t created, steps, batches, batched, frames, frames_skipped, predicts, refused;
+    struct ic_hist batch, wait; /* one batch's compute; from readiness to the start of the batch */
+};
+
+/* What a client may set on a simulation; only fields whose bit is in `set` are looked at. */
+enum {
+    IC_SET_STEPS = 1, IC_SET_VIEW = 2, IC_SET_EVERY = 4, IC_SET_FPS = 8, IC_SET_ENCODING = 16, IC_SET_ROI = 32,
+    IC_SET_METRICS = 64, IC_SET_GAMMA = 128, IC_SET_RATE = 256, IC_SET_FRAMES = 512, IC_SET_SEED = 1024,
+    IC_SET_INIT = 2048,
+};
+struct ic_sim_opts {
+    unsigned set;
+    int64_t steps;  /* -1: until paused */
+    enum ic_view view;
+    int64_t every;  /* a frame each so many steps, >= 1 */
+    double fps;     /* frames a second at most; 0: no limit */
+    double rate;    /* steps a second at most; 0: no limit */
+    enum ic_view_encoding encoding;
+    struct ic_view_roi roi;
+    bool metrics;   /* with each frame */
+    bool frames;    /* frames at all */
+    double gamma;
+    uint64_t seed;
+    enum ic_law_init_mode init;
+};
+
+/* One command; `owner`, `sim` and `id` come back with every event that it causes. */
+struct ic_sim_cmd {
+    enum ic_sim_op {
+        IC_SIM_CREATE, IC_SIM_RUN, IC_SIM_PAUSE, IC_SIM_SET, IC_SIM_TOOL, IC_SIM_STATE, IC_SIM_RESET, IC_SIM_CLOSE,
+        IC_SIM_PREDICT, IC_SIM_OWNER_GONE,
+    } op;
+    uint64_t owner, sim; /* sim: chosen by the protocol, unique in this process */
+    uint64_t rid;        /* comes back as it is */
+    struct ic_sim_opts opts;
+    unsigned law, height, width; /* CREATE, PREDICT */
+    float *state;                /* CREATE, PREDICT: psi (owned, floats), or NULL: by opts.init. PREDICT of a law with
+                                    memory: psi, then h and c when state_floats says so */
+    size_t state_floats;
+    enum ic_law_tool tool;
+    struct ic_law_tool_args tool_args;
+};
+
+struct ic_law_sched;
+
+enum ic_status ic_law_sched_open(struct ic_law_sched **out, const struct ic_law_stepper *st,
+                                 const struct ic_law_limits *limits, struct ic_law_counters *c, struct ic_err *err);
+void ic_law_sched_close(struct ic_law_sched **s);
+
+/* Carries a command out; takes cmd->state. Failures are told by an ERROR event. */
+void ic_law_sched_command(struct ic_law_sched *s, struct ic_sim_cmd *cmd);
+
+/* At most one batch. Returns when it wants to be called again at the latest, on the clock of the stepper: a time not
+ * after now means at once, INT64_MAX that nothing happens without a command. */
+int64_t ic_law_sched_tick(struct ic_law_sched *s);
+
+#endif
