@@ -14,7 +14,7 @@
 static inline void put_u(struct ic_buf *b, uint64_t v, unsigned bytes)
 {
     for (unsigned i = 0; i < bytes; i++)
-        ic_buf_put(b, &(char){(char)(v >> (8 * i))}, 1);
+        ic_buf_put(b, &(char){(char)(i < 8 ? v >> (8 * i) : 0)}, 1);
 }
 
 /* ---- Pickle ---------------------------------------------------------------------------------- */
