@@ -1,0 +1,212 @@
+/* `law inspect` and `law step` as a shell sees them: exit codes, one sentence on stderr, the file written.
+ */
+#include <setjmp.h>
+#include <fcntl.h>
+#include <math.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+#include <cmocka.h>
+
+#include "law/law_cli.h"
+#include "model/safetensors.h"
+#include "model/tensors.h"
+
+#define GOLDEN IC_TEST_DIR "/golden/"
+
+static char said[65536]; /* what the last run wrote: stdout, then stderr */
+static char out_path[64];
+
+static int run(char *const *args)
+{
+    char capture[] = "/tmp/ic-law-cli-XXXXXX";
+    int fd = mkstemp(capture), kept[2] = {dup(1), dup(2)}, n = 0;
+    assert_true(fd >= 0);
+    unlink(capture);
+    fflush(NULL);
+    dup2(fd, 1);
+    dup2(fd, 2);
+    while (args[n])
+        n++;
+    int rc = ic_law_main(n, (char **)(uintptr_t)args);
+    fflush(NULL);
+    dup2(kept[0], 1);
+    dup2(kept[1], 2);
+    ssize_t got = pread(fd, said, sizeof said - 1, 0);
+    said[got > 0 ? got : 0] = 0;
+    close(kept[0]);
+    close(kept[1]);
+    close(fd);
+    return rc;
+}
+
+#define RUN(...) run((char *const[]){"law", __VA_ARGS__, NULL})
+#define SAYS(text)                                                                                         \
+    do {                                                                                                   \
+        if (!strstr(said, text))                                                                           \
+            fail_msg("\"%s\" lacks \"%s\"", said, text);                                                   \
+    } while (0)
+
+static int make_out(void **state)
+{
+    (void)state;
+    snprintf(out_path, sizeof out_path, "/tmp/ic-law-out-XXXXXX");
+    int fd = mkstemp(out_path);
+    return fd < 0 ? -1 : close(fd);
+}
+
+static int remove_out(void **state)
+{
+    (void)state;
+    return unlink(out_path);
+}
+
+static void inspect_prints_what_the_file_is(void **state)
+{
+    (void)state;
+    assert_int_equal(RUN("inspect", GOLDEN "unet_convlstm-d4-b8/checkpoint_ep7.pth"), IC_EXIT_OK);
+    SAYS("UNET_CONVLSTM");
+    SAYS("parameters    183928");
+    SAYS("conv_gates.weight              [128, 64, 3, 3]");
+    SAYS("128x128");
+    SAYS("256x256");
+    assert_int_equal(RUN("inspect", GOLDEN "quantum_lifecycle", "--arch", "UNET_UNITARY"), IC_EXIT_OK);
+    SAYS("parameters    437608");
+}
+
+static void wrong_command_lines_exit_2(void **state)
+{
+    (void)state;
+    assert_int_equal(run((char *const[]){"law", NULL}), IC_EXIT_USAGE);
+    assert_int_equal(RUN("dance"), IC_EXIT_USAGE);
+    SAYS("no such command: dance");
+    assert_int_equal(RUN("inspect"), IC_EXIT_USAGE);
+    assert_int_equal(RUN("inspect", "a", "b"), IC_EXIT_USAGE);
+    assert_int_equal(RUN("inspect", "a", "--state", "b"), IC_EXIT_USAGE);
+    SAYS("unknown option --state");
+    assert_int_equal(RUN("step", "--frobnicate", "1"), IC_EXIT_USAGE);
+    SAYS("unknown option --frobnicate");
+    assert_int_equal(RUN("step", "stray"), IC_EXIT_USAGE);
+    SAYS("what is stray");
+    assert_int_equal(RUN("step", "--steps"), IC_EXIT_USAGE);
+    SAYS("no value after --steps");
+    assert_int_equal(RUN("step", "--steps", "1", "--steps", "2"), IC_EXIT_USAGE);
+    SAYS("given twice");
+    assert_int_equal(RUN("step", "--steps", "1"), IC_EXIT_USAGE);
+    SAYS("step needs");
+#define FULL(...) RUN("step", "--checkpoint", "c", "--state", "s", "--out", "o", __VA_ARGS__)
+    assert_int_equal(FULL("--steps", "-1"), IC_EXIT_USAGE);
+    assert_int_equal(FULL("--steps", "1e3"), IC_EXIT_USAGE);
+    assert_int_equal(FULL("--steps", "99999999999999999999"), IC_EXIT_USAGE);
+    assert_int_equal(FULL("--steps", "1", "--precision", "fp8"), IC_EXIT_USAGE);
+    assert_int_equal(FULL("--steps", "1", "--gamma", "x"), IC_EXIT_USAGE);
+    assert_int_equal(FULL("--steps", "1", "--gamma", "nan"), IC_EXIT_USAGE);
+    assert_int_equal(FULL("--steps", "1", "--backend", "abacus"), IC_EXIT_USAGE);
+    SAYS("no such back end: abacus");
+    assert_int_equal(FULL("--steps", "1", "--threads", "-3"), IC_EXIT_USAGE);
+}
+
+static void bad_input_exits_4(void **state)
+{
+    (void)state;
+#define STEP(c, s, ...)                                                                                    \
+    RUN("step", "--checkpoint", c, "--state", s, "--steps", "1", "--out", out_path, ##__VA_ARGS__)
+    assert_int_equal(RUN("inspect", "/no/such/file"), IC_EXIT_BAD_INPUT);
+    assert_int_equal(RUN("inspect", GOLDEN "README.md"), IC_EXIT_BAD_INPUT);
+    SAYS("README.md: neither a zip (torch.save) nor safetensors");
+    assert_int_equal(RUN("inspect", GOLDEN "quantum_lifecycle"), IC_EXIT_BAD_INPUT);
+    SAYS("UNET or UNET_UNITARY?");
+    assert_int_equal(STEP(GOLDEN "mlp-d8-b32", "/no/such/state"), IC_EXIT_BAD_INPUT);
+    assert_int_equal(STEP(GOLDEN "mlp-d8-b32", GOLDEN "unet-d4-b8/golden.safetensors"), IC_EXIT_BAD_INPUT);
+    SAYS("tensor psi_0 has shape [32, 32, 4, 2]; expected [H, W, 8, 2]");
+    assert_int_equal(STEP(GOLDEN "mlp-d8-b32", GOLDEN "mlp-d8-b32/checkpoint_ep7.pth"), IC_EXIT_BAD_INPUT);
+    SAYS("no tensor psi or psi_0");
+}
+
+static void read_back(const char *path, const char *name, float **out, size_t *n)
+{
+    struct ic_err err = {0};
+    struct ic_tensors *set;
+    if (ic_tensors_open(path, &set, &err))
+        fail_msg("%s: %s", path, err.msg);
+    const struct ic_tensor *t = ic_tensors_find(set, name);
+    assert_non_null(t);
+    *n = (size_t)t->count * ic_dtype_info(t->dtype)->parts;
+    *out = malloc(*n * sizeof **out);
+    assert_int_equal(ic_tensors_read_f32(set, t, *out, *n, &err), IC_OK);
+    ic_tensors_close(&set);
+}
+
+static void expect_close(const char *path, const char *name, const char *golden, const char *want_name)
+{
+    float *got, *want;
+    size_t n, m;
+    double worst = 0;
+    read_back(path, name, &got, &n);
+    read_back(golden, want_name, &want, &m);
+    assert_int_equal(n, m);
+    for (size_t i = 0; i < n; i++)
+        worst = fmax(worst, fabs((double)got[i] - (double)want[i]));
+    if (worst > 2e-5)
+        fail_msg("%s: %.2e from %s", golden, worst, want_name);
+    free(got);
+    free(want);
+}
+
+/* Ten steps at once, and four then six: the memory travels in the file. */
+static void steps_reach_the_golden_state(void **state)
+{
+    static const char *const folders[] = {"unet_unitary-d4-b16", "unet_convlstm-d4-b8", "snn_unet-d4-b16"};
+    (void)state;
+    for (int i = 0; i < 3; i++) {
+        char law[256], golden[300];
+        snprintf(law, sizeof law, GOLDEN "%s", folders[i]);
+        snprintf(golden, sizeof golden, "%s/golden.safetensors", law);
+        char *ten[] = {"law",   "step",   "--checkpoint", law,    "--state",   golden, "--steps", "10",
+                       "--out", out_path, "--precision",  "fp32", "--backend", "ref",  NULL};
+        assert_int_equal(run(ten), IC_EXIT_OK);
+        SAYS("10 steps of");
+        expect_close(out_path, "psi", golden, "psi_10.f64");
+        ten[7] = "4";
+        assert_int_equal(run(ten), IC_EXIT_OK);
+        ten[5] = out_path; /* in place: read whole before it is replaced */
+        ten[7] = "6";
+        assert_int_equal(run(ten), IC_EXIT_OK);
+        expect_close(out_path, "psi", golden, "psi_10.f64");
+    }
+}
+
+/* [1,H,W,d] complex, as Atheria's snapshots are. */
+static void complex_states_are_taken(void **state)
+{
+    struct ic_err err = {0};
+    float *psi;
+    size_t n;
+    char in[] = "/tmp/ic-law-in-XXXXXX";
+    const char *golden = GOLDEN "mlp-d8-b32/golden.safetensors";
+    (void)state;
+    read_back(golden, "psi_0", &psi, &n);
+    const struct ic_safetensors_out out = {"psi", IC_DTYPE_C64, 4, {1, 24, 24, 8}, psi};
+    close(mkstemp(in));
+    assert_int_equal(ic_safetensors_write(in, &out, 1, NULL, 0, &err), IC_OK);
+    assert_int_equal(STEP(GOLDEN "mlp-d8-b32", in, "--gamma", "0.01"), IC_EXIT_OK);
+    expect_close(out_path, "psi", golden, "psi_1.f64");
+    unlink(in);
+    free(psi);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(inspect_prints_what_the_file_is),
+        cmocka_unit_test(wrong_command_lines_exit_2),
+        cmocka_unit_test(bad_input_exits_4),
+        cmocka_unit_test(steps_reach_the_golden_state),
+        cmocka_unit_test(complex_states_are_taken),
+    };
+    return cmocka_run_group_tests(tests, make_out, remove_out);
+}
