@@ -130,7 +130,7 @@ static void atheria_checkpoints_load(void **state)
         {"unet_convlstm-d4-b8", NULL, IC_LAW_UNET_CONVLSTM, 4, 8, 110072 + 1152 * 64 + 16 * 8},
         {"unet_unitary-d4-b16", NULL, IC_LAW_UNET_UNITARY, 4, 16, 437608},
         {"unet_unitary-d5-b10", NULL, IC_LAW_UNET_UNITARY, 5, 10, 171770},
-        {"unet_unitary_rmsnorm-d4-b8", NULL, IC_LAW_UNET_UNITARY_RMSNORM, 4, 8, 109744},
+        {"unet_unitary_rmsnorm-d4-b8", NULL, IC_LAW_UNET_UNITARY_RMSNORM, 4, 8, 109752},
         {"quantum_lifecycle", "UNET_UNITARY", IC_LAW_UNET_UNITARY, 4, 16, 437608},
     };
     (void)state;
