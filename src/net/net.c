@@ -19,6 +19,7 @@
 
 #define TICK_US 100000
 #define FDS_BESIDE 256 /* model files, GPUs, logs, the lobby … */
+#define FDS_LWS 4096   /* above what connections take: nothing else opens so many */
 
 /* ---- what lws tells us ---- */
 
@@ -176,6 +177,23 @@ static enum ic_status check_tls_files(const struct ic_net_config *cfg, struct ic
     return IC_OK;
 }
 
+/* lws allots and clears 16 bytes for each descriptor the limit allows; containers often allow a million or
+ * a billion. The limit is lowered while it looks. TLS sockets stay below it, for descriptors are given
+ * out lowest first. */
+static struct lws_context *create_context(const struct lws_context_creation_info *info, unsigned fds)
+{
+    struct rlimit was = {0}, low;
+    bool lower = !getrlimit(RLIMIT_NOFILE, &was) && was.rlim_cur > fds;
+    low = was;
+    low.rlim_cur = fds;
+    if (lower)
+        lower = !setrlimit(RLIMIT_NOFILE, &low);
+    struct lws_context *ctx = lws_create_context(info);
+    if (lower)
+        setrlimit(RLIMIT_NOFILE, &was);
+    return ctx;
+}
+
 static enum ic_status open_lws(struct ic_net *n, struct ic_err *err)
 {
     bool debug = ic_log_level_now() >= IC_LOG_DEBUG;
@@ -192,7 +210,7 @@ static enum ic_status open_lws(struct ic_net *n, struct ic_err *err)
     };
     if (n->cfg->tls_cert)
         info.options |= LWS_SERVER_OPTION_DO_SSL_GLOBAL_INIT;
-    n->ctx = lws_create_context(&info);
+    n->ctx = create_context(&info, n->cfg->connections_max + FDS_LWS);
     if (!n->ctx)
         return ic_fail(err, IC_INTERNAL, "the network library did not start");
     info.port = CONTEXT_PORT_NO_LISTEN_SERVER;

@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include "base/clock.h"
@@ -183,6 +184,21 @@ static void http_big_answer(void **state)
     struct cl_answer a = {0};
     assert_int_equal(cl_get(srv.port, "GET /big HTTP/1.1\r\nHost: x\r\n\r\n", &a), 200);
     assert_int_equal(a.len, 8 << 20);
+    free(a.body);
+}
+
+static void http_half_close(void **state)
+{
+    (void)state;
+    struct cl_answer a = {0};
+    int fd = cl_connect(srv.port);
+    cl_puts(fd, "GET /big HTTP/1.1\r\nHost: x\r\n\r\nGET /echo HTTP/1.1\r\nHost: x\r\n\r\n");
+    shutdown(fd, SHUT_WR);
+    assert_int_equal(cl_answer(fd, &a, false), 200);
+    assert_int_equal(a.len, 8 << 20);
+    assert_int_equal(cl_answer(fd, &a, false), 200);
+    assert_true(cl_eof(fd));
+    close(fd);
     free(a.body);
 }
 
@@ -488,7 +504,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(http_basics), cmocka_unit_test(http_1_0), cmocka_unit_test(http_bad_requests),
         cmocka_unit_test(http_expect), cmocka_unit_test(http_later), cmocka_unit_test(http_big_answer),
-        cmocka_unit_test(http_slow), cmocka_unit_test(ws_echo), cmocka_unit_test(ws_handshakes),
+        cmocka_unit_test(http_half_close), cmocka_unit_test(http_slow), cmocka_unit_test(ws_echo), cmocka_unit_test(ws_handshakes),
         cmocka_unit_test(ws_too_large), cmocka_unit_test(ws_bad_text), cmocka_unit_test(ws_protocol_errors),
         cmocka_unit_test(ws_app_closes), cmocka_unit_test(ws_outbox), cmocka_unit_test(ws_frames_dropped),
         cmocka_unit_test(ws_stuck_client), cmocka_unit_test(ws_idle), cmocka_unit_test(close_all),
