@@ -15,6 +15,7 @@ struct ic_text_model {
     struct llama_batch batch;
     const char *template; /* NULL: none; owned by the llama model or the caller's config */
     char *template_copy;
+    bool zephyr; /* llama.cpp takes the template for another family's; it is Zephyr's with the model's own EOS */
     int32_t max_piece; /* bytes of the longest token text */
     struct ic_text_info info;
     bool (*abort_test)(void *);

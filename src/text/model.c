@@ -89,6 +89,14 @@ static void fill_names(struct ic_text_model *m, const char *path)
     llama_model_desc(m->model, m->info.desc, sizeof m->info.desc);
 }
 
+/* llama.cpp knows a template by the strings in it. TinyLlama's has the tags of Zephyr and names its EOS by variable
+ * only, which is taken for GLM-Edge, whose turns have no end: the model then answers nonsense. */
+static bool is_zephyr_by_variable(const char *t)
+{
+    return strstr(t, "<|user|>") && strstr(t, "<|assistant|>") && strstr(t, "eos_token") &&
+           !strstr(t, "<|end|>") && !strstr(t, "<|endoftext|>") && !strstr(t, "</s>");
+}
+
 static enum ic_status pick_template(struct ic_text_model *m, const char *wanted, struct ic_err *err)
 {
     if (wanted) {
@@ -101,6 +109,7 @@ static enum ic_status pick_template(struct ic_text_model *m, const char *wanted,
             return ic_fail(err, IC_OOM, "out of memory");
     } else {
         m->template = llama_model_chat_template(m->model, NULL);
+        m->zephyr = m->template && is_zephyr_by_variable(m->template);
     }
     m->info.has_chat_template = m->template != NULL;
     return IC_OK;

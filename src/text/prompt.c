@@ -60,6 +60,7 @@ static enum ic_status render_marks(const struct ic_text_model *m, const struct i
                                    struct ic_buf *out, struct ic_err *err)
 {
     enum ic_status st = IC_OK;
+    const char *family = m->zephyr ? "zephyr" : m->template;
     struct llama_chat_message *chat = calloc(n, sizeof *chat);
     char(*marks)[MARK_LEN_MAX] = calloc(n, sizeof *marks);
 
@@ -71,7 +72,7 @@ static enum ic_status render_marks(const struct ic_text_model *m, const struct i
         snprintf(marks[i], MARK_LEN_MAX, " %c%zu%c ", MARK_OPEN, i, MARK_CLOSE);
         chat[i] = (struct llama_chat_message){msgs[i].role, marks[i]};
     }
-    int32_t need = llama_chat_apply_template(m->template, chat, n, true, NULL, 0);
+    int32_t need = llama_chat_apply_template(family, chat, n, true, NULL, 0);
     if (need < 0) {
         char name[48] = {0};
         snprintf(name, sizeof name, "%s", m->template);
@@ -82,7 +83,7 @@ static enum ic_status render_marks(const struct ic_text_model *m, const struct i
         st = ic_fail(err, IC_OOM, "out of memory");
         goto out;
     }
-    int32_t got = llama_chat_apply_template(m->template, chat, n, true, out->data, need + 1);
+    int32_t got = llama_chat_apply_template(family, chat, n, true, out->data, need + 1);
     out->len = got < need ? (size_t)(got < 0 ? 0 : got) : (size_t)need;
     out->data[out->len] = 0;
 out:
