@@ -40,6 +40,10 @@ json_t *ic_json_object(const char *data, size_t len, struct ic_err *err)
         return NULL;
     }
     json_t *o = json_loadb(data, len, 0, &je);
+    if (!o && (json_error_code(&je) == json_error_null_character || json_error_code(&je) == json_error_null_byte_in_key)) {
+        ic_fail(err, IC_BAD_REQUEST, "\\u0000 is not taken in a string (line %d, column %d)", je.line, je.column);
+        return NULL;
+    }
     if (!o) {
         ic_fail(err, IC_BAD_REQUEST, "not valid JSON (line %d, column %d)", je.line, je.column);
         return NULL;

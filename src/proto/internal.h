@@ -108,6 +108,11 @@ enum ic_status ic_sim_parse_opts(const json_t *o, struct ic_sim_opts *opts, stru
 /* {"name":…, "architecture":…, …} of a law. */
 void ic_sim_put_law(const struct ic_server *s, unsigned i, struct ic_buf *b);
 
+/* atheria.c: the dialect of /ws */
+bool ic_atheria_open(struct ic_server *s, struct conn *c); /* false: no memory */
+void ic_atheria_message(struct ic_server *s, struct conn *c, const char *data, size_t len);
+void ic_atheria_event(struct ic_server *s, struct conn *c, const struct ic_event *ev);
+
 /* predict.c: POST /predict */
 void ic_predict_request(struct ic_server *s, struct ic_peer *p, const struct ic_http_req *r);
 void ic_predict_event(struct ic_server *s, struct ic_peer *p, struct ic_event *ev);

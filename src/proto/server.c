@@ -218,7 +218,15 @@ static void on_open(void *app, struct ic_peer *p)
     c->authed = !s->cfg.keys;
     p->app = c;
     s->conns[p->id.slot] = c;
-    if (header_credentials(p, &id, &key)) {
+    bool shown = header_credentials(p, &id, &key);
+    if (!strcmp(p->path, "/ws")) {
+        if (s->cfg.keys && !shown)
+            p->vt->close(p, 1008, "credentials are missing");
+        else if (!ic_atheria_open(s, c))
+            p->vt->close(p, 1011, "out of memory");
+        return;
+    }
+    if (shown) {
         const struct ic_client *cl = s->cfg.keys ? ic_keys_check(s->cfg.keys, id, key) : NULL;
         c->authed = true; /* on_handshake has refused wrong ones */
         snprintf(c->client_id, sizeof c->client_id, "%s", cl ? cl->id : id);
@@ -236,14 +244,16 @@ static void on_message(void *app, struct ic_peer *p, const char *data, size_t le
     struct conn *c = p->app;
 
     s->messages++;
-    if (!c || c->doomed || (binary && ic_sim_binary(s, c, data, len)))
+    if (c && c->dialect == DIALECT_ATHERIA && !c->doomed && c->atheria)
+        ic_atheria_message(s, c, data, len);
+    if (!c || c->doomed || c->dialect == DIALECT_ATHERIA || (binary && ic_sim_binary(s, c, data, len)))
         return;
     ic_native_message(s, c, data, len); /* binary too: InferenceCenter took both alike */
 }
 
 static void on_refused(void *app, struct ic_peer *p, const struct ic_err *err)
 {
-    if (p->app)
+    if (p->app) /* in both dialects: Atheria's client ignores what it does not know */
         ic_conn_error(app, p->app, NULL, NULL, err);
 }
 
@@ -262,6 +272,7 @@ static void on_close(void *app, struct ic_peer *p)
         ic_text_engine_session_close(s->text, c->sessions[i].handle);
     s->conns[p->id.slot] = NULL;
     p->app = NULL;
+    free(c->atheria);
     free(c->sessions);
     free(c->streams);
     free(c);

@@ -425,7 +425,7 @@ static void send_frame(struct ic_server *s, struct conn *c, const struct ic_even
         ic_json_key(b, "metrics");
         ic_law_metrics_json(b, &i->metrics);
     }
-    finish_binary(b, ev->text, ev->len);
+    finish_binary(b, ev->text, i->frame.bytes);
     if (!b->failed)
         c->peer->vt->send(c->peer, IC_MSG_FRAME, b->data, b->len, ev->stamp_ns);
 }
@@ -470,6 +470,12 @@ void ic_sim_event(struct ic_server *s, struct conn *c, struct ic_event *ev)
     if (c->doomed || !m) /* closed by the client while this was on its way */
         return;
     end_call(c, ev->rid, id);
+    if (c->dialect == DIALECT_ATHERIA)
+        ic_atheria_event(s, c, ev);
+    if (ev->kind == IC_EVENT_ERROR && c->dialect == DIALECT_ATHERIA) {
+        m->handle = m->made ? m->handle : 0;
+        return;
+    }
     if (ev->kind == IC_EVENT_ERROR) {
         if (!m->made)
             m->handle = 0;
@@ -482,6 +488,10 @@ void ic_sim_event(struct ic_server *s, struct conn *c, struct ic_event *ev)
     m->width = ev->sim.width;
     m->step = ev->sim.step;
     m->running = ev->sim.running;
+    if (c->dialect == DIALECT_ATHERIA) {
+        m->made = true;
+        return;
+    }
     switch (ev->kind) {
     case IC_EVENT_SIM_CREATED:
         m->made = true;

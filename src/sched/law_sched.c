@@ -23,6 +23,7 @@ struct sim {
     int64_t ready_ns;     /* when it joined the line */
     int64_t due_ns;       /* not before, by its rate */
     int64_t frame_ns;     /* of the last frame, 0: none yet */
+    int64_t metrics_ns;   /* of the last metrics */
     size_t bytes;
     bool in_line, predict;
     struct ic_sim_credit *credit;
@@ -49,6 +50,7 @@ struct ic_law_sched {
     struct ic_law_io *io;
     struct sim **batch;
     struct ic_view_ctx *views;
+    double *scratch; /* for the largest d */
 };
 
 /* ---- events --------------------------------------------------------------------------------------------- */
@@ -120,30 +122,91 @@ static struct ic_law_shape shape_of(const struct group *g)
     return (struct ic_law_shape){g->plan->height, g->plan->width, g->plan->law->d};
 }
 
+static size_t extras_floats(unsigned extras, size_t cells)
+{
+    size_t n = 0;
+    n += extras & IC_EXTRA_HSV ? 2 * cells : 0;
+    n += extras & IC_EXTRA_COMPLEX ? 2 * cells : 0;
+    n += extras & IC_EXTRA_FLOW ? 3 * cells : 0;
+    n += extras & IC_EXTRA_ATTRACTOR ? 6 : 0;
+    n += extras & IC_EXTRA_POINCARE ? 2 * (cells < IC_LAW_POINCARE_POINTS ? cells : IC_LAW_POINCARE_POINTS) : 0;
+    return n;
+}
+
+/* Fills `out` in the order of the IC_EXTRA bits; returns the floats written. */
+static size_t draw_extras(struct ic_law_sched *s, const struct sim *m, const float *delta, float *out, size_t *n_poincare)
+{
+    struct ic_law_shape shape = shape_of(m->g);
+    size_t cells = shape.h * shape.w, n = 0;
+    unsigned extras = m->o.extras;
+
+    if (extras & IC_EXTRA_HSV) {
+        ic_law_extra_phase_hsv(m->psi, shape, out, out + cells);
+        n += 2 * cells;
+    }
+    if (extras & IC_EXTRA_COMPLEX) {
+        ic_law_extra_complex_3d(m->psi, shape, out + n, out + n + cells);
+        n += 2 * cells;
+    }
+    if (extras & IC_EXTRA_FLOW) {
+        ic_law_extra_flow(delta, shape, out + n, out + n + cells, out + n + 2 * cells);
+        n += 3 * cells;
+    }
+    if (extras & IC_EXTRA_ATTRACTOR) {
+        struct ic_law_attractor a;
+        ic_law_extra_attractor(m->psi, shape, &a);
+        for (int k = 0; k < 2; k++) {
+            out[n++] = (float)a.channel[k].re;
+            out[n++] = (float)a.channel[k].im;
+            out[n++] = (float)a.channel[k].abs;
+        }
+    }
+    if (extras & IC_EXTRA_POINCARE) {
+        *n_poincare = ic_law_extra_poincare(m->psi, shape, IC_LAW_POINCARE_POINTS, out + n, s->scratch);
+        n += 2 * *n_poincare;
+    }
+    return n;
+}
+
 /* Draws what the client looks at and sends it. `delta` may be NULL. */
 static void emit_frame(struct ic_law_sched *s, struct sim *m, const float *delta)
 {
     struct ic_view_request req = {m->o.view, m->o.encoding, m->o.roi};
+    struct ic_law_shape shape = shape_of(m->g);
     struct ic_view_frame frame;
     struct ic_event *ev;
+    size_t extra = extras_floats(m->o.extras, shape.h * shape.w), n_poincare = 0;
+    float *extras = NULL;
 
     if (atomic_load(&m->credit->in_flight) >= IC_SIM_FRAMES_IN_FLIGHT) {
         atomic_fetch_add(&s->c->frames_skipped, 1);
         return;
     }
-    if (ic_view_plan(&req, shape_of(m->g), &frame, NULL) != IC_OK ||
-        !(ev = new_event(IC_EVENT_SIM_FRAME, m->owner, 0, frame.bytes)))
+    if (ic_view_plan(&req, shape, &frame, NULL) != IC_OK || (extra && !(extras = malloc(extra * sizeof *extras))) ||
+        !(ev = new_event(IC_EVENT_SIM_FRAME, m->owner, 0, frame.bytes + extra * sizeof *extras))) {
+        free(extras);
         return;
-    if (ic_view_render(s->views, &req, m->psi, delta, shape_of(m->g), ev->text, frame.bytes, &frame, NULL) != IC_OK) {
+    }
+    if (ic_view_render(s->views, &req, m->psi, delta, shape, ev->text, frame.bytes, &frame, NULL) != IC_OK) {
+        free(extras);
         free(ev);
         return;
     }
     fill_info(m, &ev->sim);
     ev->sim.frame = frame;
     ev->stamp_ns = m->frame_ns = s->st->now_ns(s->st->arg);
-    if (m->o.metrics)
-        ev->sim.has_metrics =
-            ic_law_metrics_compute(m->psi, delta, shape_of(m->g), 0, &ev->sim.metrics, NULL) == IC_OK;
+    if (extra) {
+        extra = draw_extras(s, m, delta, extras, &n_poincare);
+        memcpy(ev->text + frame.bytes, extras, extra * sizeof *extras);
+        ev->len = frame.bytes + extra * sizeof *extras;
+        ev->sim.extras = m->o.extras;
+        ev->sim.n_poincare = n_poincare;
+        free(extras);
+    }
+    if (m->o.metrics && (!m->metrics_ns || ev->stamp_ns - m->metrics_ns >= m->o.metrics_ns)) {
+        m->metrics_ns = ev->stamp_ns;
+        ev->sim.has_metrics = ic_law_metrics_compute(m->psi, delta, shape, 0, &ev->sim.metrics, NULL) == IC_OK;
+    }
     atomic_fetch_add(&m->credit->refs, 1);
     atomic_fetch_add(&m->credit->in_flight, 1);
     ev->sim.credit = m->credit;
@@ -339,6 +402,7 @@ static enum ic_status check_view(const struct ic_law_sched *s, const struct grou
     struct ic_view_frame frame;
     enum ic_status st = ic_view_plan(&req, shape_of(g), &frame, err);
 
+    frame.bytes += st == IC_OK ? extras_floats(o->extras, (size_t)g->plan->height * g->plan->width) * sizeof(float) : 0;
     if (st == IC_OK && frame.bytes > s->lim.frame_max)
         return ic_fail(err, IC_TOO_LARGE, "a frame of %zu bytes does not fit into an outbox of %zu: choose a region",
                        frame.bytes, s->lim.frame_max);
@@ -362,8 +426,12 @@ static enum ic_status apply(const struct ic_law_sched *s, struct sim *m, const s
         o.encoding = n->encoding;
     if (n->set & IC_SET_ROI)
         o.roi = n->roi;
-    if (n->set & IC_SET_METRICS)
+    if (n->set & IC_SET_METRICS) {
         o.metrics = n->metrics;
+        o.metrics_ns = n->metrics_ns;
+    }
+    if (n->set & IC_SET_EXTRAS)
+        o.extras = n->extras;
     if (n->set & IC_SET_FRAMES)
         o.frames = n->frames;
     if (n->set & IC_SET_GAMMA)
@@ -707,7 +775,11 @@ enum ic_status ic_law_sched_open(struct ic_law_sched **out, const struct ic_law_
     s->io = calloc(limits->max_batch, sizeof *s->io);
     s->batch = calloc(limits->max_batch, sizeof *s->batch);
     enum ic_status rc = ic_view_ctx_open(&s->views, err);
-    if (rc == IC_OK && (!s->io || !s->batch))
+    size_t d_max = 1;
+    for (unsigned i = 0; i < st->n_laws; i++)
+        d_max = st->law(st->arg, i)->d > d_max ? st->law(st->arg, i)->d : d_max;
+    s->scratch = calloc(ic_law_extra_poincare_scratch(d_max), sizeof *s->scratch);
+    if (rc == IC_OK && (!s->io || !s->batch || !s->scratch))
         rc = ic_fail(err, IC_OOM, "out of memory");
     if (rc != IC_OK)
         ic_law_sched_close(&s);
@@ -728,6 +800,7 @@ void ic_law_sched_close(struct ic_law_sched **sp)
     ic_view_ctx_close(&s->views);
     free(s->io);
     free(s->batch);
+    free(s->scratch);
     free(s);
     *sp = NULL;
 }

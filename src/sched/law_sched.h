@@ -11,6 +11,7 @@
 #define IC_SCHED_LAW_SCHED_H
 
 #include "base/hist.h"
+#include "law/extras.h"
 #include "law/init.h"
 #include "law/plan.h"
 #include "law/tools.h"
@@ -66,7 +67,7 @@ struct ic_law_counters {
 enum {
     IC_SET_STEPS = 1, IC_SET_VIEW = 2, IC_SET_EVERY = 4, IC_SET_FPS = 8, IC_SET_ENCODING = 16, IC_SET_ROI = 32,
     IC_SET_METRICS = 64, IC_SET_GAMMA = 128, IC_SET_RATE = 256, IC_SET_FRAMES = 512, IC_SET_SEED = 1024,
-    IC_SET_INIT = 2048,
+    IC_SET_INIT = 2048, IC_SET_EXTRAS = 4096,
 };
 struct ic_sim_opts {
     unsigned set;
@@ -77,7 +78,9 @@ struct ic_sim_opts {
     double rate;    /* steps a second at most; 0: no limit */
     enum ic_view_encoding encoding;
     struct ic_view_roi roi;
-    bool metrics;   /* with each frame */
+    bool metrics;   /* with frames */
+    int64_t metrics_ns; /* metrics: not more often than this; 0: with each frame */
+    unsigned extras;    /* IC_EXTRA_*: arrays that follow a frame's pixels */
     bool frames;    /* frames at all */
     double gamma;
     uint64_t seed;

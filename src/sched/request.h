@@ -55,7 +55,7 @@ enum ic_event_kind {
     /* Law M; `sim` tells which and how it is */
     IC_EVENT_SIM_CREATED,
     IC_EVENT_SIM_STATUS,    /* answers a command, or the run is over */
-    IC_EVENT_SIM_FRAME,     /* text[0..len): pixels; frame, metrics */
+    IC_EVENT_SIM_FRAME,     /* text[0..len): pixels (frame.bytes), extras; frame, metrics */
     IC_EVENT_SIM_STATE,     /* text[0..len): psi, float32 [H,W,d,2] */
     IC_EVENT_SIM_CLOSED,
     IC_EVENT_SIM_PREDICTED, /* text[0..len): psi, then h and c where the law has memory */
@@ -66,6 +66,15 @@ struct ic_sim_credit {
     atomic_int refs, in_flight;
 };
 void ic_sim_credit_unref(struct ic_sim_credit *c);
+
+/* Arrays of float32 that a frame may carry behind its pixels, in this order (law/extras.h; h, w: the whole grid). */
+enum {
+    IC_EXTRA_HSV = 1,        /* hue [h,w], value [h,w] */
+    IC_EXTRA_COMPLEX = 2,    /* re [h,w], im [h,w] */
+    IC_EXTRA_FLOW = 4,       /* dx, dy, magnitude, [h,w] each */
+    IC_EXTRA_ATTRACTOR = 8,  /* re, im, abs of channel 0, then of channel 1 */
+    IC_EXTRA_POINCARE = 16,  /* [n_poincare][2] */
+};
 
 /* How a simulation is, in every event about it. */
 struct ic_sim_info {
@@ -79,6 +88,8 @@ struct ic_sim_info {
     size_t bytes; /* of its state */
     struct ic_view_request view;
     struct ic_view_frame frame;     /* SIM_FRAME */
+    unsigned extras;                /* SIM_FRAME: which follow the pixels */
+    size_t n_poincare;
     bool has_metrics;
     struct ic_law_metrics metrics;  /* SIM_FRAME, when has_metrics */
     struct ic_sim_credit *credit;   /* SIM_FRAME: one count of it belongs to the event */
