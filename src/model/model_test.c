@@ -1,5 +1,6 @@
 /* What the readers and the writer make of honest files. Hostile ones: hostile_test.c. */
 #include <setjmp.h>
+#include <fcntl.h>
 #include <math.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -216,6 +217,68 @@ static void a_deflated_storage_is_inflated(void **state)
     free(small);
 }
 
+/* Sizes, offset and the directory's place all in their 64-bit form, as torch writes past 4 GiB. */
+static void zip64_is_read(void **state)
+{
+    struct ic_err err = {0};
+    struct ic_buf b = {0};
+    struct zip_entry e[2] = {zip_stored("m/data.pkl", "N.", 2), zip_stored("m/data/0", "abcd", 4)};
+    struct ic_zip *zip;
+    (void)state;
+    zip_local(&b, &e[0]);
+    zip_local(&b, &e[1]);
+    uint64_t at = b.len, end;
+    for (int i = 0; i < 2; i++) {
+        size_t start = b.len;
+        zip_central(&b, &e[i]);
+        memset(b.data + start + 20, 0xff, 8); /* both sizes */
+        memset(b.data + start + 42, 0xff, 4); /* offset */
+        b.data[start + 30] = 4 + 24 + 5;      /* extra: an unknown field, then zip64's */
+        put_u(&b, 0x4242, 2);
+        put_u(&b, 1, 2);
+        put_u(&b, 7, 1);
+        put_u(&b, 1, 2);
+        put_u(&b, 24, 2);
+        put_u(&b, e[i].bytes, 8);
+        put_u(&b, e[i].stored, 8);
+        put_u(&b, e[i].at, 8);
+    }
+    end = b.len;
+    put_u(&b, 0x06064b50, 4);
+    put_u(&b, 44, 8);
+    put_u(&b, 0, 12);
+    put_u(&b, 2, 8);
+    put_u(&b, 2, 8);
+    put_u(&b, end - at, 8);
+    put_u(&b, at, 8);
+    put_u(&b, 0x07064b50, 4);
+    put_u(&b, 0, 4);
+    put_u(&b, end, 8);
+    put_u(&b, 1, 4);
+    zip_end(&b, 2, at);
+    memset(b.data + b.len - 14, 0xff, 12); /* counts, size and place: see zip64 */
+    const char *path = file_with(b.data, b.len);
+    int fd = open(path, O_RDONLY);
+    unlink(path);
+    if (ic_zip_open(fd, b.len, &zip, &err))
+        fail_msg("%s", err.msg);
+    uint8_t *data;
+    assert_int_equal(ic_extent_read(fd, &ic_zip_find(zip, "m/data/0")->where, 100, "x", &data, &err),
+                     IC_OK);
+    assert_memory_equal(data, "abcd", 4);
+    free(data);
+    ic_zip_close(&zip);
+    memset(b.data + end + 48, 0xff, 8); /* a directory beyond the file */
+    close(fd);
+    path = file_with(b.data, b.len);
+    fd = open(path, O_RDONLY);
+    unlink(path);
+    assert_int_equal(ic_zip_open(fd, b.len, &zip, &err), IC_BAD_REQUEST);
+    assert_non_null(strstr(err.msg, "outside the file"));
+    close(fd);
+    ic_buf_deinit(&b);
+}
+
 /* What protocol 4 and numpy put beside the tensors. */
 static void later_protocols_and_numpy_scalars_are_read(void **state)
 {
@@ -335,6 +398,7 @@ int main(void)
         cmocka_unit_test(not_finite_is_refused_by_name),
         cmocka_unit_test(wrappers_and_prefixes_are_undone),
         cmocka_unit_test(a_deflated_storage_is_inflated),
+        cmocka_unit_test(zip64_is_read),
         cmocka_unit_test(later_protocols_and_numpy_scalars_are_read),
         cmocka_unit_test(safetensors_come_back_as_written),
         cmocka_unit_test(real_checkpoints_open),
