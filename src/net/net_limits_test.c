@@ -10,6 +10,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -265,6 +266,7 @@ static void tls(void **state)
     close(half);
     close(silent);
     close(fd);
+    kill(pid, SIGTERM); /* -quiet makes it wait for the server to close */
     waitpid(pid, NULL, 0);
     srv_drained(&s);
     assert_int_equal(srv_peers(&s), 0);
