@@ -82,3 +82,9 @@ bool ic_session_add_msgs(struct ic_session *s, const struct ic_chat_msg *more, s
     s->n_msgs += n;
     return true;
 }
+
+void ic_session_cut_msgs(struct ic_session *s, size_t keep)
+{
+    free_msgs(s->msgs + keep, s->n_msgs - keep);
+    s->n_msgs = keep;
+}

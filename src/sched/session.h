@@ -35,5 +35,7 @@ void ic_session_drop(struct ic_sessions *t, struct ic_session *s);         /* fr
 struct ic_chat_msg *ic_session_join(const struct ic_session *s, const struct ic_chat_msg *more, size_t n, size_t *n_out);
 /* Copies turns to the end. False: no memory or too many, and nothing was added. */
 bool ic_session_add_msgs(struct ic_session *s, const struct ic_chat_msg *more, size_t n);
+/* Forgets the turns after the first `keep`. */
+void ic_session_cut_msgs(struct ic_session *s, size_t keep);
 
 #endif

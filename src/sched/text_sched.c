@@ -61,6 +61,7 @@ struct ic_text_sched {
     struct ic_row *rows;
     struct ic_sessions sessions;
     double ns_decode_tick, ns_prompt_row; /* moving averages, 0: not known yet */
+    bool crowded; /* the back end had fewer cells than it said: nobody joins before somebody has ended */
     struct ic_buf text;
 };
 
@@ -113,7 +114,7 @@ static void emit_token(struct ic_text_sched *s, struct run *r, const struct ic_s
     }
     struct ic_event *ev = new_event(r, IC_EVENT_TOKEN, text->data, text->len, tops.len);
     if (ev) {
-        ev->index = r->n_gen - 1;
+        ev->index = d ? r->n_gen - 1 : r->n_gen; /* what was held back leaves with the end-of-generation token */
         ev->stamp_ns = r->last_ns;
         if (d) {
             ev->prob = d->prob;
@@ -239,7 +240,10 @@ static void give_back_session(struct ic_text_sched *s, struct run *r, bool said)
     if (said && se->kind == IC_SESSION_CHAT) {
         ic_buf_put(&r->answer, "", 1);
         struct ic_chat_msg reply = {"assistant", r->answer.failed || !r->answer.data ? "" : r->answer.data};
+        size_t before = se->n_msgs;
         said = ic_session_add_msgs(se, r->req->msgs, r->req->n_msgs) && ic_session_add_msgs(se, &reply, 1);
+        if (!said)
+            ic_session_cut_msgs(se, before);
     }
     if (said) {
         free(se->tokens);
@@ -309,10 +313,12 @@ static void finish(struct ic_text_sched *s, struct run *r, enum ic_end_reason re
     emit(s, r, ev);
     atomic_fetch_add(&s->c->ended[reason], 1);
     give_back_session(s, r, r->n_gen > 0 && reason != IC_END_ERROR);
-    if (r->slot >= 0)
+    if (r->slot >= 0) {
         leave_slot(s, r);
-    else
+        s->crowded = false;
+    } else {
         remove_waiting(s, r);
+    }
     free_run(s, r);
 }
 
@@ -341,6 +347,11 @@ static enum ic_status tokenize_run(struct ic_text_sched *s, struct run *r, int32
         int32_t old = se ? se->n_tokens : 0, *more = NULL;
         st = be->tokenize(be->arg, q->prompt, q->prompt_len, old == 0, max - old > 0 ? max - old : 0, &more, n, err);
         *n += old;
+        if (st == IC_OK && *n > max) { /* a full session, and text that makes no token */
+            free(more);
+            more = NULL;
+            st = IC_TOO_LARGE;
+        }
         if (st == IC_OK && old) {
             int32_t *all = malloc(sizeof *all * (size_t)*n);
             if (all) {
@@ -355,6 +366,8 @@ static enum ic_status tokenize_run(struct ic_text_sched *s, struct run *r, int32
         *tokens = more;
     } else {
         size_t n_all = q->n_msgs;
+        if (se && se->n_msgs + n_all + 1 > IC_SESSION_MSGS_MAX) /* known now, so not found out after the answer */
+            return ic_fail(err, IC_TOO_LARGE, "a session holds at most %d turns", IC_SESSION_MSGS_MAX);
         struct ic_chat_msg *all = se ? ic_session_join(se, q->msgs, q->n_msgs, &n_all) : NULL;
         if (se && !all)
             return ic_fail(err, IC_OOM, "out of memory");
@@ -440,7 +453,7 @@ static bool try_admit(struct ic_text_sched *s, struct run *r)
 static void admit(struct ic_text_sched *s)
 {
     struct run *r = s->waiting, *next;
-    bool blocked = false;
+    bool blocked = s->crowded && s->n_running > 0;
     int32_t place = 0;
 
     for (; r; r = next) {
@@ -448,8 +461,12 @@ static void admit(struct ic_text_sched *s)
         if (!blocked && !r->prepared && !(r->session && r->session->busy)) {
             struct ic_err err = {0};
             if (prepare(s, r, &err) != IC_OK) {
-                remove_waiting(s, r);
-                refuse(s, r, &err);
+                if (r->told_queued) { /* the client has been told to wait, so it waits for an END */
+                    finish(s, r, IC_END_ERROR, &err);
+                } else {
+                    remove_waiting(s, r);
+                    refuse(s, r, &err);
+                }
                 continue;
             }
         }
@@ -544,7 +561,11 @@ static int32_t build(struct ic_text_sched *s, int32_t *n_prompt)
         if (pending(s, r) == 1)
             add_rows(s, r, 1, &n);
     }
-    int32_t budget = prompt_budget(s, n_decode);
+    int32_t budget = prompt_budget(s, n_decode), unread = 0;
+    for (int32_t i = 0; i < s->n_running; i++)
+        unread += s->order[i]->rows ? 0 : pending(s, s->order[i]);
+    if (budget > unread)
+        budget = unread; /* no idle session loses its cells for rows that nobody has */
     make_room(s, n + budget, NULL);
     int32_t used = cells_used(s);
     for (int32_t i = 0; i < s->n_running && budget > 0; i++) {
@@ -655,6 +676,7 @@ static void undo(struct ic_text_sched *s, enum ic_decode rc)
         }
         if (n > 1) {
             preempt_last(s);
+            s->crowded = true; /* by our own count there is room: it would be let in again at once, for ever */
             return;
         }
         ic_fail(&err, IC_OOM, "the KV cache is full");
