@@ -1,0 +1,336 @@
+/* A model for the scheduler that is none: deterministic, instant, and suspicious.
+ *
+ * Its next token is a hash of everything that its KV holds of the sequence, of the sampler's seed and of how often
+ * that sampler has drawn. So a row that is lost, doubled, out of place or another sequence's changes the text, and
+ * one look at the text is enough. The contract of struct ic_text_backend is asserted at every call. It can be told
+ * to refuse, to stop half-way and to fail. One thread; for tests only. */
+#ifndef IC_SCHED_FAKE_BACKEND_H
+#define IC_SCHED_FAKE_BACKEND_H
+
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "sched/text_sched.h"
+
+#define FAKE_SEQS 16
+#define FAKE_CTX 1024
+#define FAKE_BOS 99
+#define FAKE_BYTE 100 /* a prompt's byte b is token 100 + b */
+#define FAKE_ROLE 360 /* a turn begins with 360 + the first letter of its role, and ends with FAKE_TURN_END */
+#define FAKE_TURN_END 490
+#define FAKE_VOCAB 500
+
+/* What the model can say. Split characters, a broken one and an empty piece are among it, and few letters, so that
+ * stop strings are met. */
+static const char *const fake_pieces[] = {"a", "b", "c", "d", "ab", "bc", "e", " ", "\xC3", "\xA9", "", "\xE2\x82\xAC",
+                                          "\xE2", "\x82\xAC", "\xFF", "dd"};
+#define FAKE_PIECES ((int32_t)(sizeof fake_pieces / sizeof *fake_pieces))
+#define FAKE_EOG FAKE_PIECES
+
+struct fake_seq {
+    int32_t token[FAKE_CTX], n;
+    uint64_t hash[FAKE_CTX]; /* of token[0..i] */
+};
+
+struct fake {
+    struct ic_text_backend be;
+    struct ic_text_sched *sched;
+    struct fake_seq seq[FAKE_SEQS];
+    int64_t now;
+    int64_t ns_base, ns_row;
+    int32_t cells_real;      /* where FULL really begins; kv_size unless a test says otherwise */
+    bool recurrent, add_bos; /* recurrent: a sequence can be forgotten, not cut */
+    uint64_t rng;
+    /* Of 1000 calls so many go wrong. */
+    int full, aborted, failed, draw_fails, open_fails, tokenize_fails;
+    uint64_t row_hash[FAKE_CTX]; /* of the last decode; 0: no logits */
+    int32_t n_rows;
+    /* What has happened. */
+    int64_t decodes, decoded_rows, bad_decodes, injected, samplers;
+    int32_t last_n;
+    void (*in_decode)(void *, const struct ic_row *rows, int32_t n); /* e.g. somebody cancels meanwhile */
+    void (*on_event)(void *, struct ic_event *);                     /* takes it */
+    void *arg;
+};
+
+static inline uint64_t fake_mix(uint64_t h, uint64_t v)
+{
+    h ^= v + 0x9E3779B97F4A7C15u + (h << 6) + (h >> 2);
+    h ^= h >> 33;
+    h *= 0xFF51AFD7ED558CCDu;
+    return (h ^ h >> 33) | 1;
+}
+
+static inline uint64_t fake_random(uint64_t *s)
+{
+    *s ^= *s << 13;
+    *s ^= *s >> 7;
+    *s ^= *s << 17;
+    return *s;
+}
+
+static inline bool fake_chance(struct fake *f, int of_1000)
+{
+    bool hit = of_1000 > 0 && (int)(fake_random(&f->rng) >> 20 & 1023) < of_1000;
+    f->injected += hit;
+    return hit;
+}
+
+static inline int32_t fake_cells(const struct fake *f)
+{
+    int32_t n = 0;
+    for (int i = 0; i < FAKE_SEQS; i++)
+        n += f->seq[i].n;
+    return n;
+}
+
+static inline void fake_apply(struct fake *f, const struct ic_row *r)
+{
+    struct fake_seq *q = &f->seq[r->seq];
+    q->hash[q->n] = fake_mix(q->n ? q->hash[q->n - 1] : 1, (uint64_t)r->token);
+    q->token[q->n++] = r->token;
+}
+
+static enum ic_decode fake_decode(void *arg, const struct ic_row *rows, int32_t n)
+{
+    struct fake *f = arg;
+    int32_t next[FAKE_SEQS], logits[FAKE_SEQS] = {0};
+
+    IC_ASSERT(n > 0 && n <= f->be.batch);
+    for (int i = 0; i < FAKE_SEQS; i++)
+        next[i] = f->seq[i].n;
+    for (int32_t i = 0; i < n; i++) {
+        const struct ic_row *r = &rows[i];
+        IC_ASSERT(r->seq >= 0 && r->seq < f->be.parallel);
+        IC_ASSERT(r->token >= 0 && r->token < f->be.n_vocab && r->token != FAKE_EOG);
+        IC_ASSERT(r->pos == next[r->seq]++ && r->pos < f->be.ctx_size);
+        logits[r->seq] += r->logits; /* the real one reserves outputs for one row per sequence */
+        IC_ASSERT(logits[r->seq] <= 1);
+    }
+    IC_ASSERT(fake_cells(f) + n <= f->be.kv_size);
+    memset(f->row_hash, 0, sizeof f->row_hash);
+    f->n_rows = 0;
+    f->last_n = n;
+    f->now += f->ns_base + f->ns_row * n;
+    f->decodes++;
+    if (f->in_decode)
+        f->in_decode(f->arg, rows, n);
+    if (fake_chance(f, f->full) || fake_cells(f) + n > f->cells_real) {
+        f->bad_decodes++;
+        return IC_DECODE_FULL;
+    }
+    bool failed = fake_chance(f, f->failed);
+    if (failed || fake_chance(f, f->aborted) || ic_text_sched_batch_is_dead(f->sched)) {
+        for (int32_t i = (int32_t)(fake_random(&f->rng) % (uint64_t)(n + 1)); i > 0; i--, rows++)
+            fake_apply(f, rows);
+        f->bad_decodes++;
+        return failed ? IC_DECODE_FAILED : IC_DECODE_ABORTED;
+    }
+    for (int32_t i = 0; i < n; i++) {
+        fake_apply(f, &rows[i]);
+        if (rows[i].logits)
+            f->row_hash[i] = f->seq[rows[i].seq].hash[rows[i].pos];
+    }
+    f->n_rows = n;
+    f->decoded_rows += n;
+    return IC_DECODE_OK;
+}
+
+static bool fake_seq_rm(void *arg, int32_t seq, int32_t from)
+{
+    struct fake *f = arg;
+
+    IC_ASSERT(seq >= 0 && seq < f->be.parallel && from >= 0);
+    if (f->recurrent && from > 0 && from < f->seq[seq].n) {
+        f->seq[seq].n = 0;
+        return false;
+    }
+    if (from < f->seq[seq].n)
+        f->seq[seq].n = from;
+    return true;
+}
+
+/* '~' is no token at all, as text that a tokenizer normalises away. */
+static int32_t fake_tokens(const struct fake *f, const char *s, size_t len, bool first, int32_t *out)
+{
+    int32_t n = 0;
+
+    if (first && f->add_bos)
+        out[n++] = FAKE_BOS;
+    for (size_t i = 0; i < len; i++)
+        if (s[i] != '~')
+            out[n++] = FAKE_BYTE + (unsigned char)s[i];
+    return n;
+}
+
+static enum ic_status fake_give(struct fake *f, int32_t *t, int32_t got, int32_t max, int32_t **out, int32_t *n,
+                                struct ic_err *err)
+{
+    *n = got;
+    *out = NULL;
+    if (fake_chance(f, f->tokenize_fails)) {
+        free(t);
+        return ic_fail(err, IC_INTERNAL, "injected");
+    }
+    if (got > max) {
+        free(t);
+        return IC_TOO_LARGE;
+    }
+    *out = t;
+    return IC_OK;
+}
+
+static enum ic_status fake_tokenize(void *arg, const char *s, size_t len, bool first, int32_t max, int32_t **out,
+                                    int32_t *n, struct ic_err *err)
+{
+    struct fake *f = arg;
+    int32_t *t = malloc(sizeof *t * (len + 1));
+
+    IC_ASSERT(t && max >= 0);
+    return fake_give(f, t, fake_tokens(f, s, len, first, t), max, out, n, err);
+}
+
+static int32_t fake_chat_tokens(const struct fake *f, const struct ic_chat_msg *m, size_t n_msgs, int32_t *out)
+{
+    int32_t n = 0;
+
+    if (f->add_bos)
+        out[n++] = FAKE_BOS;
+    for (size_t i = 0; i < n_msgs; i++) {
+        out[n++] = FAKE_ROLE + m[i].role[0];
+        n += fake_tokens(f, m[i].content, strlen(m[i].content), false, out + n);
+        out[n++] = FAKE_TURN_END;
+    }
+    out[n++] = FAKE_ROLE + 'a';
+    return n;
+}
+
+static enum ic_status fake_chat(void *arg, const struct ic_chat_msg *m, size_t n_msgs, int32_t max, int32_t **out,
+                                int32_t *n, struct ic_err *err)
+{
+    struct fake *f = arg;
+    size_t cap = 4;
+
+    for (size_t i = 0; i < n_msgs; i++)
+        cap += 2 + strlen(m[i].content);
+    int32_t *t = malloc(sizeof *t * cap);
+    IC_ASSERT(t);
+    return fake_give(f, t, fake_chat_tokens(f, m, n_msgs, t), max, out, n, err);
+}
+
+static void fake_piece(void *arg, int32_t token, struct ic_buf *out)
+{
+    (void)arg;
+    if (token < FAKE_PIECES)
+        ic_buf_puts(out, fake_pieces[token]);
+}
+
+struct fake_sampler {
+    uint64_t key;
+    bool ends;
+    int32_t logprobs;
+};
+
+/* An odd seed: the model comes to an end by itself now and then; an even one: never. */
+static struct fake_sampler fake_sampler_of(uint32_t seed, const int32_t *prompt, int32_t n)
+{
+    struct fake_sampler s = {fake_mix(7, seed), seed & 1, 0};
+    for (int32_t i = 0; i < n; i++)
+        s.key = fake_mix(s.key, (uint64_t)prompt[i]);
+    return s;
+}
+
+static int32_t fake_next(struct fake_sampler *s, uint64_t kv_hash)
+{
+    uint64_t h = fake_mix(kv_hash, s->key);
+    s->key = fake_mix(s->key, 3);
+    return s->ends && h >> 8 & 1 && (h >> 9) % 9 == 0 ? FAKE_EOG : (int32_t)((h >> 20) % (uint64_t)FAKE_PIECES);
+}
+
+static enum ic_status fake_sampler_open(void *arg, void **sampler, const struct ic_text_params *p, const int32_t *prompt,
+                                        int32_t n, struct ic_err *err)
+{
+    struct fake *f = arg;
+    struct fake_sampler *s = malloc(sizeof *s);
+
+    *sampler = NULL;
+    IC_ASSERT(s && n > 0);
+    if (fake_chance(f, f->open_fails)) {
+        free(s);
+        return ic_fail(err, IC_BAD_REQUEST, "injected");
+    }
+    *s = fake_sampler_of(p->seed, prompt, n);
+    s->logprobs = p->logprobs;
+    *sampler = s;
+    f->samplers++;
+    return IC_OK;
+}
+
+static enum ic_status fake_draw(void *arg, void *sampler, int32_t row, struct ic_sampled *out, struct ic_err *err)
+{
+    struct fake *f = arg;
+
+    IC_ASSERT(row >= 0 && row < f->n_rows && f->row_hash[row]);
+    if (fake_chance(f, f->draw_fails))
+        return ic_fail(err, IC_INTERNAL, "injected");
+    memset(out, 0, sizeof *out);
+    out->token = fake_next(sampler, f->row_hash[row]);
+    out->eog = out->token == FAKE_EOG;
+    out->prob = 0.5f;
+    out->n_top = ((struct fake_sampler *)sampler)->logprobs;
+    for (int32_t i = 0; i < out->n_top; i++)
+        out->top[i] = (struct ic_logprob){i, (float)-i};
+    f->row_hash[row] = 0; /* nobody draws twice from a row */
+    return IC_OK;
+}
+
+static void fake_sampler_close(void *arg, void *sampler)
+{
+    struct fake *f = arg;
+    f->samplers--;
+    free(sampler);
+}
+
+static int64_t fake_now(void *arg)
+{
+    return ((struct fake *)arg)->now;
+}
+
+static void fake_emit(void *arg, struct ic_event *ev)
+{
+    struct fake *f = arg;
+    f->on_event(f->arg, ev);
+}
+
+static inline void fake_init(struct fake *f, int32_t parallel, int32_t batch, int32_t ctx, int32_t kv)
+{
+    memset(f, 0, sizeof *f);
+    IC_ASSERT(parallel <= FAKE_SEQS && ctx <= FAKE_CTX && batch <= FAKE_CTX);
+    f->be = (struct ic_text_backend){
+        .arg = f,
+        .ctx_size = ctx,
+        .kv_size = kv,
+        .parallel = parallel,
+        .batch = batch,
+        .n_vocab = FAKE_VOCAB,
+        .tokenize = fake_tokenize,
+        .chat = fake_chat,
+        .decode = fake_decode,
+        .seq_rm = fake_seq_rm,
+        .piece = fake_piece,
+        .sampler_open = fake_sampler_open,
+        .draw = fake_draw,
+        .sampler_close = fake_sampler_close,
+        .now_ns = fake_now,
+        .emit = fake_emit,
+    };
+    f->cells_real = kv;
+    f->now = 1000;
+    f->ns_base = 1000;
+    f->ns_row = 10;
+    f->rng = 88172645463325252u;
+    f->add_bos = true;
+}
+
+#endif
