@@ -196,12 +196,15 @@ static void get_sims(struct ic_server *s, struct ic_peer *p, const struct ic_htt
 
 static void get_root(struct ic_server *s, struct ic_peer *p, const struct ic_http_req *r)
 {
-    static const char text[] = "Inference-Core " IC_VERSION "\n"
-                               "WebSocket on any path of this port: {\"op\":\"infer\",\"prompt\":\"Once upon a time\"}\n"
-                               "GET /health  /ready  /metrics  /v1/models  /v1/laws  /v1/sims\n";
+    size_t len;
+    const char *page = ic_web_page(&len);
+
     (void)s;
     (void)r;
-    p->vt->reply(p, 200, "text/plain; charset=utf-8", NULL, text, sizeof text - 1);
+    p->vt->reply(p, 200, "text/html; charset=utf-8",
+                 "Content-Security-Policy: default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
+                 "connect-src 'self' ws: wss:\r\nX-Content-Type-Options: nosniff\r\n",
+                 page, len);
 }
 
 static const struct {

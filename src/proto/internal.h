@@ -118,6 +118,9 @@ void ic_predict_request(struct ic_server *s, struct ic_peer *p, const struct ic_
 void ic_predict_event(struct ic_server *s, struct ic_peer *p, struct ic_event *ev);
 void ic_predict_closed(struct ic_server *s, struct ic_peer *p);
 
+/* web.c: the built-in page */
+const char *ic_web_page(size_t *len);
+
 /* http.c */
 void ic_http_error(struct ic_server *s, struct ic_peer *p, int status, enum ic_status code, const char *text,
                    const char *extra);
