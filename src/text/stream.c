@@ -4,19 +4,23 @@
 
 #include "base/utf8.h"
 
-/* Where the first stop string begins in held, or SIZE_MAX; *keep gets how many bytes at the end of held could
- * be the beginning of one. */
+/* Where the stop string that is complete first begins in held (the longest where several end together: so it does
+ * not matter how the text is cut into tokens), or SIZE_MAX; *keep gets how many bytes at the end of held could be
+ * the beginning of one. */
 static size_t find_stop(const struct ic_stream *s, size_t *keep)
 {
     const char *h = s->held.data;
-    size_t len = s->held.len, at = SIZE_MAX;
+    size_t len = s->held.len, at = SIZE_MAX, end = SIZE_MAX;
 
     *keep = 0;
     for (int i = 0; i < s->n_stop; i++) {
         size_t n = strlen(s->stop[i]);
         const char *hit = memmem(h, len, s->stop[i], n);
-        if (hit && (size_t)(hit - h) < at)
-            at = (size_t)(hit - h);
+        size_t from = hit ? (size_t)(hit - h) : SIZE_MAX;
+        if (hit && (from + n < end || (from + n == end && from < at))) {
+            at = from;
+            end = from + n;
+        }
         for (size_t k = n - 1 < len ? n - 1 : len; k > *keep; k--)
             if (!memcmp(h + len - k, s->stop[i], k)) {
                 *keep = k;
