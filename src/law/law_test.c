@@ -148,8 +148,8 @@ static void atheria_checkpoints_load(void **state)
         assert_int_equal(law->has_config, rows[i].arch == NULL);
         if (law->has_config) {
             assert_string_equal(law->name, rows[i].folder);
-            /* a trainer's file says its own inside (3, 5); a bare one is known by its name (7), from which the
-             * step is taken in any case */
+            /* a trainer's file says its own inside (3, 5); a bare one is known by its name (7), from which
+             * the step is taken in any case */
             assert_true(law->episode >= 3 && law->episode <= 7);
             assert_int_equal(law->initial_step, 700);
         }

@@ -12,7 +12,7 @@
 #include "model/tensors.h"
 
 #define IC_SAFETENSORS_HEADER_MAX ((uint64_t)4 << 20) /* bytes of JSON */
-#define IC_SAFETENSORS_META_MAX 64                     /* pairs that the writer takes */
+#define IC_SAFETENSORS_META_MAX 64                    /* pairs that the writer takes */
 
 /* Fills an empty set (made by ic_tensors_new) from its file. */
 enum ic_status ic_safetensors_read(struct ic_tensors *set, struct ic_err *err);
