@@ -54,15 +54,17 @@ static enum ic_status set(struct ic_options *o, const struct row *r, const char 
     }
     if (end == value || errno || end[shift ? 1 : 0])
         return ic_fail(err, IC_BAD_REQUEST, "%s%s takes a whole number, not \"%.60s\"", from, r->flag, value);
-    if (v > (r->hi >> shift) || (v << shift) < r->lo)
+    int64_t unit = INT64_C(1) << shift; /* divided first, so that nothing can overflow */
+    if (v > r->hi / unit || v < r->lo / unit || v * unit < r->lo)
         return ic_fail(err, IC_BAD_REQUEST, "%s%s must be %lld to %lld", from, r->flag, (long long)r->lo, (long long)r->hi);
-    *(int64_t *)((char *)o + r->offset) = v << shift;
+    *(int64_t *)((char *)o + r->offset) = v * unit;
     return IC_OK;
 }
 
 struct from_file {
     struct ic_options *o;
     struct ic_err *err;
+    bool seen[N_ROWS];
 };
 
 static int on_pair(void *arg, const char *section, const char *name, const char *value)
@@ -71,6 +73,8 @@ static int on_pair(void *arg, const char *section, const char *name, const char 
     const struct row *r = find(name, strlen(name));
     char *copy;
 
+    if (f->err->code != IC_OK) /* the reader goes on; the first mistake is the one to tell */
+        return 0;
     if (*section && strcmp(section, "server") != 0) {
         ic_fail(f->err, IC_BAD_REQUEST, "configuration: unknown section [%s]", section);
         return 0;
@@ -79,8 +83,13 @@ static int on_pair(void *arg, const char *section, const char *name, const char 
         ic_fail(f->err, IC_BAD_REQUEST, "configuration: unknown entry %s", name);
         return 0;
     }
-    if (f->o->n_owned == (int)N_ROWS || !(copy = strdup(value))) {
-        ic_fail(f->err, IC_BAD_REQUEST, "configuration: too many entries");
+    if (f->seen[r - rows]) {
+        ic_fail(f->err, IC_BAD_REQUEST, "configuration: %s stands twice (an indented line continues the one before)", name);
+        return 0;
+    }
+    f->seen[r - rows] = true;
+    if (!(copy = strdup(value))) {
+        ic_fail(f->err, IC_OOM, "out of memory");
         return 0;
     }
     f->o->owned[f->o->n_owned++] = copy;
@@ -90,14 +99,14 @@ static int on_pair(void *arg, const char *section, const char *name, const char 
 static enum ic_status read_file(struct ic_options *o, const char *path, struct ic_err *err)
 {
     struct ic_err first = {0};
-    struct from_file f = {o, &first};
+    struct from_file f = {.o = o, .err = &first};
     int rc = ini_parse(path, on_pair, &f);
 
     if (first.code != IC_OK)
         return ic_fail(err, first.code, "%s", first.msg);
     if (rc < 0)
         return ic_fail(err, IC_BAD_REQUEST, "configuration %s: %s", path, strerror(errno));
-    return rc == 0 ? IC_OK : ic_fail(err, IC_BAD_REQUEST, "configuration %s: line %d makes no sense", path, rc);
+    return rc == 0 ? IC_OK : ic_fail(err, IC_BAD_REQUEST, "configuration %s: line %d makes no sense or is too long", path, rc);
 }
 
 static const char *env_of(const struct row *r)
