@@ -1,0 +1,146 @@
+/* The event queue between threads: order kept, bounded, nobody left waiting. Meant for TSan too. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <unistd.h>
+#include <cmocka.h>
+
+#include "sched/events.h"
+
+#define PRODUCERS 3
+#define EACH (3 * IC_EVENTS_MAX / 2) /* more than fits, so producers have to wait */
+
+struct shared {
+    struct ic_events q;
+    atomic_int wakes, put, done;
+};
+
+static void on_wake(void *arg)
+{
+    atomic_fetch_add(&((struct shared *)arg)->wakes, 1);
+}
+
+static struct ic_event *event(uint64_t owner, int32_t index)
+{
+    struct ic_event *ev = calloc(1, sizeof *ev + 1);
+    assert_non_null(ev);
+    ev->owner = owner;
+    ev->index = index;
+    return ev;
+}
+
+struct producer {
+    struct shared *s;
+    uint64_t id;
+};
+
+static void *produce(void *arg)
+{
+    struct producer *p = arg;
+    for (int32_t i = 0; i < EACH; i++) {
+        ic_events_put(&p->s->q, event(p->id, i));
+        atomic_fetch_add(&p->s->put, 1);
+    }
+    atomic_fetch_add(&p->s->done, 1);
+    return NULL;
+}
+
+static void oldest_first_and_woken_once(void **state)
+{
+    struct shared s = {0};
+
+    (void)state;
+    ic_events_init(&s.q, on_wake, &s);
+    assert_null(ic_events_take(&s.q));
+    for (int32_t i = 0; i < 3; i++)
+        ic_events_put(&s.q, event(1, i));
+    assert_int_equal(s.wakes, 1); /* it stopped being empty once */
+    struct ic_event *ev = ic_events_take(&s.q), *next;
+    for (int32_t i = 0; i < 3; i++, ev = next) {
+        assert_int_equal(ev->index, i);
+        next = ev->next;
+        free(ev);
+    }
+    assert_null(ev);
+    ic_events_put(&s.q, event(1, 3));
+    assert_int_equal(s.wakes, 2);
+    ic_events_deinit(&s.q); /* frees what nobody took */
+}
+
+static void producers_wait_and_lose_nothing(void **state)
+{
+    struct shared s = {0};
+    struct producer p[PRODUCERS];
+    pthread_t thread[PRODUCERS];
+    int32_t next_of[PRODUCERS] = {0};
+    int taken = 0;
+
+    (void)state;
+    ic_events_init(&s.q, on_wake, &s);
+    for (unsigned i = 0; i < PRODUCERS; i++) {
+        p[i] = (struct producer){&s, i};
+        assert_int_equal(pthread_create(&thread[i], NULL, produce, &p[i]), 0);
+    }
+    while (atomic_load(&s.put) < IC_EVENTS_MAX) /* nobody takes: it fills to its bound */
+        usleep(1000);
+    usleep(20000);
+    assert_true(atomic_load(&s.put) == IC_EVENTS_MAX && atomic_load(&s.done) == 0);
+    while (taken < PRODUCERS * EACH) {
+        int got = 0;
+        for (struct ic_event *ev = ic_events_take(&s.q), *next; ev; ev = next) {
+            next = ev->next;
+            assert_int_equal(ev->index, next_of[ev->owner]++);
+            got++;
+            free(ev);
+        }
+        assert_true(got <= IC_EVENTS_MAX);
+        taken += got;
+        if (!got)
+            usleep(100);
+    }
+    for (unsigned i = 0; i < PRODUCERS; i++)
+        pthread_join(thread[i], NULL);
+    assert_null(ic_events_take(&s.q));
+    assert_true(s.wakes >= 1);
+    ic_events_deinit(&s.q);
+}
+
+static void closing_lets_everybody_go(void **state)
+{
+    struct shared s = {0};
+    struct producer p[PRODUCERS];
+    pthread_t thread[PRODUCERS];
+    int left = 0;
+
+    (void)state;
+    ic_events_init(&s.q, on_wake, &s);
+    for (unsigned i = 0; i < PRODUCERS; i++) {
+        p[i] = (struct producer){&s, i};
+        assert_int_equal(pthread_create(&thread[i], NULL, produce, &p[i]), 0);
+    }
+    while (atomic_load(&s.put) < IC_EVENTS_MAX)
+        usleep(1000);
+    ic_events_close(&s.q);
+    for (unsigned i = 0; i < PRODUCERS; i++)
+        pthread_join(thread[i], NULL); /* hangs when one still waits */
+    for (struct ic_event *ev = ic_events_take(&s.q), *next; ev; ev = next, left++) {
+        next = ev->next;
+        free(ev);
+    }
+    assert_int_equal(left, IC_EVENTS_MAX); /* what came later was thrown away */
+    ic_events_put(&s.q, event(1, 1));
+    assert_null(ic_events_take(&s.q));
+    ic_events_deinit(&s.q);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(oldest_first_and_woken_once),
+        cmocka_unit_test(producers_wait_and_lose_nothing),
+        cmocka_unit_test(closing_lets_everybody_go),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
