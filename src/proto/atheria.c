@@ -1,4 +1,4 @@
-/* Atheria's dialect at /ws: what its own web client speaks (docs/protocol.md §4).
+/* Atheria's dialect at /ws: what its own web client speaks (docs/protocol.md §2).
  *
  * In: {"scope","command","args"} or {"type":"scope.command","payload"}. Out: {"type","payload"}, and a frame as two
  * messages, a JSON header and then MessagePack. Every connection has a simulation of its own; "experiments" are the laws

@@ -220,6 +220,10 @@ static const struct {
     {"/v1/laws", "GET, HEAD", false, get_laws},
     {"/v1/sims", "GET, HEAD", false, get_sims},
     {"/predict", "POST", false, ic_predict_request},
+    {"/v1/chat/completions", "POST", false, ic_openai_chat},
+    {"/v1/completions", "POST", false, ic_openai_completion},
+    {"/tokenize", "POST", false, ic_openai_tokenize},
+    {"/detokenize", "POST", false, ic_openai_detokenize},
 };
 
 static bool allowed(const char *methods, const char *method)

@@ -113,10 +113,27 @@ bool ic_atheria_open(struct ic_server *s, struct conn *c); /* false: no memory *
 void ic_atheria_message(struct ic_server *s, struct conn *c, const char *data, size_t len);
 void ic_atheria_event(struct ic_server *s, struct conn *c, const struct ic_event *ev);
 
+/* An HTTP exchange that an engine will answer; hangs on peer->app, first member of whatever its maker keeps. */
+struct http_job {
+    uint64_t rid;
+    struct ic_text_req *req; /* text: our reference; Law M: NULL */
+    void (*event)(struct ic_server *s, struct ic_peer *p, struct ic_event *ev); /* only those with this rid */
+    void (*free)(struct http_job *job);
+};
+/* The exchange waits from now on, and counts as a request under way; when the peer closes, the job is freed and its
+ * request cancelled. */
+void ic_http_wait(struct ic_server *s, struct ic_peer *p, struct http_job *job);
+/* No more events are wanted. */
+void ic_http_waited(struct ic_server *s, struct ic_peer *p);
+
 /* predict.c: POST /predict */
 void ic_predict_request(struct ic_server *s, struct ic_peer *p, const struct ic_http_req *r);
-void ic_predict_event(struct ic_server *s, struct ic_peer *p, struct ic_event *ev);
-void ic_predict_closed(struct ic_server *s, struct ic_peer *p);
+
+/* openai.c: POST /v1/chat/completions, /v1/completions, /tokenize, /detokenize */
+void ic_openai_chat(struct ic_server *s, struct ic_peer *p, const struct ic_http_req *r);
+void ic_openai_completion(struct ic_server *s, struct ic_peer *p, const struct ic_http_req *r);
+void ic_openai_tokenize(struct ic_server *s, struct ic_peer *p, const struct ic_http_req *r);
+void ic_openai_detokenize(struct ic_server *s, struct ic_peer *p, const struct ic_http_req *r);
 
 /* web.c: the built-in page */
 const char *ic_web_page(size_t *len);

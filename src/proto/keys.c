@@ -38,6 +38,8 @@ static int on_pair(void *arg, const char *section, const char *name, const char 
     struct ic_client *c;
     char *end;
 
+    if (l->err->code != IC_OK) /* the reader goes on; the first mistake is the one to tell */
+        return 0;
     if (!*section) {
         ic_fail(l->err, IC_BAD_REQUEST, "keys: %s stands outside a [client_id] section", name);
         return 0;
@@ -52,10 +54,14 @@ static int on_pair(void *arg, const char *section, const char *name, const char 
                     IC_KEY_LEN_MAX);
             return 0;
         }
+        if (c->key[0]) { /* an indented line under a key would replace it by its own text */
+            ic_fail(l->err, IC_BAD_REQUEST, "keys: %s has a key twice (an indented line continues the one before)", section);
+            return 0;
+        }
         strcpy(c->key, value);
     } else if (!strcmp(name, "max_sessions")) {
         long v = strtol(value, &end, 10);
-        if (*end || v < 1 || v > 100000) {
+        if (*end || end == value || v < 1 || v > 100000) {
             ic_fail(l->err, IC_BAD_REQUEST, "keys: max_sessions of %s must be 1 to 100000", section);
             return 0;
         }
@@ -82,7 +88,7 @@ enum ic_status ic_keys_load(struct ic_keys **out, const char *path, struct ic_er
     } else if (rc < 0) {
         ic_fail(&first, errno == ENOENT ? IC_NOT_FOUND : IC_BAD_REQUEST, "keys file %s: %s", path, strerror(errno));
     } else if (rc > 0) {
-        ic_fail(&first, IC_BAD_REQUEST, "keys file %s: line %d makes no sense", path, rc);
+        ic_fail(&first, IC_BAD_REQUEST, "keys file %s: line %d makes no sense or is too long", path, rc);
     } else if (k->n == 0) {
         ic_fail(&first, IC_BAD_REQUEST, "keys file %s: no client in it", path);
     }

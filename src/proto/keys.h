@@ -8,13 +8,14 @@
 #include "base/status.h"
 
 #define IC_KEYS_MAX 4096
-#define IC_KEY_LEN_MAX 256
+#define IC_KEY_LEN_MAX 128 /* fits into a line of the reader, which are 199 bytes */
 #define IC_KEY_LEN_MIN 8
+#define IC_KEYS_ID_MAX 48 /* the reader cuts section names at 49 bytes and does not say so */
 
 struct ic_keys;
 
 struct ic_client {
-    char id[129];
+    char id[IC_KEYS_ID_MAX + 1];
     char key[IC_KEY_LEN_MAX + 1];
     int max_sessions; /* 0: the server's default */
 };

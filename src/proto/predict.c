@@ -14,9 +14,16 @@
 
 /* What an answer needs to know of its request; hangs on the peer. */
 struct predict {
-    uint64_t rid;
+    struct http_job job;
     bool json, chw;
 };
+
+static void predict_event(struct ic_server *s, struct ic_peer *p, struct ic_event *ev);
+
+static void free_predict(struct http_job *job)
+{
+    free(job);
+}
 
 /* Value of a key in a query string, decoded, into `out`; false: absent or too long. */
 static bool query_value(const char *query, const char *key, char *out, size_t size)
@@ -189,8 +196,8 @@ void ic_predict_request(struct ic_server *s, struct ic_peer *p, const struct ic_
     if (err.code == IC_OK)
         read_state(s, psi, r, &cmd, chw, &err);
     if (err.code == IC_OK) {
-        *pr = (struct predict){.rid = ++s->last_rid, .json = json, .chw = chw};
-        cmd.rid = pr->rid;
+        *pr = (struct predict){{++s->last_rid, NULL, predict_event, free_predict}, json, chw};
+        cmd.rid = pr->job.rid;
         cmd.sim = ++s->last_sim;
         ic_law_engine_command(s->law, &cmd, &err);
     }
@@ -202,8 +209,7 @@ void ic_predict_request(struct ic_server *s, struct ic_peer *p, const struct ic_
         ic_http_error(s, p, ic_status_http(err.code), err.code, err.msg, err.code == IC_BUSY ? "Retry-After: 1\r\n" : NULL);
         return;
     }
-    p->app = pr;
-    s->waiting[p->id.slot] = p;
+    ic_http_wait(s, p, &pr->job);
 }
 
 static void reply_json(struct ic_server *s, struct ic_peer *p, const struct ic_sim_info *i, bool chw, const float *v,
@@ -232,14 +238,12 @@ static void reply_json(struct ic_server *s, struct ic_peer *p, const struct ic_s
         p->vt->reply(p, 200, "application/json", NULL, b->data, b->len);
 }
 
-void ic_predict_event(struct ic_server *s, struct ic_peer *p, struct ic_event *ev)
+static void predict_event(struct ic_server *s, struct ic_peer *p, struct ic_event *ev)
 {
     struct predict *pr = p->app;
     const struct ic_sim_info *i = &ev->sim;
 
-    if (!pr || pr->rid != ev->rid)
-        return;
-    s->waiting[p->id.slot] = NULL;
+    ic_http_waited(s, p);
     if (ev->kind == IC_EVENT_ERROR) {
         ic_http_error(s, p, ic_status_http(ev->code), ev->code, ev->text, ev->code == IC_BUSY ? "Retry-After: 1\r\n" : NULL);
         return;
@@ -267,11 +271,4 @@ void ic_predict_event(struct ic_server *s, struct ic_peer *p, struct ic_event *e
     else
         p->vt->reply(p, 200, "application/octet-stream", NULL, out, ev->len);
     free(out);
-}
-
-void ic_predict_closed(struct ic_server *s, struct ic_peer *p)
-{
-    s->waiting[p->id.slot] = NULL;
-    free(p->app);
-    p->app = NULL;
 }

@@ -74,14 +74,23 @@ int ic_server_active(const struct ic_server *s)
     return s->active;
 }
 
+/* The first reason stays. */
+static void cancel(struct ic_text_req *r, enum ic_cancel why)
+{
+    enum ic_cancel none = IC_CANCEL_NONE;
+    atomic_compare_exchange_strong(&r->cancel, &none, why);
+}
+
 void ic_server_cancel_all(struct ic_server *s)
 {
-    for (unsigned i = 0; i < s->cfg.connections_max; i++)
-        for (int k = 0; s->conns[i] && s->conns[i]->streams && k < s->cfg.requests_max; k++) {
-            enum ic_cancel none = IC_CANCEL_NONE;
+    for (unsigned i = 0; i < s->cfg.connections_max; i++) {
+        struct http_job *job = s->waiting[i] ? s->waiting[i]->app : NULL;
+        for (int k = 0; s->conns[i] && s->conns[i]->streams && k < s->cfg.requests_max; k++)
             if (s->conns[i]->streams[k].req)
-                atomic_compare_exchange_strong(&s->conns[i]->streams[k].req->cancel, &none, IC_CANCEL_SHUTDOWN);
-        }
+                cancel(s->conns[i]->streams[k].req, IC_CANCEL_SHUTDOWN);
+        if (job && job->req)
+            cancel(job->req, IC_CANCEL_SHUTDOWN);
+    }
     if (s->text)
         ic_text_engine_kick(s->text);
 }
@@ -257,13 +266,43 @@ static void on_refused(void *app, struct ic_peer *p, const struct ic_err *err)
         ic_conn_error(app, p->app, NULL, NULL, err);
 }
 
+void ic_http_wait(struct ic_server *s, struct ic_peer *p, struct http_job *job)
+{
+    p->app = job;
+    s->waiting[p->id.slot] = p;
+    s->active++;
+}
+
+void ic_http_waited(struct ic_server *s, struct ic_peer *p)
+{
+    if (s->waiting[p->id.slot] == p) {
+        s->waiting[p->id.slot] = NULL;
+        s->active--;
+    }
+}
+
+static void close_job(struct ic_server *s, struct ic_peer *p)
+{
+    struct http_job *job = p->app;
+
+    ic_http_waited(s, p);
+    if (job->req) {
+        atomic_store(&job->req->cancel, IC_CANCEL_GONE);
+        ic_text_req_unref(job->req);
+        if (s->text)
+            ic_text_engine_kick(s->text);
+    }
+    job->free(job);
+    p->app = NULL;
+}
+
 static void on_close(void *app, struct ic_peer *p)
 {
     struct ic_server *s = app;
     struct conn *c = p->app;
 
-    if (p->kind == IC_PEER_HTTP)
-        ic_predict_closed(s, p);
+    if (p->kind == IC_PEER_HTTP && p->app)
+        close_job(s, p);
     if (p->kind != IC_PEER_WS || !c)
         return;
     ic_sim_conn_closed(s, c);
@@ -315,8 +354,8 @@ static void route(struct ic_server *s, struct ic_event *ev)
         route_text(s, c, ev);
     else if (c)
         ic_sim_event(s, c, ev);
-    else if (p && p->id.gen == (uint32_t)ev->owner)
-        ic_predict_event(s, p, ev);
+    else if (p && p->id.gen == (uint32_t)ev->owner && ((struct http_job *)p->app)->rid == ev->rid)
+        ((struct http_job *)p->app)->event(s, p, ev);
 }
 
 static void on_wake(void *app)

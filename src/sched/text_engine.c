@@ -241,6 +241,11 @@ const struct ic_text_info *ic_text_engine_info(const struct ic_text_engine *e)
     return st == IC_ENGINE_READY || st == IC_ENGINE_DRAINING ? ic_text_model_info(e->model) : NULL;
 }
 
+const struct ic_text_model *ic_text_engine_model(const struct ic_text_engine *e)
+{
+    return ic_text_engine_info(e) ? e->model : NULL;
+}
+
 struct ic_text_counters *ic_text_engine_counters(struct ic_text_engine *e)
 {
     return &e->counters;

@@ -35,6 +35,8 @@ enum ic_engine_state ic_text_engine_state(const struct ic_text_engine *e);
 const struct ic_err *ic_text_engine_error(const struct ic_text_engine *e);
 /* Model facts; NULL until READY. */
 const struct ic_text_info *ic_text_engine_info(const struct ic_text_engine *e);
+/* For tokenising and pieces only, which any thread may do; NULL until READY. */
+const struct ic_text_model *ic_text_engine_model(const struct ic_text_engine *e);
 struct ic_text_counters *ic_text_engine_counters(struct ic_text_engine *e);
 /* Monotonic ns of the last sign of life of the thread; 0 while it sleeps for want of work. */
 int64_t ic_text_engine_beat(const struct ic_text_engine *e);

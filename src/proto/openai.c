@@ -1,0 +1,482 @@
+/* OpenAI's HTTP formats over the same engine: chat completions and completions, whole or as server-sent events. Fields
+ * beyond OpenAI's (top_k, min_p, repeat_penalty, grammar, json_schema) are those of docs/protocol.md. */
+#include "proto/internal.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/log.h"
+
+#define TOKENIZE_MAX 65536 /* bytes or tokens of /tokenize and /detokenize: the loop does them itself */
+
+struct completion {
+    struct http_job job;
+    bool chat, stream, usage, begun; /* begun: the head of a streamed answer has left */
+    int64_t created;
+    struct ic_buf text;     /* whole answers: what has come */
+    struct ic_buf logprobs; /* whole answers: the JSON of `content` */
+    int32_t n_logprobs;
+    struct ic_err err;
+};
+
+static void free_completion(struct http_job *job)
+{
+    struct completion *q = (struct completion *)job;
+
+    ic_buf_deinit(&q->text);
+    ic_buf_deinit(&q->logprobs);
+    free(q);
+}
+
+/* ---- reading ------------------------------------------------------------------------------------------------------ */
+
+/* What would be ignored silently is refused by name. */
+static enum ic_status refuse_unsupported(const json_t *o, bool chat, struct ic_err *err)
+{
+    const json_t *tools = json_object_get(o, "tools"), *suffix = json_object_get(o, "suffix");
+    int64_t n = 1, best_of = 1;
+    enum ic_status st;
+
+    if ((st = ic_field_int(o, "n", 1, 128, &n, err)) != IC_OK ||
+        (st = ic_field_int(o, "best_of", 1, 128, &best_of, err)) != IC_OK)
+        return st;
+    if (n != 1 || best_of != 1)
+        return ic_fail(err, IC_BAD_REQUEST, "n and best_of must be 1: send several requests, they share the decoding");
+    if (chat && json_array_size(tools) > 0)
+        return ic_fail(err, IC_BAD_REQUEST, "tools are not supported");
+    if (!chat && suffix && !json_is_null(suffix))
+        return ic_fail(err, IC_BAD_REQUEST, "suffix is not supported");
+    if (json_is_true(json_object_get(o, "echo")))
+        return ic_fail(err, IC_BAD_REQUEST, "echo is not supported");
+    return IC_OK;
+}
+
+/* Translates OpenAI's names into those of `params`, in place. */
+static enum ic_status translate(json_t *o, bool chat, struct ic_err *err)
+{
+    const json_t *format = json_object_get(o, "response_format"), *logprobs = json_object_get(o, "logprobs");
+    json_t *max = json_object_get(o, "max_completion_tokens");
+
+    if (max && !json_is_null(max))
+        json_object_set(o, "max_tokens", max);
+    if (chat && logprobs && !json_is_null(logprobs)) {
+        bool on = false;
+        int64_t top = 0;
+        enum ic_status st = ic_field_bool(o, "logprobs", &on, err);
+        if (st == IC_OK)
+            st = ic_field_int(o, "top_logprobs", 0, IC_LOGPROBS_MAX, &top, err);
+        if (st != IC_OK)
+            return st;
+        /* One is asked for even when no alternatives are, so that the chosen token's own comes along. */
+        json_object_set_new(o, "logprobs", json_integer(on ? (top ? top : 1) : 0));
+    }
+    if (format && !json_is_null(format)) {
+        const char *type = json_string_value(json_object_get(format, "type"));
+        json_t *schema = json_object_get(json_object_get(format, "json_schema"), "schema");
+        if (type && !strcmp(type, "json_schema") && schema)
+            json_object_set(o, "json_schema", schema);
+        else if (type && !strcmp(type, "json_object"))
+            json_object_set_new(o, "json_schema", json_pack("{s:s}", "type", "object"));
+        else if (!type || strcmp(type, "text") != 0)
+            return ic_fail(err, IC_BAD_REQUEST, "response_format must be text, json_object, or json_schema with a schema");
+    }
+    return IC_OK;
+}
+
+static enum ic_status parse_text(const json_t *o, bool chat, struct ic_text_req *req, struct ic_err *err)
+{
+    const json_t *prompt = json_object_get(o, "prompt");
+
+    if (chat)
+        return ic_parse_messages(json_object_get(o, "messages"), req, err);
+    if (json_is_array(prompt) && json_array_size(prompt) == 1)
+        prompt = json_array_get(prompt, 0);
+    if (!json_is_string(prompt))
+        return ic_fail(err, IC_BAD_REQUEST, "prompt must be a string");
+    if (!(req->prompt_len = json_string_length(prompt)))
+        return ic_fail(err, IC_BAD_REQUEST, "the prompt is empty");
+    return (req->prompt = strdup(json_string_value(prompt))) ? IC_OK : ic_fail(err, IC_OOM, "out of memory");
+}
+
+static enum ic_status parse(const struct ic_server *s, json_t *o, struct completion *q, struct ic_err *err)
+{
+    const json_t *stream_options = json_object_get(o, "stream_options");
+    enum ic_status st;
+
+    if ((st = refuse_unsupported(o, q->chat, err)) != IC_OK || (st = translate(o, q->chat, err)) != IC_OK ||
+        (st = ic_field_bool(o, "stream", &q->stream, err)) != IC_OK ||
+        (st = parse_text(o, q->chat, q->job.req, err)) != IC_OK ||
+        (st = ic_parse_params(o, &q->job.req->params, err)) != IC_OK)
+        return st;
+    if (!q->chat && !json_object_get(o, "max_tokens"))
+        q->job.req->params.max_tokens = 16; /* OpenAI's default for this path */
+    if (json_is_object(stream_options))
+        st = ic_field_bool(stream_options, "include_usage", &q->usage, err);
+    (void)s;
+    return st;
+}
+
+/* ---- writing ------------------------------------------------------------------------------------------------------ */
+
+static const char *model_name(const struct ic_server *s)
+{
+    const struct ic_text_info *i = s->text ? ic_text_engine_info(s->text) : NULL;
+    return i ? i->name : "";
+}
+
+static struct ic_buf *begin(struct ic_server *s, const struct completion *q, bool sse)
+{
+    struct ic_buf *b = &s->out;
+
+    ic_buf_clear(b);
+    ic_buf_puts(b, sse ? "data: {" : "{");
+    ic_json_key(b, "id");
+    ic_buf_printf(b, "\"%s-%llu\"", q->chat ? "chatcmpl" : "cmpl", (unsigned long long)q->job.rid);
+    ic_json_kstr(b, "object", !q->chat ? "text_completion" : sse ? "chat.completion.chunk" : "chat.completion");
+    ic_json_kint(b, "created", q->created);
+    ic_json_kstr(b, "model", model_name(s));
+    return b;
+}
+
+static void put_usage(struct ic_buf *b, const struct ic_text_stats *t)
+{
+    ic_json_key(b, "usage");
+    ic_buf_printf(b,
+                  "{\"prompt_tokens\":%d,\"completion_tokens\":%d,\"total_tokens\":%d,"
+                  "\"prompt_tokens_details\":{\"cached_tokens\":%d}}",
+                  t->prompt_tokens, t->tokens, t->prompt_tokens + t->tokens, t->cached_tokens);
+}
+
+static void put_bytes(struct ic_buf *b, const char *s, size_t n)
+{
+    ic_json_key(b, "bytes");
+    ic_buf_puts(b, "[");
+    for (size_t i = 0; i < n; i++)
+        ic_buf_printf(b, i ? ",%u" : "%u", (unsigned char)s[i]);
+    ic_buf_puts(b, "]");
+}
+
+/* One entry of choices[].logprobs.content. */
+static void put_logprob(struct ic_buf *b, const struct ic_event *ev)
+{
+    ic_buf_puts(b, "{");
+    ic_json_key(b, "token");
+    ic_json_str(b, ev->text, ev->len);
+    ic_json_knum(b, "logprob", log((double)ev->prob));
+    put_bytes(b, ev->text, ev->len);
+    ic_json_key(b, "top_logprobs");
+    ic_buf_puts(b, "[");
+    for (int32_t i = 0; i < ev->n_top; i++) {
+        ic_buf_puts(b, i ? ",{" : "{");
+        ic_json_key(b, "token");
+        ic_json_str(b, ev->text + ev->top[i].off, ev->top[i].len);
+        ic_json_knum(b, "logprob", (double)ev->top[i].logprob);
+        put_bytes(b, ev->text + ev->top[i].off, ev->top[i].len);
+        ic_buf_puts(b, "}");
+    }
+    ic_buf_puts(b, "]}");
+}
+
+static void put_logprobs(struct ic_buf *b, const char *content, size_t len)
+{
+    ic_json_key(b, "logprobs");
+    if (!len) {
+        ic_buf_puts(b, "null");
+        return;
+    }
+    ic_buf_puts(b, "{\"content\":[");
+    ic_buf_put(b, content, len);
+    ic_buf_puts(b, "]}");
+}
+
+static const char *finish_name(enum ic_end_reason r)
+{
+    return r == IC_END_LENGTH ? "length" : "stop";
+}
+
+/* Sends s->out as an event. A client too slow for it loses its request. */
+static void send_event(struct ic_server *s, struct ic_peer *p, int64_t stamp_ns)
+{
+    struct completion *q = p->app;
+
+    ic_buf_puts(&s->out, "\n\n");
+    if (!q->begun) {
+        p->vt->begin(p, 200, "text/event-stream; charset=utf-8", "Cache-Control: no-cache\r\nX-Accel-Buffering: no\r\n");
+        q->begun = true;
+    }
+    if (s->out.failed || p->vt->chunk(p, s->out.data, s->out.len, stamp_ns) != IC_OK) {
+        s->slow_closed++;
+        atomic_store(&q->job.req->cancel, IC_CANCEL_GONE);
+        ic_http_waited(s, p);
+        p->vt->end(p);
+    }
+}
+
+static void put_delta(struct ic_buf *b, const struct completion *q, const char *text, size_t len, const char *role)
+{
+    ic_json_key(b, "choices");
+    ic_buf_puts(b, "[{\"index\":0");
+    if (q->chat) {
+        ic_json_key(b, "delta");
+        ic_buf_puts(b, "{");
+        if (role)
+            ic_json_kstr(b, "role", role);
+        if (text) {
+            ic_json_key(b, "content");
+            ic_json_str(b, text, len);
+        }
+        ic_buf_puts(b, "}");
+    } else {
+        ic_json_key(b, "text");
+        ic_json_str(b, text ? text : "", len);
+    }
+}
+
+static void stream_token(struct ic_server *s, struct ic_peer *p, const struct ic_event *ev)
+{
+    struct completion *q = p->app;
+    struct ic_buf *b = begin(s, q, true);
+
+    put_delta(b, q, ev->text, ev->len, q->begun ? NULL : "assistant");
+    if (ev->n_top) {
+        struct ic_buf one = {0};
+        put_logprob(&one, ev);
+        put_logprobs(b, one.data, one.len);
+        ic_buf_deinit(&one);
+    }
+    ic_json_kstr(b, "finish_reason", NULL);
+    ic_buf_puts(b, "}]}");
+    send_event(s, p, ev->stamp_ns);
+}
+
+static void stream_end(struct ic_server *s, struct ic_peer *p, const struct ic_event *ev)
+{
+    struct completion *q = p->app;
+    struct ic_buf *b = begin(s, q, true);
+
+    put_delta(b, q, NULL, 0, q->begun ? NULL : "assistant");
+    ic_json_kstr(b, "finish_reason", finish_name(ev->reason));
+    ic_buf_puts(b, "}]}");
+    send_event(s, p, 0);
+    if (q->usage) {
+        b = begin(s, q, true);
+        ic_json_key(b, "choices");
+        ic_buf_puts(b, "[]");
+        put_usage(b, &ev->stats);
+        ic_buf_puts(b, "}");
+        send_event(s, p, 0);
+    }
+    ic_buf_clear(&s->out);
+    ic_buf_puts(&s->out, "data: [DONE]");
+    send_event(s, p, 0);
+}
+
+static void stream_error(struct ic_server *s, struct ic_peer *p, const struct ic_err *err)
+{
+    struct ic_buf *b = &s->out;
+
+    ic_buf_clear(b);
+    ic_buf_puts(b, "data: {\"error\":{");
+    ic_json_kstr(b, "code", ic_status_name(err->code));
+    ic_json_kstr(b, "message", err->msg);
+    ic_json_kstr(b, "type", "server_error");
+    ic_json_kstr(b, "param", NULL);
+    ic_buf_puts(b, "}}");
+    send_event(s, p, 0);
+}
+
+static void reply_whole(struct ic_server *s, struct ic_peer *p, const struct ic_event *ev)
+{
+    struct completion *q = p->app;
+    struct ic_buf *b = begin(s, q, false);
+
+    ic_json_key(b, "choices");
+    ic_buf_puts(b, "[{\"index\":0");
+    if (q->chat) {
+        ic_json_key(b, "message");
+        ic_buf_puts(b, "{");
+        ic_json_kstr(b, "role", "assistant");
+        ic_json_key(b, "content");
+    } else {
+        ic_json_key(b, "text");
+    }
+    ic_json_str(b, q->text.data ? q->text.data : "", q->text.len);
+    if (q->chat)
+        ic_buf_puts(b, "}");
+    put_logprobs(b, q->logprobs.data, q->logprobs.len);
+    ic_json_kstr(b, "finish_reason", finish_name(ev->reason));
+    ic_buf_puts(b, "}]");
+    put_usage(b, &ev->stats);
+    ic_buf_puts(b, "}");
+    if (b->failed || q->text.failed || q->logprobs.failed)
+        ic_http_error(s, p, 507, IC_OOM, "the answer is too large", NULL);
+    else
+        p->vt->reply(p, 200, "application/json", NULL, b->data, b->len);
+}
+
+static void end_with_error(struct ic_server *s, struct ic_peer *p, const struct ic_err *err)
+{
+    struct completion *q = p->app;
+
+    if (q->begun)
+        stream_error(s, p, err);
+    else
+        ic_http_error(s, p, ic_status_http(err->code), err->code, err->msg,
+                      err->code == IC_BUSY || err->code == IC_UNAVAILABLE ? "Retry-After: 1\r\n" : NULL);
+}
+
+static void completion_event(struct ic_server *s, struct ic_peer *p, struct ic_event *ev)
+{
+    struct completion *q = p->app;
+    bool over = ev->kind == IC_EVENT_END || (ev->kind == IC_EVENT_ERROR && !ev->more);
+
+    if (ev->kind == IC_EVENT_TOKEN && q->stream) {
+        stream_token(s, p, ev);
+    } else if (ev->kind == IC_EVENT_TOKEN) {
+        ic_buf_put(&q->text, ev->text, ev->len);
+        if (ev->n_top) {
+            if (q->n_logprobs++)
+                ic_buf_puts(&q->logprobs, ",");
+            put_logprob(&q->logprobs, ev);
+        }
+    } else if (ev->kind == IC_EVENT_ERROR) {
+        ic_fail(&q->err, ev->code, "%s", ev->text);
+    }
+    if (!over || s->waiting[p->id.slot] != p) /* the latter: given up as too slow */
+        return;
+    if (ev->kind == IC_EVENT_END && ev->reason == IC_END_DEADLINE)
+        ic_fail(&q->err, IC_DEADLINE, "the deadline has passed");
+    if (q->err.code != IC_OK)
+        end_with_error(s, p, &q->err);
+    else if (q->stream)
+        stream_end(s, p, ev);
+    else
+        reply_whole(s, p, ev);
+    if (s->waiting[p->id.slot] == p) {
+        ic_http_waited(s, p);
+        if (q->begun)
+            p->vt->end(p);
+    }
+}
+
+/* ---- requests ------------------------------------------------------------------------------------------------------- */
+
+static void complete(struct ic_server *s, struct ic_peer *p, const struct ic_http_req *r, bool chat)
+{
+    struct ic_err err = {0};
+    struct completion *q = calloc(1, sizeof *q);
+    json_t *o = NULL;
+
+    if (!q || !(q->job.req = ic_text_req_new()))
+        ic_fail(&err, IC_OOM, "out of memory");
+    else if (!s->text)
+        ic_fail(&err, IC_UNAVAILABLE, "this server has no text model");
+    else if (s->draining)
+        ic_fail(&err, IC_UNAVAILABLE, "the server is shutting down");
+    else
+        o = ic_json_object(r->body, r->len, &err);
+    if (err.code == IC_OK) {
+        q->chat = chat;
+        q->created = (int64_t)ic_wall_s();
+        q->job.rid = q->job.req->rid;
+        q->job.event = completion_event;
+        q->job.free = free_completion;
+        q->job.req->owner = ic_owner_of(p);
+        if (parse(s, o, q, &err) == IC_OK &&
+            ic_text_engine_submit(s->text, ic_text_req_ref(q->job.req), &err) != IC_OK)
+            ic_text_req_unref(q->job.req);
+    }
+    json_decref(o);
+    if (err.code == IC_OK) {
+        ic_http_wait(s, p, &q->job);
+        return;
+    }
+    if (q)
+        ic_text_req_unref(q->job.req);
+    free(q);
+    ic_http_error(s, p, ic_status_http(err.code), err.code, err.msg,
+                  err.code == IC_BUSY || err.code == IC_UNAVAILABLE ? "Retry-After: 1\r\n" : NULL);
+}
+
+void ic_openai_chat(struct ic_server *s, struct ic_peer *p, const struct ic_http_req *r)
+{
+    complete(s, p, r, true);
+}
+
+void ic_openai_completion(struct ic_server *s, struct ic_peer *p, const struct ic_http_req *r)
+{
+    complete(s, p, r, false);
+}
+
+/* ---- /tokenize, /detokenize: llama-server's formats ------------------------------------------------------------------- */
+
+void ic_openai_tokenize(struct ic_server *s, struct ic_peer *p, const struct ic_http_req *r)
+{
+    const struct ic_text_model *m = s->text ? ic_text_engine_model(s->text) : NULL;
+    struct ic_err err = {0};
+    json_t *o = ic_json_object(r->body, r->len, &err);
+    const char *content = NULL;
+    bool special = false;
+    int32_t *tokens = NULL, n = 0;
+    struct ic_buf *b = &s->out;
+
+    if (o && ic_field_str(o, "content", TOKENIZE_MAX, &content, &err) == IC_OK &&
+        ic_field_bool(o, "add_special", &special, &err) == IC_OK) {
+        if (!content)
+            ic_fail(&err, IC_BAD_REQUEST, "content is missing");
+        else if (!m)
+            ic_fail(&err, IC_UNAVAILABLE, "no text model is loaded");
+        else
+            ic_text_tokenize(m, content, strlen(content), special, false, TOKENIZE_MAX, &tokens, &n, &err);
+    }
+    json_decref(o);
+    if (err.code != IC_OK) {
+        ic_http_error(s, p, ic_status_http(err.code), err.code, err.msg, NULL);
+        return;
+    }
+    ic_buf_clear(b);
+    ic_buf_puts(b, "{\"tokens\":[");
+    for (int32_t i = 0; i < n; i++)
+        ic_buf_printf(b, i ? ",%d" : "%d", tokens[i]);
+    ic_buf_puts(b, "]}");
+    free(tokens);
+    p->vt->reply(p, 200, "application/json", NULL, b->data, b->len);
+}
+
+void ic_openai_detokenize(struct ic_server *s, struct ic_peer *p, const struct ic_http_req *r)
+{
+    const struct ic_text_model *m = s->text ? ic_text_engine_model(s->text) : NULL;
+    struct ic_err err = {0};
+    json_t *o = ic_json_object(r->body, r->len, &err), *list = o ? json_object_get(o, "tokens") : NULL, *each;
+    struct ic_buf text = {0}, *b = &s->out;
+    size_t i;
+
+    if (o && !m)
+        ic_fail(&err, IC_UNAVAILABLE, "no text model is loaded");
+    else if (o && (!json_is_array(list) || json_array_size(list) > TOKENIZE_MAX))
+        ic_fail(&err, IC_BAD_REQUEST, "tokens must be a list of at most %d numbers", TOKENIZE_MAX);
+    json_array_foreach(list, i, each)
+    {
+        json_int_t t = json_is_integer(each) ? json_integer_value(each) : -1;
+        if (err.code != IC_OK)
+            break;
+        if (t < 0 || t >= ic_text_engine_info(s->text)->n_vocab)
+            ic_fail(&err, IC_BAD_REQUEST, "there is no such token at place %zu", i);
+        else
+            ic_text_piece(m, (int32_t)t, &text);
+    }
+    json_decref(o);
+    if (err.code != IC_OK) {
+        ic_http_error(s, p, ic_status_http(err.code), err.code, err.msg, NULL);
+    } else {
+        ic_buf_clear(b);
+        ic_buf_puts(b, "{\"content\":");
+        ic_json_str(b, text.data ? text.data : "", text.len);
+        ic_buf_puts(b, "}");
+        p->vt->reply(p, 200, "application/json", NULL, b->data, b->len);
+    }
+    ic_buf_deinit(&text);
+}
