@@ -1,7 +1,7 @@
 # Short names for hands; the work is done by the scripts in tools/. `make help` lists them.
-# Variables: MODEL=/path/to/your.gguf  PORT=3000  ARGS="--more --options"  (for run)
+# Variables: MODEL=/path/to/your.gguf  LAW=/path/to/checkpoint.pth  PORT=3000  ARGS="--more --options"  (for run)
 MAKEFLAGS += --no-builtin-rules --no-print-directory
-export MODEL PORT ARGS
+export MODEL LAW PORT ARGS
 
 all: ## install what is missing and build build/inference-core
 	@tools/build.sh release inference-core

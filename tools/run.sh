@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # `make run`: dependencies, build, model, server. On a terminal a first answer is streamed and the
 # addresses are shown as soon as the server is ready; elsewhere there is only the server.
-#   MODEL=FILE.gguf PORT=3000 ARGS="more options of serve" tools/run.sh
+#   MODEL=FILE.gguf LAW=CHECKPOINT PORT=3000 ARGS="more options of serve" tools/run.sh
 set -euo pipefail
 model=${MODEL:+$(realpath -m "$MODEL")} # relative to where the user stands
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 port=${PORT:-3000}
+law=${LAW:-demo/laws/ginzburg-landau}
 read -ra args <<<"${ARGS:-}"
 server=build/inference-core
 question="Write three tips for learning to cook."
@@ -45,4 +46,4 @@ TEXT
 if [[ -t 1 ]] && ! port_open; then
   (greet &)
 fi
-exec "$server" serve --model "$model" --port "$port" "${args[@]}"
+exec "$server" serve --model "$model" --law "$law" --port "$port" "${args[@]}"

@@ -32,7 +32,7 @@ static int exit_code(enum ic_status s)
     case IC_OK: return IC_EXIT_OK;
     case IC_BAD_REQUEST:
     case IC_TOO_LARGE:
-    case IC_NOT_FOUND: return IC_EXIT_BAD_INPUT;
+    case IC_NOT_FOUND: return IC_EXIT_FILE;
     default: return IC_EXIT_FAILED;
     }
 }

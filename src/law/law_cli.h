@@ -11,13 +11,10 @@
 #ifndef IC_LAW_LAW_CLI_H
 #define IC_LAW_LAW_CLI_H
 
-/* argv[0] is "law". Exit codes below. */
-int ic_law_main(int argc, char **argv);
+#include "base/exit.h"
 
-#define IC_EXIT_OK 0
-#define IC_EXIT_FAILED 1    /* the machine: I/O, memory */
-#define IC_EXIT_USAGE 2     /* the command line */
-#define IC_EXIT_BAD_INPUT 4 /* a file: absent, damaged, or of the wrong shape */
+/* argv[0] is "law". Returns an enum ic_exit. */
+int ic_law_main(int argc, char **argv);
 
 #define IC_LAW_STEPS_MAX 1000000000ul /* of one `law step` */
 

@@ -115,15 +115,15 @@ static void bad_input_exits_4(void **state)
     (void)state;
 #define STEP(c, s, ...)                                                                                    \
     RUN("step", "--checkpoint", c, "--state", s, "--steps", "1", "--out", out_path, ##__VA_ARGS__)
-    assert_int_equal(RUN("inspect", "/no/such/file"), IC_EXIT_BAD_INPUT);
-    assert_int_equal(RUN("inspect", GOLDEN "README.md"), IC_EXIT_BAD_INPUT);
+    assert_int_equal(RUN("inspect", "/no/such/file"), IC_EXIT_FILE);
+    assert_int_equal(RUN("inspect", GOLDEN "README.md"), IC_EXIT_FILE);
     SAYS("README.md: neither a zip (torch.save) nor safetensors");
-    assert_int_equal(RUN("inspect", GOLDEN "quantum_lifecycle"), IC_EXIT_BAD_INPUT);
+    assert_int_equal(RUN("inspect", GOLDEN "quantum_lifecycle"), IC_EXIT_FILE);
     SAYS("UNET or UNET_UNITARY?");
-    assert_int_equal(STEP(GOLDEN "mlp-d8-b32", "/no/such/state"), IC_EXIT_BAD_INPUT);
-    assert_int_equal(STEP(GOLDEN "mlp-d8-b32", GOLDEN "unet-d4-b8/golden.safetensors"), IC_EXIT_BAD_INPUT);
+    assert_int_equal(STEP(GOLDEN "mlp-d8-b32", "/no/such/state"), IC_EXIT_FILE);
+    assert_int_equal(STEP(GOLDEN "mlp-d8-b32", GOLDEN "unet-d4-b8/golden.safetensors"), IC_EXIT_FILE);
     SAYS("tensor psi_0 has shape [32, 32, 4, 2]; expected [H, W, 8, 2]");
-    assert_int_equal(STEP(GOLDEN "mlp-d8-b32", GOLDEN "mlp-d8-b32/checkpoint_ep7.pth"), IC_EXIT_BAD_INPUT);
+    assert_int_equal(STEP(GOLDEN "mlp-d8-b32", GOLDEN "mlp-d8-b32/checkpoint_ep7.pth"), IC_EXIT_FILE);
     SAYS("no tensor psi or psi_0");
 }
 
