@@ -136,7 +136,7 @@ static void mistakes_are_told(void **state)
         {"[a]\nkey = 12345678\nmax_sessions =\n", "max_sessions"},
         {"[a]\nkey = 12345678\nkeys = 3\n", "keys"},
         {"[a]\nkey = 12345678\nnonsense\n", "line 3"},
-        {"[a\nkey = 12345678\n", "line 1"},
+        {"[a\nkey = 12345678\n", "outside"}, /* the broken line opens nothing */
         {"[a]\nkey = short\nfoo = bar\n", "characters"}, /* the first mistake */
         /* An indented line continues the one before: the key would be "max_sessions = 4". */
         {"[a]\nkey = 12345678\n  max_sessions = 4\n", "twice"},
