@@ -32,8 +32,9 @@ struct sim {
 
 /* A sim_* message whose answer is awaited: its id is to be echoed. */
 struct sim_call {
+    struct sim_call *next;
     uint64_t rid;
-    char id[IC_ID_MAX + 1];
+    char id[];
 };
 
 #define IC_SIM_CALLS_MAX 256 /* sim_* messages of one connection that wait for their answer */
@@ -53,7 +54,8 @@ struct conn {
     uint64_t ids_given;
     enum dialect dialect;
     struct sim *sims; /* cfg.sims_per_conn entries, allocated with the first; handle 0: free */
-    struct sim_call *calls; /* IC_SIM_CALLS_MAX entries, allocated with the first; rid 0: free */
+    struct sim_call *calls; /* at most IC_SIM_CALLS_MAX */
+    int n_calls;
     struct ic_sim_cmd *awaiting; /* a sim_create whose binary state is to follow */
     uint64_t awaiting_rid;
     void *atheria; /* what atheria.c keeps of this connection */

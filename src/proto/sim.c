@@ -165,26 +165,33 @@ static const struct {
 
 static enum ic_status keep_call(struct ic_server *s, struct conn *c, const char *id, uint64_t *rid, struct ic_err *err)
 {
-    if (!c->calls && !(c->calls = calloc(IC_SIM_CALLS_MAX, sizeof *c->calls)))
+    size_t len = strlen(id);
+
+    if (c->n_calls == IC_SIM_CALLS_MAX)
+        return ic_fail(err, IC_BUSY, "%d sim messages of this connection wait for their answer", IC_SIM_CALLS_MAX);
+    struct sim_call *call = malloc(sizeof *call + len + 1);
+    if (!call)
         return ic_fail(err, IC_OOM, "out of memory");
-    for (int i = 0; i < IC_SIM_CALLS_MAX; i++)
-        if (!c->calls[i].rid) {
-            /* The top bit keeps them apart from the numbers of text requests. */
-            c->calls[i].rid = *rid = (1ULL << 63) | ++s->last_rid;
-            strcpy(c->calls[i].id, id);
-            return IC_OK;
-        }
-    return ic_fail(err, IC_BUSY, "%d sim messages of this connection wait for their answer", IC_SIM_CALLS_MAX);
+    /* The top bit keeps them apart from the numbers of text requests. */
+    *call = (struct sim_call){.next = c->calls, .rid = *rid = (1ULL << 63) | ++s->last_rid};
+    memcpy(call->id, id, len + 1);
+    c->calls = call;
+    c->n_calls++;
+    return IC_OK;
 }
 
-/* The id to echo, "" for none; the call is over. */
+/* The id to echo, "" for none, into `id` (or nowhere, NULL); the call is over. */
 static void end_call(struct conn *c, uint64_t rid, char *id)
 {
-    id[0] = 0;
-    for (int i = 0; rid && c->calls && i < IC_SIM_CALLS_MAX; i++)
-        if (c->calls[i].rid == rid) {
-            strcpy(id, c->calls[i].id);
-            c->calls[i].rid = 0;
+    if (id)
+        id[0] = 0;
+    for (struct sim_call **p = &c->calls, *call; (call = *p); p = &call->next)
+        if (call->rid == rid) {
+            if (id)
+                strcpy(id, call->id);
+            *p = call->next;
+            free(call);
+            c->n_calls--;
             return;
         }
 }
@@ -285,7 +292,7 @@ bool ic_sim_message(struct ic_server *s, struct conn *c, const char *op, const j
     if (state) { /* held back until its binary message comes */
         if (!(c->awaiting = malloc(sizeof cmd))) {
             ic_fail(&err, IC_OOM, "out of memory");
-            end_call(c, cmd.rid, (char[IC_ID_MAX + 1]){0});
+            end_call(c, cmd.rid, NULL);
             goto refused;
         }
         *c->awaiting = cmd;
@@ -296,7 +303,7 @@ bool ic_sim_message(struct ic_server *s, struct conn *c, const char *op, const j
         json_decref(o);
         return true;
     }
-    end_call(c, cmd.rid, (char[IC_ID_MAX + 1]){0});
+    end_call(c, cmd.rid, NULL);
 refused:
     if (made)
         made->handle = 0;
@@ -341,8 +348,9 @@ void ic_sim_conn_closed(struct ic_server *s, struct conn *c)
 
     if (c->sims && s->law)
         ic_law_engine_command(s->law, &gone, NULL);
+    while (c->calls)
+        end_call(c, c->calls->rid, NULL);
     free(c->sims);
-    free(c->calls);
     free(c->awaiting);
 }
 
