@@ -42,7 +42,8 @@ static enum ic_status be_tokenize(void *arg, const char *text, size_t len, bool 
                                   int32_t *n, struct ic_err *err)
 {
     struct ic_text_engine *e = arg;
-    return ic_text_tokenize(e->model, text, len, first, false, max, out, n, err);
+    return first ? ic_text_tokenize(e->model, text, len, true, false, max, out, n, err)
+                 : ic_text_tokenize_more(e->model, text, len, max, out, n, err);
 }
 
 static enum ic_status be_chat(void *arg, const struct ic_chat_msg *msgs, size_t n_msgs, int32_t max, int32_t **out,

@@ -74,6 +74,10 @@ void ic_text_set_abort(struct ic_text_model *m, bool (*test)(void *), void *arg)
  * *out is malloc'd by the call, owned by the caller. IC_TOO_LARGE past `max` tokens: *n is then the length. */
 enum ic_status ic_text_tokenize(const struct ic_text_model *m, const char *text, size_t len, bool first, bool special,
                                 int32_t max, int32_t **out, int32_t *n, struct ic_err *err);
+/* The same for text that goes on behind other text (no BOS, no control tokens): as ic_text_tokenize, but without the
+ * space that some vocabularies put in front of every beginning. */
+enum ic_status ic_text_tokenize_more(const struct ic_text_model *m, const char *text, size_t len, int32_t max,
+                                     int32_t **out, int32_t *n, struct ic_err *err);
 /* Appends the bytes of a token (maybe a part of a character); control tokens give nothing. */
 void ic_text_piece(const struct ic_text_model *m, int32_t token, struct ic_buf *out);
 

@@ -42,6 +42,37 @@ enum ic_status ic_text_tokenize(const struct ic_text_model *m, const char *text,
     return IC_OK;
 }
 
+enum ic_status ic_text_tokenize_more(const struct ic_text_model *m, const char *text, size_t len, int32_t max,
+                                     int32_t **out, int32_t *n, struct ic_err *err)
+{
+    static const char mark[] = "\x01"; /* in no vocabulary part of a longer token */
+    int32_t *head = NULL, n_head = 0;
+    enum ic_status st;
+
+    if (llama_vocab_type(m->vocab) != LLAMA_VOCAB_TYPE_SPM)
+        return ic_text_tokenize(m, text, len, false, false, max, out, n, err);
+    /* llama.cpp has no switch for it: so the space goes in front of a mark, and both are taken away again. */
+    char *marked = malloc(len + 1);
+    if (!marked)
+        return ic_fail(err, IC_OOM, "out of memory");
+    *marked = *mark;
+    memcpy(marked + 1, text, len);
+    st = ic_text_tokenize(m, mark, 1, false, false, INT16_MAX, &head, &n_head, err);
+    if (st == IC_OK) {
+        st = ic_text_tokenize(m, marked, len + 1, false, false, max + n_head, out, n, err);
+        *n -= *n < n_head ? *n : n_head;
+    }
+    bool odd = st == IC_OK && memcmp(*out, head, sizeof *head * (size_t)n_head); /* a vocabulary that joins the mark */
+    if (st == IC_OK && !odd)
+        memmove(*out, *out + n_head, sizeof **out * (size_t)*n);
+    free(head);
+    free(marked);
+    if (!odd)
+        return st;
+    free(*out);
+    return ic_text_tokenize(m, text, len, false, false, max, out, n, err);
+}
+
 void ic_text_piece(const struct ic_text_model *m, int32_t token, struct ic_buf *out)
 {
     char small[64];
