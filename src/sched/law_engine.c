@@ -68,32 +68,49 @@ static void st_group_close(void *arg, struct ic_law_group *pub)
     free(g);
 }
 
-static enum ic_status st_group_open(void *arg, unsigned law, unsigned height, unsigned width, unsigned max_batch,
+/* Bytes that a group is known to take before anything is allocated. The executor needs at least the arena of a batch of
+ * one, and the network's output for each simulation; beside it the scheduler keeps each one's delta. */
+static size_t least_bytes(const struct ic_law_engine *e, const struct ic_law_plan *one, unsigned max_batch)
+{
+    size_t y = e->backend->tensor_bytes(2 * one->law->d, one->height, one->width);
+    return one->arena_bytes + max_batch * (y + one->psi_bytes) + one->psi_bytes + one->memory_bytes;
+}
+
+static enum ic_status st_group_open(void *arg, unsigned law, unsigned height, unsigned width, unsigned max_batch, size_t room,
                                     struct ic_law_group **out, struct ic_err *err)
 {
     struct ic_law_engine *e = arg;
     struct group *g = calloc(1, sizeof *g);
+    struct ic_law_plan *one = NULL;
+    size_t need = 0;
     enum ic_status st;
 
     *out = NULL;
     if (!g)
         return ic_fail(err, IC_OOM, "out of memory");
-    st = ic_law_plan_open(e->laws[law], height, width, max_batch, e->backend->tensor_bytes, &g->plan, err);
-    if (st == IC_OK)
-        st = e->backend->open(e->packed[law], g->plan, &g->exec, err);
+    if ((st = ic_law_plan_open(e->laws[law], height, width, 1, e->backend->tensor_bytes, &one, err)) == IC_OK &&
+        (need = least_bytes(e, one, max_batch)) <= room &&
+        (st = ic_law_plan_open(e->laws[law], height, width, max_batch, e->backend->tensor_bytes, &g->plan, err)) == IC_OK &&
+        (st = e->backend->open(e->packed[law], g->plan, &g->exec, err)) == IC_OK) {
+        g->pub = (struct ic_law_group){
+            .law = e->laws[law],
+            .height = height,
+            .width = width,
+            .max_n = max_batch,
+            .psi_bytes = g->plan->psi_bytes,
+            .memory_bytes = g->plan->memory_bytes,
+            .shared_bytes = e->backend->exec_bytes(g->exec),
+        };
+        need = g->pub.shared_bytes + (max_batch + 1) * (g->pub.psi_bytes + IC_LAW_ALIGN) + g->pub.memory_bytes;
+    }
+    ic_law_plan_close(&one);
+    if (st == IC_OK && need > room)
+        st = ic_fail(err, IC_OOM, "a %u x %u simulation of this law takes %zu MiB at the least; --law-memory leaves %zu MiB",
+                     height, width, need >> 20, room >> 20);
     if (st != IC_OK) {
         st_group_close(e, &g->pub);
         return st;
     }
-    g->pub = (struct ic_law_group){
-        .law = e->laws[law],
-        .height = height,
-        .width = width,
-        .max_n = max_batch,
-        .psi_bytes = g->plan->psi_bytes,
-        .memory_bytes = g->plan->memory_bytes,
-        .shared_bytes = e->backend->exec_bytes(g->exec),
-    };
     *out = &g->pub;
     return IC_OK;
 }

@@ -13,6 +13,10 @@
 
 #include "base/clock.h"
 
+#define PREDICT_MEMORY_NS (IC_PREDICT_MEMORY_S * 1000 * IC_MS)
+#define PERIOD_MAX_NS (365LL * 86400 * 1000 * IC_MS) /* rarer than once a year is as good as never, and never overflows */
+#define OWED_POLL_NS (2 * IC_MS)                     /* how often to look whether a client can take the frame it is owed */
+
 struct sim {
     struct sim *next_all, *next; /* of all; in the line */
     struct group *g;
@@ -22,7 +26,8 @@ struct sim {
     int64_t step, left;   /* left 0: paused */
     int64_t ready_ns;     /* when it joined the line */
     int64_t due_ns;       /* not before, by its rate */
-    int64_t frame_ns;     /* of the last frame, 0: none yet */
+    int64_t frame_due_ns; /* when the next frame may come, by its fps */
+    bool owes_frame;      /* one that the client must see could not be drawn: it has to take the earlier ones first */
     int64_t metrics_ns;   /* of the last metrics */
     size_t bytes;
     bool in_line, predict;
@@ -37,7 +42,7 @@ struct group {
     unsigned waiting, predicts; /* in the line; of those, predictions */
     unsigned predict_peak;      /* predictions in the line at once, lately */
     int64_t peak_ns;
-    float *delta; /* plan->max_n buffers of psi_bytes: the last step's delta */
+    float *delta; /* plan->max_n buffers of delta_stride() bytes: the last step's delta */
     int64_t used_ns;
 };
 
@@ -52,6 +57,13 @@ struct ic_law_sched {
     struct ic_view_ctx *views;
     double *scratch; /* for the largest d */
 };
+
+/* Nanoseconds between two steps or frames. */
+static int64_t period_of(double per_second)
+{
+    double ns = 1e9 / per_second;
+    return ns < PERIOD_MAX_NS ? (int64_t)ns : PERIOD_MAX_NS;
+}
 
 /* ---- events --------------------------------------------------------------------------------------------- */
 
@@ -168,6 +180,20 @@ static size_t draw_extras(struct ic_law_sched *s, const struct sim *m, const flo
     return n;
 }
 
+static bool client_is_behind(const struct sim *m)
+{
+    return atomic_load(&m->credit->in_flight) >= IC_SIM_FRAMES_IN_FLIGHT;
+}
+
+/* The earliest time of the next frame. On schedule, so that there are never more than `fps` in a second, however the
+ * steps fall. */
+static void plan_next_frame(struct sim *m, int64_t now)
+{
+    int64_t period = m->o.fps > 0 ? period_of(m->o.fps) : 0;
+    int64_t due = m->frame_due_ns + period, latest = now + period + period / 10; /* frames out of turn do not add up */
+    m->frame_due_ns = due <= now ? now + period : due < latest ? due : latest;
+}
+
 /* Draws what the client looks at and sends it. `delta` may be NULL. */
 static void emit_frame(struct ic_law_sched *s, struct sim *m, const float *delta)
 {
@@ -178,10 +204,11 @@ static void emit_frame(struct ic_law_sched *s, struct sim *m, const float *delta
     size_t extra = extras_floats(m->o.extras, shape.h * shape.w), n_poincare = 0;
     float *extras = NULL;
 
-    if (atomic_load(&m->credit->in_flight) >= IC_SIM_FRAMES_IN_FLIGHT) {
+    if (client_is_behind(m)) {
         atomic_fetch_add(&s->c->frames_skipped, 1);
         return;
     }
+    m->owes_frame = false;
     if (ic_view_plan(&req, shape, &frame, NULL) != IC_OK || (extra && !(extras = malloc(extra * sizeof *extras))) ||
         !(ev = new_event(IC_EVENT_SIM_FRAME, m->owner, 0, frame.bytes + extra * sizeof *extras))) {
         free(extras);
@@ -194,7 +221,8 @@ static void emit_frame(struct ic_law_sched *s, struct sim *m, const float *delta
     }
     fill_info(m, &ev->sim);
     ev->sim.frame = frame;
-    ev->stamp_ns = m->frame_ns = s->st->now_ns(s->st->arg);
+    ev->stamp_ns = s->st->now_ns(s->st->arg);
+    plan_next_frame(m, ev->stamp_ns);
     if (extra) {
         extra = draw_extras(s, m, delta, extras, &n_poincare);
         memcpy(ev->text + frame.bytes, extras, extra * sizeof *extras);
@@ -214,12 +242,20 @@ static void emit_frame(struct ic_law_sched *s, struct sim *m, const float *delta
     s->st->emit(s->st->arg, ev);
 }
 
+/* A frame that nothing newer would follow: drawn now, or as soon as the client has taken the earlier ones. */
+static void emit_last_frame(struct ic_law_sched *s, struct sim *m, const float *delta)
+{
+    m->owes_frame = true;
+    if (!client_is_behind(m))
+        emit_frame(s, m, delta);
+}
+
 static bool frame_is_due(const struct sim *m, int64_t now)
 {
     if (!m->o.frames || m->step % m->o.every != 0)
         return false;
     /* A tenth early is on time: a frame that misses by a hair would wait for a whole further step. */
-    return m->o.fps <= 0 || !m->frame_ns || (double)(now - m->frame_ns) >= 0.9e9 / m->o.fps;
+    return m->o.fps <= 0 || now >= m->frame_due_ns - period_of(m->o.fps) / 10;
 }
 
 /* ---- groups ------------------------------------------------------------------------------------------------ */
@@ -229,9 +265,15 @@ static int64_t bytes_held(const struct ic_law_sched *s)
     return atomic_load(&s->c->state_bytes) + atomic_load(&s->c->shared_bytes);
 }
 
+/* Of one simulation's delta in its group's buffer: back ends want them aligned, whatever the grid. */
+static size_t delta_stride(const struct ic_law_group *p)
+{
+    return (p->psi_bytes + IC_LAW_ALIGN - 1) / IC_LAW_ALIGN * IC_LAW_ALIGN;
+}
+
 static size_t group_bytes(const struct group *g)
 {
-    return g->plan->shared_bytes + (size_t)g->plan->max_n * g->plan->psi_bytes;
+    return g->plan->shared_bytes + g->plan->max_n * delta_stride(g->plan);
 }
 
 static void close_group(struct ic_law_sched *s, struct group *g)
@@ -248,20 +290,36 @@ static void close_group(struct ic_law_sched *s, struct group *g)
     free(g);
 }
 
-/* Plans that nobody uses make room for a new one, the longest unused first. */
-static void drop_unused_groups(struct ic_law_sched *s, size_t need)
+/* Closes the plan that has been unused longest. False: there is none. */
+static bool drop_unused_group(struct ic_law_sched *s)
 {
-    for (;;) {
-        struct group *oldest = NULL;
-        if ((size_t)bytes_held(s) + need <= s->lim.memory_max)
-            return;
-        for (struct group *g = s->groups; g; g = g->next)
-            if (!g->users && (!oldest || g->used_ns < oldest->used_ns))
-                oldest = g;
-        if (!oldest)
-            return;
+    struct group *oldest = NULL;
+
+    for (struct group *g = s->groups; g; g = g->next)
+        if (!g->users && (!oldest || g->used_ns < oldest->used_ns))
+            oldest = g;
+    if (oldest)
         close_group(s, oldest);
-    }
+    return oldest;
+}
+
+static size_t room(const struct ic_law_sched *s)
+{
+    size_t held = (size_t)bytes_held(s);
+    return held < s->lim.memory_max ? s->lim.memory_max - held : 0;
+}
+
+/* Opens a plan within the memory that is left: unused plans make room for it, then its batch is made smaller. */
+static enum ic_status open_plan(struct ic_law_sched *s, unsigned law, unsigned height, unsigned width,
+                                struct ic_law_group **out, struct ic_err *err)
+{
+    unsigned n = s->lim.max_batch;
+    enum ic_status st;
+
+    while ((st = s->st->group_open(s->st->arg, law, height, width, n, room(s), out, err)) == IC_OOM)
+        if (!drop_unused_group(s) && (n /= 2) == 0)
+            break;
+    return st;
 }
 
 static enum ic_status get_group(struct ic_law_sched *s, unsigned law, unsigned height, unsigned width,
@@ -275,29 +333,21 @@ static enum ic_status get_group(struct ic_law_sched *s, unsigned law, unsigned h
             *out = g;
             return IC_OK;
         }
-    if ((st = s->st->group_open(s->st->arg, law, height, width, s->lim.max_batch, &plan, err)) != IC_OK)
+    if ((st = open_plan(s, law, height, width, &plan, err)) != IC_OK)
         return st;
     struct group *g = calloc(1, sizeof *g);
     if (g) {
         g->plan = plan;
         g->law = law;
         g->tail = &g->head;
-        g->delta = malloc((size_t)plan->max_n * plan->psi_bytes);
+        g->delta = aligned_alloc(IC_LAW_ALIGN, plan->max_n * delta_stride(plan));
     }
     if (!g || !g->delta) {
         free(g);
         s->st->group_close(s->st->arg, plan);
         return ic_fail(err, IC_OOM, "out of memory");
     }
-    drop_unused_groups(s, group_bytes(g));
-    if ((size_t)bytes_held(s) + group_bytes(g) > s->lim.memory_max) {
-        ic_fail(err, IC_OOM, "a %u x %u plan of this law takes %zu MiB; --law-memory allows %zu MiB in all", height, width,
-                group_bytes(g) >> 20, s->lim.memory_max >> 20);
-        s->st->group_close(s->st->arg, plan);
-        free(g->delta);
-        free(g);
-        return IC_OOM;
-    }
+    g->used_ns = s->st->now_ns(s->st->arg);
     g->next = s->groups;
     s->groups = g;
     atomic_fetch_add(&s->c->groups, 1);
@@ -317,7 +367,7 @@ static void join_line(struct sim *m, int64_t now)
     g->tail = &m->next;
     g->waiting++;
     g->predicts += m->predict;
-    if (g->predicts >= g->predict_peak) {
+    if (g->predicts >= g->predict_peak || now - g->peak_ns >= PREDICT_MEMORY_NS) {
         g->predict_peak = g->predicts;
         g->peak_ns = now;
     }
@@ -403,7 +453,7 @@ static enum ic_status check_view(const struct ic_law_sched *s, const struct grou
     enum ic_status st = ic_view_plan(&req, shape_of(g), &frame, err);
 
     frame.bytes += st == IC_OK ? extras_floats(o->extras, (size_t)g->plan->height * g->plan->width) * sizeof(float) : 0;
-    if (st == IC_OK && frame.bytes > s->lim.frame_max)
+    if (st == IC_OK && o->frames && frame.bytes > s->lim.frame_max)
         return ic_fail(err, IC_TOO_LARGE, "a frame of %zu bytes does not fit into an outbox of %zu: choose a region",
                        frame.bytes, s->lim.frame_max);
     return st;
@@ -441,9 +491,17 @@ static enum ic_status apply(const struct ic_law_sched *s, struct sim *m, const s
     if (n->set & IC_SET_INIT)
         o.init = n->init;
     enum ic_status st = check_view(s, m->g, &o, err);
-    if (st == IC_OK)
-        m->o = o;
-    return st;
+    if (st != IC_OK)
+        return st;
+    m->o = o;
+    if (n->set & (IC_SET_RATE | IC_SET_FPS)) { /* what was planned by the old ones holds no more */
+        int64_t now = s->st->now_ns(s->st->arg);
+        int64_t due = o.rate > 0 ? now + period_of(o.rate) : now;
+        m->due_ns = m->due_ns < due ? m->due_ns : due;
+        due = o.fps > 0 ? now + period_of(o.fps) : now;
+        m->frame_due_ns = m->frame_due_ns < due ? m->frame_due_ns : due;
+    }
+    return IC_OK;
 }
 
 static enum ic_status alloc_sim(struct ic_law_sched *s, const struct ic_sim_cmd *cmd, struct sim **out, struct ic_err *err)
@@ -455,8 +513,9 @@ static enum ic_status alloc_sim(struct ic_law_sched *s, const struct ic_sim_cmd 
         return st;
     size_t bytes = g->plan->psi_bytes + g->plan->memory_bytes;
     g->users++; /* from here on it is not one of the unused ones */
-    drop_unused_groups(s, bytes);
-    if ((size_t)bytes_held(s) + bytes > s->lim.memory_max) {
+    while (room(s) < bytes && drop_unused_group(s)) {
+    }
+    if (room(s) < bytes) {
         g->users--;
         return ic_fail(err, IC_OOM, "no room for a further simulation (see --law-memory)");
     }
@@ -554,7 +613,8 @@ static void cmd_predict(struct ic_law_sched *s, struct ic_sim_cmd *cmd)
 
 static void cmd_run(struct ic_law_sched *s, struct sim *m, const struct ic_sim_cmd *cmd)
 {
-    m->due_ns = 0;
+    m->due_ns = s->st->now_ns(s->st->arg);
+    m->owes_frame = false;
     set_left(s, m, cmd->opts.set & IC_SET_STEPS ? cmd->opts.steps : -1);
 }
 
@@ -597,6 +657,11 @@ static void control(struct ic_law_sched *s, struct sim *m, const struct ic_sim_c
             redraw = true;
             break;
         case IC_SIM_STATE:
+            if (m->g->plan->psi_bytes > s->lim.frame_max) { /* before it is copied: it could not be sent */
+                st = ic_fail(&err, IC_TOO_LARGE, "a state of %zu bytes does not fit into an outbox of %zu",
+                             m->g->plan->psi_bytes, s->lim.frame_max);
+                break;
+            }
             emit_sim(s, m, IC_EVENT_SIM_STATE, cmd->rid, m->psi, m->g->plan->psi_bytes);
             return;
         case IC_SIM_CLOSE:
@@ -612,7 +677,7 @@ static void control(struct ic_law_sched *s, struct sim *m, const struct ic_sim_c
     m->rid = cmd->rid;
     emit_sim(s, m, IC_EVENT_SIM_STATUS, cmd->rid, NULL, 0);
     if (redraw && m->left == 0 && m->o.frames)
-        emit_frame(s, m, NULL);
+        emit_last_frame(s, m, NULL);
 }
 
 void ic_law_sched_command(struct ic_law_sched *s, struct ic_sim_cmd *cmd)
@@ -638,17 +703,23 @@ void ic_law_sched_command(struct ic_law_sched *s, struct ic_sim_cmd *cmd)
 
 /* ---- batches ---------------------------------------------------------------------------------------------------- */
 
+static unsigned batch_size(const struct ic_law_sched *s, const struct group *g)
+{
+    unsigned limit = s->st->batch_limit(s->st->arg, g->plan);
+    return limit < 1 ? 1 : limit < g->plan->max_n ? limit : g->plan->max_n;
+}
+
 /* Until when it pays to wait for company for the line of g; 0: do not wait. */
 static int64_t wait_until(const struct ic_law_sched *s, const struct group *g, int64_t now)
 {
     int64_t first = g->head->ready_ns, limit = first + s->lim.batch_timeout_ns, until = 0;
 
-    if (g->waiting >= g->plan->max_n)
+    if (g->waiting >= batch_size(s, g))
         return 0;
     for (const struct sim *m = g->head; m; m = m->next)
         if (!m->predict && m->o.rate <= 0)
             return 0; /* one that runs as fast as it can is not slowed down for the sake of the others */
-    if (g->predicts && g->predicts < g->predict_peak && now - g->peak_ns < IC_PREDICT_MEMORY_S * 1000 * IC_MS)
+    if (g->predicts && g->predicts < g->predict_peak && now - g->peak_ns < PREDICT_MEMORY_NS)
         until = limit;
     for (const struct sim *m = s->sims; m; m = m->next_all)
         if (m->g == g && m->left && !m->in_line && m->due_ns <= limit && m->due_ns > until)
@@ -656,18 +727,25 @@ static int64_t wait_until(const struct ic_law_sched *s, const struct group *g, i
     return until > now ? until : 0;
 }
 
-/* Ends the wait of simulations whose time has come. Returns when the next one's will. */
+/* Ends the wait of simulations whose time has come, and draws the frames owed. Returns when the next one's will. */
 static int64_t release_due(struct ic_law_sched *s, int64_t now)
 {
     int64_t next = INT64_MAX;
 
-    for (struct sim *m = s->sims; m; m = m->next_all)
+    for (struct sim *m = s->sims; m; m = m->next_all) {
+        int64_t due = INT64_MAX;
+        if (m->owes_frame && m->o.frames && client_is_behind(m))
+            due = now + OWED_POLL_NS;
+        else if (m->owes_frame && m->o.frames)
+            emit_frame(s, m, NULL);
         if (m->left && !m->in_line) {
             if (m->due_ns <= now)
                 join_line(m, now);
-            else if (m->due_ns < next)
-                next = m->due_ns;
+            else if (m->due_ns < due)
+                due = m->due_ns;
         }
+        next = due < next ? due : next;
+    }
     return next;
 }
 
@@ -701,13 +779,15 @@ static void after_step(struct ic_law_sched *s, struct sim *m, const float *delta
         free_sim(s, m);
         return;
     }
-    if (frame_is_due(m, now) || (m->left == 0 && m->o.frames))
+    if (m->left == 0 && m->o.frames)
+        emit_last_frame(s, m, delta);
+    else if (frame_is_due(m, now))
         emit_frame(s, m, delta);
     if (m->left == 0) {
         atomic_fetch_sub(&s->c->running, 1);
         emit_sim(s, m, IC_EVENT_SIM_STATUS, 0, NULL, 0);
     } else if (m->o.rate > 0) {
-        int64_t period = (int64_t)(1e9 / m->o.rate);
+        int64_t period = period_of(m->o.rate);
         /* On schedule, without trying to catch up more than one step after a stall. */
         m->due_ns = m->due_ns + period > now - period ? m->due_ns + period : now;
         if (m->due_ns <= now)
@@ -719,11 +799,9 @@ static void after_step(struct ic_law_sched *s, struct sim *m, const float *delta
 
 static void run_batch(struct ic_law_sched *s, struct group *g, int64_t now)
 {
-    unsigned n = 0, limit = s->st->batch_limit(s->st->arg, g->plan);
+    unsigned n = 0, most = batch_size(s, g);
 
-    if (limit > g->plan->max_n)
-        limit = g->plan->max_n;
-    while (g->head && n < (limit ? limit : 1)) {
+    while (g->head && n < most) {
         struct sim *m = g->head;
         leave_line(m);
         ic_hist_add(&s->c->wait, now - m->ready_ns);
@@ -731,7 +809,7 @@ static void run_batch(struct ic_law_sched *s, struct group *g, int64_t now)
             .psi = m->psi,
             .h = m->h,
             .c = m->c,
-            .delta = (float *)(void *)((char *)g->delta + n * g->plan->psi_bytes),
+            .delta = (float *)(void *)((char *)g->delta + n * delta_stride(g->plan)),
             .gamma = (float)m->o.gamma,
         };
         s->batch[n++] = m;

@@ -36,8 +36,10 @@ struct ic_law_stepper {
     void *arg;
     unsigned n_laws;
     const struct ic_law *(*law)(void *arg, unsigned i);
-    /* Makes the group of a law on a grid. Called once per group; it lives until group_close. */
-    enum ic_status (*group_open)(void *arg, unsigned law, unsigned height, unsigned width, unsigned max_batch,
+    /* Makes the group of a law on a grid; it lives until group_close. IC_OOM: with the scheduler's max_batch buffers of
+     * psi_bytes and a first simulation it would take more than `room` bytes; then nothing of that size has been
+     * allocated, for the sizes are a client's wish. */
+    enum ic_status (*group_open)(void *arg, unsigned law, unsigned height, unsigned width, unsigned max_batch, size_t room,
                                  struct ic_law_group **out, struct ic_err *err);
     void (*group_close)(void *arg, struct ic_law_group *g);
     void (*step)(void *arg, struct ic_law_group *g, const struct ic_law_io *io, unsigned n);
