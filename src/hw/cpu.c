@@ -1,12 +1,20 @@
 #include "hw/cpu.h"
 
 #include <sched.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
 #include <time.h>
+#include <unistd.h>
+
+#include "base/clock.h"
 
 #define CPUS_MAX CPU_SETSIZE
+#define SLICE_NS (100000) /* the kernel's least; others have 3 ms */
+#define WATCH_MIN_NS (100 * IC_MS)  /* /proc/stat counts in steps of 10 ms */
+#define WATCH_MAX_NS (1000 * IC_MS) /* what was true longer ago says nothing about now */
 
 static double cgroup_quota(void)
 {
@@ -112,4 +120,50 @@ int ic_cpu_cores_free(int sample_ms)
     /* Rounded: a core that others use for less than half of the time is still worth a thread. */
     int taken = (int)((busy1 - busy0) / (all1 - all0) * CPU_COUNT(&mine) + 0.5);
     return cores - taken > 0 ? cores - taken : 1;
+}
+
+/* A short slice means an early deadline in the kernel's EEVDF scheduler. With two compute threads on two cores the time
+ * from sampling to the socket's write fell from 2.5 to 0.25 ms (p99); a nice value of -10 alone did not help. */
+void ic_cpu_hurry(void)
+{
+    struct { /* glibc has no such call before 2.41 */
+        uint32_t size, policy;
+        uint64_t flags;
+        int32_t nice;
+        uint32_t priority;
+        uint64_t runtime, deadline, period;
+    } a = {.size = sizeof a};
+    const uint64_t reset_on_fork = 1;
+
+    if (syscall(SYS_sched_getattr, 0, &a, sizeof a, 0) != 0 || a.policy != SCHED_OTHER)
+        return;
+    a.size = sizeof a;
+    a.flags |= reset_on_fork;
+    a.runtime = SLICE_NS;
+    syscall(SYS_sched_setattr, 0, &a, 0); /* an older kernel has no use for it */
+}
+
+int64_t ic_cpu_self_ns(void)
+{
+    struct timespec ts;
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &ts);
+    return (int64_t)ts.tv_sec * 1000000000 + ts.tv_nsec;
+}
+
+double ic_cpu_others(struct ic_cpu_watch *w)
+{
+    cpu_set_t mine;
+    struct ic_cpu_watch now = {.at_ns = ic_now_ns(), .self_ns = ic_cpu_self_ns()};
+    int64_t wall = now.at_ns - w->at_ns;
+
+    if (w->at_ns && wall < WATCH_MIN_NS)
+        return -1;
+    count_cores(&mine);
+    if (read_busy(&mine, &now.busy, &now.all) != 0)
+        return -1;
+    double busy = now.all > w->all ? (now.busy - w->busy) / (now.all - w->all) * CPU_COUNT(&mine) : 0;
+    double self = wall > 0 ? (double)(now.self_ns - w->self_ns) / (double)wall : 0;
+    bool known = w->at_ns && wall <= WATCH_MAX_NS;
+    *w = now;
+    return !known ? -1 : busy > self ? busy - self : 0;
 }

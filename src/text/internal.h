@@ -4,14 +4,20 @@
 
 #include <llama.h>
 
+#include "hw/cpu.h"
 #include "text/model.h"
+#include "text/threads.h"
 
 struct ic_text_model {
     struct llama_model *model;
     struct llama_context *ctx;
     const struct llama_vocab *vocab;
     struct ggml_threadpool *pool;
+    struct ggml_threadpool *(*pool_make)(struct ggml_threadpool_params *);
     void (*pool_free)(struct ggml_threadpool *);
+    struct ic_threads threads;
+    struct ic_cpu_watch watch;
+    bool adapt; /* threads follow what the machine leaves us */
     struct llama_batch batch;
     const char *template; /* NULL: none; owned by the llama model or the caller's config */
     char *template_copy;

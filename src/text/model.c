@@ -15,6 +15,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "base/log.h"
 #include "hw/cpu.h"
 
@@ -173,20 +174,53 @@ static enum ic_status make_context(struct ic_text_model *m, struct ic_err *err)
 }
 
 /* Without a pool of its own ggml starts and joins its threads anew for every decode. */
-static void make_pool(struct ic_text_model *m)
+static void make_pool(struct ic_text_model *m, int32_t threads)
+{
+    struct ggml_threadpool_params p = ggml_threadpool_params_default(threads);
+
+    llama_detach_threadpool(m->ctx);
+    if (m->pool)
+        m->pool_free(m->pool);
+    p.poll = THREADPOOL_POLL;
+    m->pool = m->pool_make(&p);
+    if (m->pool)
+        llama_attach_threadpool(m->ctx, m->pool, m->pool);
+    llama_set_n_threads(m->ctx, threads, threads);
+}
+
+static void start_threads(struct ic_text_model *m, const struct ic_text_config *cfg)
 {
     ggml_backend_dev_t cpu = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
     ggml_backend_reg_t reg = cpu ? ggml_backend_dev_backend_reg(cpu) : NULL;
-    struct ggml_threadpool *(*make)(struct ggml_threadpool_params *) = NULL;
-    struct ggml_threadpool_params p = ggml_threadpool_params_default(m->info.threads);
 
-    if (reg) {
-        *(void **)&make = ggml_backend_reg_get_proc_address(reg, "ggml_threadpool_new");
-        *(void **)&m->pool_free = ggml_backend_reg_get_proc_address(reg, "ggml_threadpool_free");
+    if (!reg)
+        return;
+    *(void **)&m->pool_make = ggml_backend_reg_get_proc_address(reg, "ggml_threadpool_new");
+    *(void **)&m->pool_free = ggml_backend_reg_get_proc_address(reg, "ggml_threadpool_free");
+    if (!m->pool_make || !m->pool_free)
+        return;
+    make_pool(m, m->info.threads);
+    /* A number that was asked for is the most that there will be, else all cores are. */
+    ic_threads_init(&m->threads, m->info.threads, cfg->threads > 0 ? cfg->threads : ic_cpu_cores());
+}
+
+/* After a decode: see threads.h. A pool of another size is made rather than a part of one used, whose other threads
+ * would go on to spin for every decode. */
+static void adapt_threads(struct ic_text_model *m, int64_t wall, int64_t cpu)
+{
+    int64_t now = ic_now_ns();
+    int32_t before = m->threads.now;
+    bool changed = ic_threads_decoded(&m->threads, wall, cpu, now);
+
+    if (!changed && ic_threads_may_grow(&m->threads)) {
+        double others = ic_cpu_others(&m->watch);
+        changed = others >= 0 && ic_threads_others(&m->threads, others, now);
     }
-    p.poll = THREADPOOL_POLL;
-    if (make && m->pool_free && (m->pool = make(&p)))
-        llama_attach_threadpool(m->ctx, m->pool, m->pool);
+    if (!changed)
+        return;
+    ic_info("text", "%d instead of %d compute threads: others %s", m->threads.now, before,
+            m->threads.now < before ? "use the cores" : "left cores alone");
+    make_pool(m, m->threads.now);
 }
 
 /* The first decode pays for page faults of the weights and for building the graph; no client should. */
@@ -232,8 +266,11 @@ enum ic_status ic_text_model_open(struct ic_text_model **out, const struct ic_te
     if ((st = pick_template(m, cfg->chat_template, err)) != IC_OK || (st = decide_sizes(m, cfg, err)) != IC_OK ||
         (st = make_context(m, err)) != IC_OK)
         goto out;
-    make_pool(m);
+    start_threads(m, cfg);
     warm_up(m);
+    /* Threads that wait for a GPU, or for the disk as in the warm-up, use no CPU either, and are not to be taken for
+     * threads that do not get any. */
+    m->adapt = m->pool && cfg->gpu_layers == 0 && m->threads.max > 1;
     ic_info("text", "%s (%s): %d tokens a conversation, %d in all, %d sequences, %d threads", m->info.name, m->info.desc,
             m->info.ctx_size, m->info.kv_size, m->info.parallel, m->info.threads);
     *out = m;
@@ -287,9 +324,12 @@ enum ic_decode ic_text_decode(struct ic_text_model *m, const struct ic_row *rows
         b->seq_id[i][0] = rows[i].seq;
         b->logits[i] = rows[i].logits;
     }
+    int64_t wall = m->adapt ? ic_now_ns() : 0, cpu = m->adapt ? ic_cpu_self_ns() : 0;
     int32_t rc = llama_decode(m->ctx, *b);
     if (rc == 0) {
         llama_synchronize(m->ctx);
+        if (m->adapt)
+            adapt_threads(m, ic_now_ns() - wall, ic_cpu_self_ns() - cpu);
         return IC_DECODE_OK;
     }
     return rc == 1 ? IC_DECODE_FULL : rc == 2 ? IC_DECODE_ABORTED : IC_DECODE_FAILED;
