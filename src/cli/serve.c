@@ -21,6 +21,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "cli/options.h"
+#include "hw/cpu.h"
 #include "net/net.h"
 #include "proto/server.h"
 
@@ -280,6 +281,7 @@ int ic_cli_serve(int argc, char **argv)
         code = ic_cli_fail(s.net ? IC_EXIT_FAILED : IC_EXIT_PORT, err.msg);
     } else {
         advance(&s);
+        ic_cpu_hurry(); /* this thread is the loop from here on; what computes has threads of its own */
         ic_net_run(s.net);
         code = s.exit_code;
     }
