@@ -39,7 +39,8 @@ static void print_ops(const struct ic_law_exec *exec, unsigned batch, unsigned s
         sum += (double)ph[i].ns;
     for (size_t i = 0; i < n; i++) {
         const double us = (double)ph[i].ns / 1e3 / steps;
-        printf("    %-10s %-34s %9.1f us %5.1f%%", ph[i].kind, ph[i].label, us, 100 * (double)ph[i].ns / sum);
+        printf("    %-10s %-34s %9.1f us %5.1f%%", ph[i].kind, ph[i].label, us,
+               100 * (double)ph[i].ns / sum);
         if (ph[i].flops > 0)
             printf("  %7.1f GFLOP/s", ph[i].flops * batch / us / 1e3);
         printf("\n");
@@ -66,7 +67,8 @@ static void dump(const struct options *o, const struct ic_law *law, struct ic_la
     struct ic_err err = {0};
     float *all = calloc(law->weight_bytes, 1);
     float *psi = calloc(ic_law_psi_bytes(law, grid, grid), 1);
-    if (!all || !psi || ic_law_plan_open(law, grid, grid, 1, ic_law_cpu_tensor_bytes, &plan, &err) != IC_OK ||
+    if (!all || !psi ||
+        ic_law_plan_open(law, grid, grid, 1, ic_law_cpu_tensor_bytes, &plan, &err) != IC_OK ||
         ic_law_backend_cpu.open(packed, plan, &exec, &err) != IC_OK) {
         fprintf(stderr, "dump: %s\n", err.msg);
         exit(1);
@@ -118,9 +120,10 @@ static void run_case(const struct options *o, const struct ic_law *law, const st
     }
     qsort(ms, o->repeat, sizeof *ms, by_value);
     const double flop = 2.0 * (double)plan->macs * batch, median = ms[o->repeat / 2];
-    printf("grid %3u batch %2u  %8.2f ms/step (min %8.2f)  %6.1f GFLOP/s (max %6.1f), %3.0f%% of peak; %.2f MiB arena and scratch\n",
-           grid, batch, median, ms[0], flop / median / 1e6, flop / ms[0] / 1e6, 100 * flop / median * 1e3 / peak,
-           (double)ic_law_backend_cpu.exec_bytes(exec) / 1048576.0);
+    printf("grid %3u batch %2u  %8.2f ms/step (min %8.2f)  %6.1f GFLOP/s (max %6.1f), %3.0f%% of peak; "
+           "%.2f MiB arena and scratch\n",
+           grid, batch, median, ms[0], flop / median / 1e6, flop / ms[0] / 1e6,
+           100 * flop / median * 1e3 / peak, (double)ic_law_backend_cpu.exec_bytes(exec) / 1048576.0);
     printf("RESULT %u %u %.4f %.4f\n", grid, batch, median, ms[0]);
     if (o->ops)
         print_ops(exec, batch, o->repeat);

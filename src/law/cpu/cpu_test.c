@@ -28,7 +28,8 @@ static void *zeros(size_t bytes)
 
 static struct sim sim_new(const struct ic_law *law, unsigned h, unsigned w, uint64_t seed)
 {
-    struct sim s = {.psi_bytes = ic_law_psi_bytes(law, h, w), .mem_bytes = ic_law_memory_bytes(law, h, w) / 2};
+    struct sim s = {.psi_bytes = ic_law_psi_bytes(law, h, w),
+                    .mem_bytes = ic_law_memory_bytes(law, h, w) / 2};
     s.psi = zeros(s.psi_bytes);
     s.delta = zeros(s.psi_bytes);
     synth_psi(s.psi, (size_t)h * w, law->d, seed);
@@ -59,11 +60,13 @@ struct rig {
     struct ic_law_exec *exec;
 };
 
-static struct rig rig_open(const struct ic_law *law, const struct ic_law_cpu_opts *opts, unsigned h, unsigned w, unsigned batch)
+static struct rig rig_open(const struct ic_law *law, const struct ic_law_cpu_opts *opts, unsigned h,
+                           unsigned w, unsigned batch)
 {
     struct rig r = {.be = opts ? &ic_law_backend_cpu : &ic_law_backend_ref};
     struct ic_err err = {0};
-    if ((opts ? ic_law_cpu_pack(law, opts, &r.packed, &err) : r.be->pack(law, 1, &r.packed, &err)) != IC_OK ||
+    if ((opts ? ic_law_cpu_pack(law, opts, &r.packed, &err) : r.be->pack(law, 1, &r.packed, &err)) !=
+            IC_OK ||
         ic_law_plan_open(law, h, w, batch, r.be->tensor_bytes, &r.plan, &err) != IC_OK ||
         r.be->open(r.packed, r.plan, &r.exec, &err) != IC_OK)
         fail_msg("%s", err.msg);
@@ -89,17 +92,30 @@ static const struct {
     enum ic_law_arch arch;
     unsigned d, b, h, w;
 } laws[] = {
-    {IC_LAW_UNET_UNITARY, 1, 11, 4, 4},          {IC_LAW_UNET_UNITARY, 3, 13, 20, 36},
-    {IC_LAW_UNET_UNITARY, 5, 18, 36, 20},        {IC_LAW_UNET, 8, 20, 4, 44},
-    {IC_LAW_UNET, 11, 16, 64, 8},                {IC_LAW_UNET_UNITARY, 8, 32, 32, 32},
-    {IC_LAW_UNET_UNITARY, 4, 8, 72, 140},        {IC_LAW_UNET_UNITARY_RMSNORM, 3, 13, 20, 20},
-    {IC_LAW_UNET_UNITARY_RMSNORM, 9, 18, 4, 36}, {IC_LAW_UNET_CONVLSTM, 1, 11, 20, 12},
-    {IC_LAW_UNET_CONVLSTM, 5, 8, 36, 36},        {IC_LAW_UNET_CONVLSTM, 4, 20, 4, 4},
-    {IC_LAW_MLP, 1, 1, 1, 1},                    {IC_LAW_MLP, 3, 20, 7, 13},
-    {IC_LAW_MLP, 8, 32, 33, 65},                 {IC_LAW_MLP, 21, 64, 5, 100},
-    {IC_LAW_DEEP_QCA, 1, 11, 1, 7},              {IC_LAW_DEEP_QCA, 5, 18, 37, 3},
-    {IC_LAW_DEEP_QCA, 8, 40, 20, 21},            {IC_LAW_SNN_UNET, 1, 11, 1, 1},
-    {IC_LAW_SNN_UNET, 3, 13, 9, 34},             {IC_LAW_SNN_UNET, 8, 16, 20, 36},
+    {IC_LAW_UNET_UNITARY, 1, 11, 4, 4},
+    {IC_LAW_UNET_UNITARY, 3, 13, 20, 36},
+    {IC_LAW_UNET_UNITARY, 5, 18, 36, 20},
+    {IC_LAW_UNET, 8, 20, 4, 44},
+    {IC_LAW_UNET, 11, 16, 64, 8},
+    {IC_LAW_UNET_UNITARY, 8, 32, 32, 32},
+    {IC_LAW_UNET_UNITARY, 4, 8, 72, 140},
+    {IC_LAW_UNET_UNITARY_RMSNORM, 3, 13, 20, 20},
+    {IC_LAW_UNET_UNITARY_RMSNORM, 9, 18, 4, 36},
+    {IC_LAW_UNET_CONVLSTM, 1, 11, 20, 12},
+    {IC_LAW_UNET_CONVLSTM, 5, 8, 36, 36},
+    {IC_LAW_UNET_CONVLSTM, 4, 20, 4, 4},
+    {IC_LAW_MLP, 1, 1, 1, 1},
+    {IC_LAW_MLP, 3, 20, 7, 13},
+    {IC_LAW_MLP, 8, 32, 33, 65},
+    {IC_LAW_MLP, 21, 64, 5, 100},
+    {IC_LAW_MLP, 100, 8, 5, 33},
+    {IC_LAW_MLP, 256, 3, 2, 3},
+    {IC_LAW_DEEP_QCA, 1, 11, 1, 7},
+    {IC_LAW_DEEP_QCA, 5, 18, 37, 3},
+    {IC_LAW_DEEP_QCA, 8, 40, 20, 21},
+    {IC_LAW_SNN_UNET, 1, 11, 1, 1},
+    {IC_LAW_SNN_UNET, 3, 13, 9, 34},
+    {IC_LAW_SNN_UNET, 8, 16, 20, 36},
 };
 #define LAWS (sizeof laws / sizeof laws[0])
 
@@ -150,7 +166,8 @@ static void against_reference(const char *isa, bool direct)
             continue;
         struct ic_law *law = synth_law(laws[i].arch, laws[i].d, laws[i].b, i + 1);
         struct rig ref = rig_open(law, NULL, h, w, batch);
-        struct rig cpu = rig_open(law, &(struct ic_law_cpu_opts){.isa = isa, .threads = 2, .direct = direct}, h, w, batch);
+        struct rig cpu = rig_open(
+            law, &(struct ic_law_cpu_opts){.isa = isa, .threads = 2, .direct = direct}, h, w, batch);
         struct sim a[2], b[2];
         struct ic_law_io ia[2], ib[2];
         for (unsigned s = 0; s < batch; s++) {
@@ -175,11 +192,13 @@ static void against_reference(const char *isa, bool direct)
                     size = fmax(size, fabs((double)ya[q]));
                 e = fmax(e / size, worst(b[s].delta, a[s].delta, a[s].psi_bytes) / size);
                 if (law->memory)
-                    e = fmax(e, fmax(worst(b[s].h, a[s].h, a[s].mem_bytes), worst(b[s].c, a[s].c, a[s].mem_bytes)));
+                    e = fmax(e, fmax(worst(b[s].h, a[s].h, a[s].mem_bytes),
+                                     worst(b[s].c, a[s].c, a[s].mem_bytes)));
                 most = fmax(most, e);
                 if (!(e <= 2e-5))
-                    fail_msg("%s%s %s d %u b %u %ux%u, step %d, sample %u: error %g", isa, direct ? " direct" : "",
-                             ic_law_arch_info(law->arch)->name, law->d, law->b, h, w, step + 1, s, e);
+                    fail_msg("%s%s %s d %u b %u %ux%u, step %d, sample %u: error %g", isa,
+                             direct ? " direct" : "", ic_law_arch_info(law->arch)->name, law->d, law->b, h,
+                             w, step + 1, s, e);
                 assert_true(update_error(before[s], &b[s], law->d, (size_t)h * w, ib[s].gamma) <= 1);
                 resync(&b[s], &a[s]);
             }
@@ -214,8 +233,8 @@ static void matches_reference(void **state)
 }
 
 /* Runs `n` simulations (seeds 1..n) for `steps` steps in one batch; returns their final states. */
-static void run_batch(const struct ic_law *law, const struct ic_law_cpu_opts *opts, unsigned h, unsigned w, unsigned n,
-                      unsigned steps, const unsigned *seeds, struct sim *out)
+static void run_batch(const struct ic_law *law, const struct ic_law_cpu_opts *opts, unsigned h, unsigned w,
+                      unsigned n, unsigned steps, const unsigned *seeds, struct sim *out)
 {
     struct rig r = rig_open(law, opts, h, w, n);
     struct ic_law_io io[16];
@@ -243,11 +262,15 @@ static void same_bits(const char *isa, size_t which)
 {
     struct ic_law *law = synth_law(laws[which].arch, laws[which].d, laws[which].b, 3);
     const unsigned h = laws[which].h, w = laws[which].w;
-    static const struct ic_law_cpu_opts ways[] = {{.threads = 1}, {.threads = 2}, {.threads = 4, .micro_batch = 3},
-                                                  {.threads = 3, .micro_batch = 16}, {.threads = 2, .micro_batch = 1}};
+    static const struct ic_law_cpu_opts ways[] = {{.threads = 1},
+                                                  {.threads = 2},
+                                                  {.threads = 4, .micro_batch = 3},
+                                                  {.threads = 3, .micro_batch = 16},
+                                                  {.threads = 2, .micro_batch = 1}};
     struct sim alone[2], many[16];
     for (unsigned i = 0; i < 2; i++)
-        run_batch(law, &(struct ic_law_cpu_opts){.isa = isa, .threads = 1}, h, w, 1, 3, (unsigned[]){i ? 16 : 1}, &alone[i]);
+        run_batch(law, &(struct ic_law_cpu_opts){.isa = isa, .threads = 1}, h, w, 1, 3,
+                  (unsigned[]){i ? 16 : 1}, &alone[i]);
     for (unsigned v = 0; v < sizeof ways / sizeof ways[0]; v++) {
         struct ic_law_cpu_opts o = ways[v];
         o.isa = isa;
@@ -332,7 +355,8 @@ static void isa_by_name(void **state)
     assert_string_equal(ic_law_cpu_isa(p), "scalar");
     ic_law_backend_cpu.unpack(&p);
     setenv("IC_LAW_ISA", "mmx", 1);
-    assert_int_equal(ic_law_cpu_pack(law, &(struct ic_law_cpu_opts){.threads = 1}, &p, &err), IC_BAD_REQUEST);
+    assert_int_equal(ic_law_cpu_pack(law, &(struct ic_law_cpu_opts){.threads = 1}, &p, &err),
+                     IC_BAD_REQUEST);
     assert_null(p);
     assert_non_null(strstr(err.msg, "mmx"));
     unsetenv("IC_LAW_ISA");
@@ -365,7 +389,8 @@ static void pool_does_each_unit_once(void **state)
         ic_cpu_pool_take(pool);
         uint64_t seed = threads;
         for (unsigned round = 0; round < 3000; round++) {
-            struct tally t = {.spin = synth_next(&seed) % (round % 100 == 0 ? 60000 : 300), .threads = threads};
+            struct tally t = {.spin = synth_next(&seed) % (round % 100 == 0 ? 60000 : 300),
+                              .threads = threads};
             const unsigned units = synth_next(&seed) % 64;
             if (round % 50 == 0)
                 ic_cpu_pool_limit(pool, 1 + synth_next(&seed) % threads);
@@ -417,9 +442,12 @@ static void execs_run_side_by_side(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(pool_does_each_unit_once),  cmocka_unit_test(matches_reference),
-        cmocka_unit_test(bits_do_not_depend_on_batch_or_threads), cmocka_unit_test(fewer_samples_and_threads),
-        cmocka_unit_test(execs_run_side_by_side),    cmocka_unit_test(a_step_allocates_nothing),
+        cmocka_unit_test(pool_does_each_unit_once),
+        cmocka_unit_test(matches_reference),
+        cmocka_unit_test(bits_do_not_depend_on_batch_or_threads),
+        cmocka_unit_test(fewer_samples_and_threads),
+        cmocka_unit_test(execs_run_side_by_side),
+        cmocka_unit_test(a_step_allocates_nothing),
         cmocka_unit_test(isa_by_name),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -17,11 +17,11 @@
 
 struct gemm {
     const float *a;
-    const uint32_t *off; /* floats from a, per block of 16 */
-    size_t steps;        /* entries of off */
+    const size_t *off; /* floats from a, per block of 16 */
+    size_t steps;      /* entries of off */
     const float *u;
-    unsigned width;      /* floats of a row of u: 32 or 16 */
-    const float *init;   /* [width] or NULL */
+    unsigned width;    /* floats of a row of u: 32 or 16 */
+    const float *init; /* [width] or NULL */
     float *c;
     size_t c_cell, c_block; /* floats between cells, and between blocks of 16 channels */
     const float *ahead;     /* weights wanted next, fetched one line per row of u; NULL: none */
@@ -115,13 +115,11 @@ static void gemm_run(struct gemm *g, unsigned cells)
 IC_INLINE vf v_act(vf x, const struct ic_cpu_act *act)
 {
     switch (act->kind) {
-    case IC_LAW_ACT_ELU:
-        return v_elu(x);
+    case IC_LAW_ACT_ELU: return v_elu(x);
     case IC_LAW_ACT_SPIKE: {
         vi m = x > v_set1(act->spike_at);
         return (vf)((vi)v_set1(act->spike_to) & m);
     }
-    default:
-        return x;
+    default: return x;
     }
 }

@@ -131,7 +131,7 @@ struct ic_cpu_kernels {
     void (*lstm)(const struct ic_cpu_plain *p, unsigned unit);
     void (*resize_half)(const struct ic_cpu_plain *p, unsigned unit);
     void (*update)(const struct ic_cpu_plain *p, unsigned unit);
-    double (*peak)(double seconds); /* FLOP/s of this thread in a loop of fused multiply-adds */
+    double (*peak)(double seconds);  /* FLOP/s of this thread in a loop of fused multiply-adds */
     void (*elu)(float *x, size_t n); /* for tests; n a multiple of 16 */
 };
 

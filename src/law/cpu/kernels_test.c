@@ -39,7 +39,8 @@ static float *to_blocks(const float *x, unsigned samples, unsigned channels, siz
     for (unsigned s = 0; s < samples; s++)
         for (unsigned c = 0; c < channels; c++)
             for (size_t i = 0; i < cells; i++)
-                out[(((size_t)s * blocks + c / 16) * cells + i) * 16 + c % 16] = x[((size_t)s * channels + c) * cells + i];
+                out[(((size_t)s * blocks + c / 16) * cells + i) * 16 + c % 16] =
+                    x[((size_t)s * channels + c) * cells + i];
     return out;
 }
 
@@ -82,8 +83,8 @@ static double act_ref(double x, enum ic_law_act act)
 }
 
 /* out[o,y,x] in double and the sum of |w x| */
-static double conv_ref(const struct conv_case *t, const float *const x[2], const float *w, const float *bias,
-                       unsigned s, unsigned o, unsigned y, unsigned c, double *scale)
+static double conv_ref(const struct conv_case *t, const float *const x[2], const float *w,
+                       const float *bias, unsigned s, unsigned o, unsigned y, unsigned c, double *scale)
 {
     double sum = bias ? (double)bias[o] : 0;
     const size_t cells = (size_t)t->h * t->w;
@@ -103,16 +104,26 @@ static double conv_ref(const struct conv_case *t, const float *const x[2], const
 }
 
 /* Statistics of the float32 outputs themselves, so that only the reduction is under test. */
-static void check_moments(const struct ic_cpu_kernels *k, const struct conv_case *t, const struct ic_cpu_conv *c,
-                          bool wino, unsigned groups)
+static void check_moments(const struct ic_cpu_kernels *k, const struct conv_case *t,
+                          const struct ic_cpu_conv *c, bool wino, unsigned groups)
 {
-    const struct ic_cpu_segments seg = wino ? ic_cpu_segments_wino(t->h, t->w) : ic_cpu_segments_direct(t->h, t->w);
+    const struct ic_cpu_segments seg =
+        wino ? ic_cpu_segments_wino(t->h, t->w) : ic_cpu_segments_direct(t->h, t->w);
     const size_t cells = (size_t)t->h * t->w, wide = c->out_blocks * 16;
     float *w = noise(t->cout, 1, 5), *b = noise(t->cout, 0, 6), *res = floats(3 * wide * t->samples);
-    const struct ic_cpu_moments m = {.stats = c->stats, .segments = seg.rows * seg.per_row, .height = t->h,
-                                     .width = t->w, .wino = wino, .channels = t->cout, .groups = groups,
-                                     .eps = 1e-5f, .weight = w, .bias = groups ? b : NULL, .mean = res,
-                                     .scale = res + wide * t->samples, .shift = res + 2 * wide * t->samples,
+    const struct ic_cpu_moments m = {.stats = c->stats,
+                                     .segments = seg.rows * seg.per_row,
+                                     .height = t->h,
+                                     .width = t->w,
+                                     .wino = wino,
+                                     .channels = t->cout,
+                                     .groups = groups,
+                                     .eps = 1e-5f,
+                                     .weight = w,
+                                     .bias = groups ? b : NULL,
+                                     .mean = res,
+                                     .scale = res + wide * t->samples,
+                                     .shift = res + 2 * wide * t->samples,
                                      .samples = t->samples};
     const unsigned size = groups ? t->cout / groups : 1;
     for (unsigned s = 0; s < t->samples; s++) {
@@ -135,14 +146,16 @@ static void check_moments(const struct ic_cpu_kernels *k, const struct conv_case
             }
         }
         for (size_t ch = t->cout; ch < wide; ch++)
-            assert_true(m.mean[s * wide + ch] == 0 && m.scale[s * wide + ch] == 0 && m.shift[s * wide + ch] == 0);
+            assert_true(m.mean[s * wide + ch] == 0 && m.scale[s * wide + ch] == 0 &&
+                        m.shift[s * wide + ch] == 0);
     }
     free(w);
     free(b);
     free(res);
 }
 
-static double conv_case_run(const struct ic_cpu_kernels *k, const struct conv_case *t, bool wino, uint64_t seed)
+static double conv_case_run(const struct ic_cpu_kernels *k, const struct conv_case *t, bool wino,
+                            uint64_t seed)
 {
     const size_t cells = (size_t)t->h * t->w;
     const unsigned cin = t->cin[0] + t->cin[1];
@@ -157,11 +170,20 @@ static double conv_case_run(const struct ic_cpu_kernels *k, const struct conv_ca
     float *u = floats((size_t)taps * l.k * l.n + 64), *b = floats(l.n);
     pack_taps(&l, 9, taps, wino, u);
     memcpy(b, bias, t->cout * sizeof *b);
-    float *out = floats((size_t)t->samples * l.n * cells), *stats = floats((size_t)t->samples * 2 * l.n * cells);
+    float *out = floats((size_t)t->samples * l.n * cells),
+          *stats = floats((size_t)t->samples * 2 * l.n * cells);
     float *scratch = floats(ic_cpu_wino_scratch(l.k / 16) + ic_cpu_direct_scratch(l.k / 16));
-    struct ic_cpu_conv c = {.out = out, .out_stride = (size_t)l.n * cells, .out_blocks = blocks, .height = t->h,
-                            .width = t->w, .u = u, .bias = t->bias ? b : NULL, .act = {.kind = t->act},
-                            .stats = stats, .samples = t->samples, .splits = t->splits};
+    struct ic_cpu_conv c = {.out = out,
+                            .out_stride = (size_t)l.n * cells,
+                            .out_blocks = blocks,
+                            .height = t->h,
+                            .width = t->w,
+                            .u = u,
+                            .bias = t->bias ? b : NULL,
+                            .act = {.kind = t->act},
+                            .stats = stats,
+                            .samples = t->samples,
+                            .splits = t->splits};
     for (int i = 0; i < 2; i++) {
         c.in[i].p = xb[i];
         c.in[i].blocks = l.in.blocks[i];
@@ -175,9 +197,13 @@ static double conv_case_run(const struct ic_cpu_kernels *k, const struct conv_ca
             for (unsigned y = 0; y < t->h; y++)
                 for (unsigned cx = 0; cx < t->w; cx++) {
                     double scale;
-                    const double want = act_ref(conv_ref(t, (const float *const *)x, w, t->bias ? bias : NULL, s, o, y, cx, &scale), t->act);
+                    const double want = act_ref(
+                        conv_ref(t, (const float *const *)x, w, t->bias ? bias : NULL, s, o, y, cx, &scale),
+                        t->act);
                     most = fmax(most, scale);
-                    worst = fmax(worst, fabs((double)at_block(out, blocks, cells, s, o, (size_t)y * t->w + cx) - want));
+                    worst =
+                        fmax(worst, fabs((double)at_block(out, blocks, cells, s, o, (size_t)y * t->w + cx) -
+                                         want));
                 }
     for (unsigned s = 0; s < t->samples; s++)
         for (unsigned o = t->cout; o < l.n; o++)
@@ -185,8 +211,9 @@ static double conv_case_run(const struct ic_cpu_kernels *k, const struct conv_ca
                 assert_true(at_block(out, blocks, cells, s, o, i) == 0);
     const double bound = (wino ? 12 : 5) * ULP * most;
     if (!(worst <= bound))
-        fail_msg("%s %s %ux%u cin %u+%u cout %u samples %u: error %g, bound %g", k->name, wino ? "wino" : "direct",
-                 t->h, t->w, t->cin[0], t->cin[1], t->cout, t->samples, worst, bound);
+        fail_msg("%s %s %ux%u cin %u+%u cout %u samples %u: error %g, bound %g", k->name,
+                 wino ? "wino" : "direct", t->h, t->w, t->cin[0], t->cin[1], t->cout, t->samples, worst,
+                 bound);
     check_moments(k, t, &c, wino, ic_law_groups(t->cout));
     check_moments(k, t, &c, wino, 0);
     for (int i = 0; i < 2; i++) {
@@ -221,9 +248,12 @@ static void conv3x3(void **state)
         uint64_t seed = 11;
         double worst[2] = {0};
         for (unsigned i = 0; i < 120; i++) {
-            struct conv_case t = {.h = pick(sides, 13, &seed), .w = pick(sides, 15, &seed),
-                                  .cin = {pick(ins, 7, &seed), pick(seconds, 5, &seed)}, .cout = pick(outs, 10, &seed),
-                                  .bias = i % 2, .act = i % 3 ? IC_LAW_ACT_NONE : IC_LAW_ACT_ELU};
+            struct conv_case t = {.h = pick(sides, 13, &seed),
+                                  .w = pick(sides, 15, &seed),
+                                  .cin = {pick(ins, 7, &seed), pick(seconds, 5, &seed)},
+                                  .cout = pick(outs, 10, &seed),
+                                  .bias = i % 2,
+                                  .act = i % 3 ? IC_LAW_ACT_NONE : IC_LAW_ACT_ELU};
             t.samples = t.h * t.w < 200 ? 1 + i % 3 : 1;
             t.splits = 1 + i % 2;
             if (t.splits > (ic_cpu_blocks(t.cout) + 1) / 2)
@@ -243,12 +273,21 @@ static void spikes(void **state)
         if (!k)
             continue;
         float w[9] = {0, 0, 0, 0, 1, 0, 0, 0, 0}, x[6] = {0.5f, 1.0f, 1.0000001f, -3, 2, 1};
-        float *in = to_blocks(x, 1, 1, 6), *u = floats(9 * 16 * 16), *out = floats(6 * 16), *scratch = floats(4096);
+        float *in = to_blocks(x, 1, 1, 6), *u = floats(9 * 16 * 16), *out = floats(6 * 16),
+              *scratch = floats(4096);
         const struct conv_case t = {.h = 2, .w = 3, .cin = {1, 0}, .cout = 1};
         const struct layer l = layer_for(&t, w);
         pack_taps(&l, 9, 9, false, u);
-        const struct ic_cpu_conv c = {.in = {{in, 96, 1}}, .out = out, .out_stride = 96, .out_blocks = 1, .height = 2,
-                                      .width = 3, .u = u, .act = {IC_LAW_ACT_SPIKE, 1, 2}, .samples = 1, .splits = 1};
+        const struct ic_cpu_conv c = {.in = {{in, 96, 1}},
+                                      .out = out,
+                                      .out_stride = 96,
+                                      .out_blocks = 1,
+                                      .height = 2,
+                                      .width = 3,
+                                      .u = u,
+                                      .act = {IC_LAW_ACT_SPIKE, 1, 2},
+                                      .samples = 1,
+                                      .splits = 1};
         for (unsigned n = 0; n < ic_cpu_direct_units(&c); n++)
             k->direct(&c, n, scratch);
         static const float want[6] = {0, 0, 2, 0, 2, 0}; /* strictly above */
@@ -264,22 +303,33 @@ static void spikes(void **state)
 static void convt2x2(void **state)
 {
     (void)state;
-    static const unsigned sizes[][4] = {{1, 1, 1, 1}, {1, 5, 8, 4}, {3, 9, 22, 11}, {4, 16, 64, 32}, {5, 17, 36, 18}, {9, 33, 20, 40}};
+    static const unsigned sizes[][4] = {{1, 1, 1, 1},    {1, 5, 8, 4},    {3, 9, 22, 11},
+                                        {4, 16, 64, 32}, {5, 17, 36, 18}, {9, 33, 20, 40}};
     for (unsigned isa = 0; isa < KNOWN; isa++) {
         const struct ic_cpu_kernels *k = usable(isa);
         for (unsigned i = 0; k && i < 6; i++) {
-            const unsigned h = sizes[i][0], w = sizes[i][1], cin = sizes[i][2], cout = sizes[i][3], samples = 2;
+            const unsigned h = sizes[i][0], w = sizes[i][1], cin = sizes[i][2], cout = sizes[i][3],
+                           samples = 2;
             const struct conv_case t = {.h = h, .w = w, .cin = {cin, 0}, .cout = cout};
             const size_t cells = (size_t)h * w;
-            float *wt = noise((size_t)cin * cout * 4, 0, i), *bias = noise(cout, 0, i + 9), *x = noise(samples * cin * cells, 0, i + 3);
+            float *wt = noise((size_t)cin * cout * 4, 0, i), *bias = noise(cout, 0, i + 9),
+                  *x = noise(samples * cin * cells, 0, i + 3);
             const struct layer l = layer_for(&t, wt);
-            float *xb = to_blocks(x, samples, cin, cells), *u = floats((size_t)4 * l.k * l.n), *b = floats(l.n);
+            float *xb = to_blocks(x, samples, cin, cells), *u = floats((size_t)4 * l.k * l.n),
+                  *b = floats(l.n);
             float *out = floats(samples * (size_t)l.n * cells * 4), *scratch = floats(l.k);
             pack_convt(&l, u);
             memcpy(b, bias, cout * sizeof *b);
-            const struct ic_cpu_conv c = {.in = {{xb, l.k * cells, l.in.blocks[0]}}, .out = out, .out_stride = l.n * cells * 4,
-                                          .out_blocks = l.out.blocks[0], .height = h, .width = w, .u = u, .bias = b,
-                                          .samples = samples, .splits = 1};
+            const struct ic_cpu_conv c = {.in = {{xb, l.k * cells, l.in.blocks[0]}},
+                                          .out = out,
+                                          .out_stride = l.n * cells * 4,
+                                          .out_blocks = l.out.blocks[0],
+                                          .height = h,
+                                          .width = w,
+                                          .u = u,
+                                          .bias = b,
+                                          .samples = samples,
+                                          .splits = 1};
             for (unsigned n = 0; n < samples * h; n++)
                 k->convt(&c, n, scratch);
             for (unsigned s = 0; s < samples; s++)
@@ -288,8 +338,10 @@ static void convt2x2(void **state)
                         const size_t y = p / (2 * w), cx = p % (2 * w), tap = y % 2 * 2 + cx % 2;
                         double want = (double)bias[o];
                         for (unsigned q = 0; q < cin; q++)
-                            want += (double)x[((size_t)s * cin + q) * cells + y / 2 * w + cx / 2] * (double)wt[((size_t)q * cout + o) * 4 + tap];
-                        assert_true(fabs((double)at_block(out, c.out_blocks, cells * 4, s, o, p) - want) <= ULP * 4 * (cin + 1));
+                            want += (double)x[((size_t)s * cin + q) * cells + y / 2 * w + cx / 2] *
+                                    (double)wt[((size_t)q * cout + o) * 4 + tap];
+                        assert_true(fabs((double)at_block(out, c.out_blocks, cells * 4, s, o, p) - want) <=
+                                    ULP * 4 * (cin + 1));
                     }
             free(wt);
             free(bias);
@@ -309,16 +361,26 @@ static void norm_and_pool(void **state)
     for (unsigned isa = 0; isa < KNOWN; isa++) {
         const struct ic_cpu_kernels *k = usable(isa);
         for (unsigned i = 0; k && i < 12; i++) {
-            const unsigned h = 2 + 2 * (i % 5), w = 2 + 2 * (i % 7), ch = 5 + 7 * i, blocks = ic_cpu_blocks(ch), samples = 1 + i % 2;
+            const unsigned h = 2 + 2 * (i % 5), w = 2 + 2 * (i % 7), ch = 5 + 7 * i,
+                           blocks = ic_cpu_blocks(ch), samples = 1 + i % 2;
             const size_t cells = (size_t)h * w, wide = blocks * 16;
             float *x = noise(samples * ch * cells, 0.3f, i), *xb = to_blocks(x, samples, ch, cells);
             float *p = floats(3 * wide * samples), *pool = floats(samples * wide * cells / 4);
             for (size_t q = 0; q < 3 * wide * samples; q++)
                 p[q] = q % wide < ch ? (float)(q % 13) / 5 - 1 : 0;
-            const struct ic_cpu_norm n = {.x = xb, .stride = wide * cells, .blocks = blocks, .height = h, .width = w,
-                                          .mean = p, .scale = p + wide * samples, .shift = p + 2 * wide * samples,
-                                          .act = {.kind = IC_LAW_ACT_ELU}, .pool = i % 3 ? pool : NULL,
-                                          .pool_stride = wide * cells / 4, .samples = samples, .rows = 2 + 2 * (i % 2)};
+            const struct ic_cpu_norm n = {.x = xb,
+                                          .stride = wide * cells,
+                                          .blocks = blocks,
+                                          .height = h,
+                                          .width = w,
+                                          .mean = p,
+                                          .scale = p + wide * samples,
+                                          .shift = p + 2 * wide * samples,
+                                          .act = {.kind = IC_LAW_ACT_ELU},
+                                          .pool = i % 3 ? pool : NULL,
+                                          .pool_stride = wide * cells / 4,
+                                          .samples = samples,
+                                          .rows = 2 + 2 * (i % 2)};
             for (unsigned unit = 0; unit < ic_cpu_norm_units(&n); unit++)
                 k->norm(&n, unit);
             for (unsigned s = 0; s < samples; s++)
@@ -326,8 +388,12 @@ static void norm_and_pool(void **state)
                     for (size_t q = 0; q < cells; q++) {
                         const float got = at_block(xb, blocks, cells, s, c, q);
                         const size_t at = s * wide + c;
-                        const double want = c >= ch ? 0 : act_ref(((double)x[((size_t)s * ch + c) * cells + q] - (double)n.mean[at]) *
-                                                                      (double)n.scale[at] + (double)n.shift[at], IC_LAW_ACT_ELU);
+                        const double want = c >= ch ? 0
+                                                    : act_ref(((double)x[((size_t)s * ch + c) * cells + q] -
+                                                               (double)n.mean[at]) *
+                                                                      (double)n.scale[at] +
+                                                                  (double)n.shift[at],
+                                                              IC_LAW_ACT_ELU);
                         assert_true(fabs((double)got - want) <= 1e-6 * (1 + fabs(want)));
                         const size_t y = q / w, cx = q % w;
                         if (n.pool && y % 2 == 0 && cx % 2 == 0) {
@@ -335,7 +401,8 @@ static void norm_and_pool(void **state)
                             most = fmaxf(most, at_block(xb, blocks, cells, s, c, q + 1));
                             most = fmaxf(most, at_block(xb, blocks, cells, s, c, q + w));
                             most = fmaxf(most, at_block(xb, blocks, cells, s, c, q + w + 1));
-                            assert_true(at_block(pool, blocks, cells / 4, s, c, y / 2 * (w / 2) + cx / 2) == most);
+                            assert_true(at_block(pool, blocks, cells / 4, s, c, y / 2 * (w / 2) + cx / 2) ==
+                                        most);
                         }
                     }
             free(x);
@@ -353,19 +420,30 @@ static void moments_far_from_zero(void **state)
     for (unsigned isa = 0; isa < KNOWN; isa++) {
         const struct ic_cpu_kernels *k = usable(isa);
         for (int wino = 0; k && wino < 2; wino++) {
-            struct conv_case t = {.h = 40, .w = 72, .cin = {1, 0}, .cout = 16, .samples = 1, .splits = 1, .bias = true};
+            struct conv_case t = {
+                .h = 40, .w = 72, .cin = {1, 0}, .cout = 16, .samples = 1, .splits = 1, .bias = true};
             const size_t cells = (size_t)t.h * t.w;
             float w[9 * 16] = {0}, *x = noise(cells, 0, 3), *xb = to_blocks(x, 1, 1, cells);
             for (int o = 0; o < 16; o++)
                 w[o * 9 + 4] = 0.01f;
             const struct layer l = layer_for(&t, w);
-            float *u = floats(36 * 16 * 16 + 64), *b = floats(16), *out = floats(cells * 16), *stats = floats(2 * 16 * cells);
+            float *u = floats(36 * 16 * 16 + 64), *b = floats(16), *out = floats(cells * 16),
+                  *stats = floats(2 * 16 * cells);
             float *scratch = floats(ic_cpu_wino_scratch(1) + ic_cpu_direct_scratch(1));
             pack_taps(&l, 9, wino ? 36 : 9, wino, u);
             for (int o = 0; o < 16; o++)
                 b[o] = 30;
-            const struct ic_cpu_conv c = {.in = {{xb, cells * 16, 1}}, .out = out, .out_stride = cells * 16, .out_blocks = 1,
-                                          .height = t.h, .width = t.w, .u = u, .bias = b, .stats = stats, .samples = 1, .splits = 1};
+            const struct ic_cpu_conv c = {.in = {{xb, cells * 16, 1}},
+                                          .out = out,
+                                          .out_stride = cells * 16,
+                                          .out_blocks = 1,
+                                          .height = t.h,
+                                          .width = t.w,
+                                          .u = u,
+                                          .bias = b,
+                                          .stats = stats,
+                                          .samples = 1,
+                                          .splits = 1};
             for (unsigned n = wino ? ic_cpu_wino_units(&c) : ic_cpu_direct_units(&c); n-- > 0;)
                 (wino ? k->wino : k->direct)(&c, n, scratch);
             check_moments(k, &t, &c, wino, 2); /* mean 30, deviation 0.006 */
@@ -390,7 +468,8 @@ static void elu_is_accurate(void **state)
         const size_t n = 1 << 20;
         float *x = floats(n), *y = floats(n);
         for (size_t i = 0; i < n; i++)
-            x[i] = i < n / 2 ? -(float)i * 0x1p-13f : (i % 2 ? 1.0f : -1.0f) * (float)(i - n / 2) * 0x1p-18f;
+            x[i] =
+                i < n / 2 ? -(float)i * 0x1p-13f : (i % 2 ? 1.0f : -1.0f) * (float)(i - n / 2) * 0x1p-18f;
         x[0] = -INFINITY, x[1] = INFINITY, x[2] = -0.0f, x[3] = -1e30f, x[4] = 3e38f, x[5] = NAN;
         memcpy(y, x, n * sizeof *y);
         k->elu(y, n);
@@ -409,8 +488,9 @@ static void elu_is_accurate(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(elu_is_accurate), cmocka_unit_test(conv3x3),       cmocka_unit_test(spikes),
-        cmocka_unit_test(convt2x2),        cmocka_unit_test(norm_and_pool), cmocka_unit_test(moments_far_from_zero),
+        cmocka_unit_test(elu_is_accurate), cmocka_unit_test(conv3x3),
+        cmocka_unit_test(spikes),          cmocka_unit_test(convt2x2),
+        cmocka_unit_test(norm_and_pool),   cmocka_unit_test(moments_far_from_zero),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -83,7 +83,8 @@ struct layer {
 
 static struct layer layer_of(const struct ic_law_plan *plan, const struct ic_law_op *op)
 {
-    struct layer l = {.w = plan->law->weights[op->weight].data, .cin = op->cin[0] + op->cin[1], .cout = op->cout};
+    struct layer l = {
+        .w = plan->law->weights[op->weight].data, .cin = op->cin[0] + op->cin[1], .cout = op->cout};
     for (int i = 0; i < 2; i++) {
         l.in.channels[i] = op->cin[i];
         l.in.blocks[i] = ic_cpu_blocks(op->cin[i]);
@@ -231,7 +232,8 @@ void ic_cpu_unpack(struct ic_law_packed **packed)
     *packed = NULL;
 }
 
-static enum ic_status choose(struct ic_law_packed *p, const struct ic_law_cpu_opts *opts, struct ic_err *err)
+static enum ic_status choose(struct ic_law_packed *p, const struct ic_law_cpu_opts *opts,
+                             struct ic_err *err)
 {
     const char *isa = opts->isa ? opts->isa : getenv("IC_LAW_ISA");
     const char *conv = getenv("IC_LAW_CONV");
@@ -258,7 +260,8 @@ enum ic_status ic_law_cpu_pack(const struct ic_law *law, const struct ic_law_cpu
     p->law = law;
     enum ic_status s = choose(p, opts, err);
     if (s == IC_OK)
-        s = ic_law_plan_open(law, law->grid_multiple, law->grid_multiple, 1, ic_law_cpu_tensor_bytes, &plan, err);
+        s = ic_law_plan_open(law, law->grid_multiple, law->grid_multiple, 1, ic_law_cpu_tensor_bytes, &plan,
+                             err);
     if (s == IC_OK)
         s = ic_cpu_pool_open(opts->threads, &p->pool, err);
     if (s == IC_OK) {

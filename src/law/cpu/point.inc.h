@@ -39,7 +39,7 @@ static void direct(const struct ic_cpu_conv *c, unsigned unit, float *scratch)
     const size_t plane = (size_t)c->height * c->width * 16, k = (size_t)k_blocks * 16;
     const size_t row = (size_t)(n + 2) * 16;
     float *patch = scratch;
-    uint32_t *off = (uint32_t *)(patch + (size_t)k_blocks * 3 * (IC_CPU_CHUNK + 2) * 16);
+    size_t *off = (size_t *)(patch + (size_t)k_blocks * 3 * (IC_CPU_CHUNK + 2) * 16);
     unsigned kb = 0;
     for (int src = 0; src < 2; src++)
         for (unsigned blk = 0; blk < c->in[src].blocks; blk++, kb++)
@@ -61,14 +61,20 @@ static void direct(const struct ic_cpu_conv *c, unsigned unit, float *scratch)
     for (unsigned ky = 0; ky < 3; ky++)
         for (unsigned kx = 0; kx < 3; kx++)
             for (kb = 0; kb < k_blocks; kb++)
-                off[at++] = (uint32_t)((kb * 3 + ky) * row + kx * 16);
+                off[at++] = (kb * 3 + ky) * row + kx * 16;
     const unsigned panels = (c->out_blocks + 1) / 2;
     for (unsigned panel = panels * split / c->splits; panel < panels * (split + 1) / c->splits; panel++) {
         const unsigned width = c->out_blocks - panel * 2 >= 2 ? 32 : 16;
         float *out = c->out + sample * c->out_stride + panel * 2 * plane + ((size_t)y * c->width + x0) * 16;
-        struct gemm g = {.a = patch, .off = off, .steps = at, .u = c->u + (size_t)panel * 9 * k * 32,
-                         .width = width, .init = c->bias ? c->bias + panel * 32 : NULL, .c = out,
-                         .c_cell = 16, .c_block = plane};
+        struct gemm g = {.a = patch,
+                         .off = off,
+                         .steps = at,
+                         .u = c->u + (size_t)panel * 9 * k * 32,
+                         .width = width,
+                         .init = c->bias ? c->bias + panel * 32 : NULL,
+                         .c = out,
+                         .c_cell = 16,
+                         .c_block = plane};
         gemm_run(&g, n);
         finish_run(c, out, plane, width / 16, n,
                    c->stats ? c->stats + (size_t)index * 2 * c->out_blocks * 16 : NULL, panel * 32);
@@ -81,38 +87,46 @@ static void convt(const struct ic_cpu_conv *c, unsigned unit, float *scratch)
 {
     const unsigned sample = unit / c->height, y = unit % c->height, k_blocks = c->in[0].blocks;
     const size_t plane = (size_t)c->height * c->width * 16, k = (size_t)k_blocks * 16;
-    uint32_t *off = (uint32_t *)scratch;
+    size_t *off = (size_t *)scratch;
     for (unsigned i = 0; i < k_blocks; i++)
-        off[i] = (uint32_t)(i * plane);
+        off[i] = i * plane;
     const float *in = c->in[0].p + sample * c->in[0].stride + (size_t)y * c->width * 16;
     for (unsigned tap = 0; tap < 4; tap++)
         for (unsigned panel = 0; panel < (c->out_blocks + 1) / 2; panel++) {
             const unsigned width = c->out_blocks - panel * 2 >= 2 ? 32 : 16;
             const float *u = c->u + tap * k * c->out_blocks * 16 + panel * k * 32;
-            struct gemm g = {.a = in, .off = off, .steps = k_blocks, .u = u, .width = width,
+            struct gemm g = {.a = in,
+                             .off = off,
+                             .steps = k_blocks,
+                             .u = u,
+                             .width = width,
                              .init = c->bias ? c->bias + panel * 32 : NULL,
                              .c = c->out + sample * c->out_stride + panel * 2 * plane * 4 +
                                   ((size_t)(2 * y + tap / 2) * c->width * 2 + tap % 2) * 16,
-                             .c_cell = 32, .c_block = plane * 4, .ahead = u + k * width};
+                             .c_cell = 32,
+                             .c_block = plane * 4,
+                             .ahead = u + k * width};
             gemm_run(&g, c->width);
         }
 }
 
-/* psi' of n <= IC_CPU_CHUNK cells. y: network output in pair order (Re, Im interleaved), blocks y_block
- * floats apart. Three passes over a chunk that stays in L1: phi and its squared norm; the roots, as
- * vectors; the scaling. (One pass, a scalar root per cell, took 250 cycles a cell, mostly waiting.) */
-static void update_cells(const float *y, size_t y_block, float *psi, float *delta, unsigned n, unsigned d,
-                         bool product, float gamma)
+#define PHI_FLOATS 1024 /* 4 KB: stays in L1; at least two cells at d = IC_LAW_D_MAX */
+
+/* psi' of n <= PHI_FLOATS / wide cells, wide = 2d rounded up to whole vectors. Three passes: phi and its
+ * squared norm; the roots, as vectors; the scaling. One pass with a scalar root per cell took 250 cycles
+ * a cell, mostly waiting; keeping phi in psi itself costs masked stores that cannot be forwarded to the
+ * masked loads behind them. */
+static void update_few(const float *y, size_t y_block, float *psi, float *delta, unsigned n, unsigned d,
+                       bool product, vf g)
 {
-    const unsigned len = 2 * d;
-    const vf g = v_set1(gamma > 0 ? gamma : 0.0f);
-    float norm[IC_CPU_CHUNK] = {0};
+    const unsigned len = 2 * d, wide = (len + IC_VW - 1) / IC_VW * IC_VW;
+    float phi[PHI_FLOATS] __attribute__((aligned(64)));
+    float norm[IC_CPU_CHUNK] __attribute__((aligned(64))) = {0};
     for (unsigned i = 0; i < n; i++) {
-        float *cell = psi + (size_t)i * len;
         vf sum = v_zero();
         for (unsigned j = 0; j < len; j += IC_VW) {
             const unsigned m = len - j < IC_VW ? len - j : IC_VW;
-            const vf p = v_load_n(cell + j, m);
+            const vf p = v_load_n(psi + (size_t)i * len + j, m);
             vf dl = v_load(y + (j / 16) * y_block + (size_t)i * 16 + j % 16);
             if (product)
                 dl = v_cmul(dl, p);
@@ -120,19 +134,31 @@ static void update_cells(const float *y, size_t y_block, float *psi, float *delt
                 v_store_n(delta + (size_t)i * len + j, dl, m);
             const vf f = p + (dl - g * p);
             sum = v_fma(f, f, sum);
-            v_store_n(cell + j, f, m);
+            v_store(phi + i * wide + j, f);
         }
         norm[i] = v_sum(sum);
     }
-    for (unsigned i = 0; i < IC_CPU_CHUNK; i += IC_VW)
+    for (unsigned i = 0; i < n; i += IC_VW)
         v_store(norm + i, v_set1(1.0f) / (v_sqrt(v_load(norm + i)) + v_set1(1e-9f)));
     for (unsigned i = 0; i < n; i++) {
-        float *cell = psi + (size_t)i * len;
         const vf r = v_set1(norm[i]);
-        for (unsigned j = 0; j < len; j += IC_VW) {
-            const unsigned m = len - j < IC_VW ? len - j : IC_VW;
-            v_store_n(cell + j, v_load_n(cell + j, m) * r, m);
-        }
+        for (unsigned j = 0; j < len; j += IC_VW)
+            v_store_n(psi + (size_t)i * len + j, v_load(phi + i * wide + j) * r,
+                      len - j < IC_VW ? len - j : IC_VW);
+    }
+}
+
+/* psi' of n cells. y: network output in pair order (Re, Im interleaved), blocks y_block floats apart. */
+static void update_cells(const float *y, size_t y_block, float *psi, float *delta, unsigned n, unsigned d,
+                         bool product, float gamma)
+{
+    const vf g = v_set1(gamma > 0 ? gamma : 0.0f);
+    const unsigned wide = (2 * d + IC_VW - 1) / IC_VW * IC_VW;
+    const unsigned fit = PHI_FLOATS / wide, few = fit < IC_CPU_CHUNK ? fit : IC_CPU_CHUNK;
+    for (unsigned i = 0; i < n; i += few) {
+        const size_t at = (size_t)i * 2 * d;
+        update_few(y + (size_t)i * 16, y_block, psi + at, delta ? delta + at : NULL,
+                   n - i < few ? n - i : few, d, product, g);
     }
 }
 
@@ -146,7 +172,7 @@ static void chain(const struct ic_cpu_chain *c, unsigned unit, float *scratch)
     for (unsigned i = 0; i < c->count; i++)
         most = most > c->conv[i].out_blocks ? most : c->conv[i].out_blocks;
     most *= IC_CPU_CHUNK * 16;
-    uint32_t *off = (uint32_t *)(scratch + 2 * most);
+    size_t *off = (size_t *)(scratch + 2 * most);
     const float *a = c->conv[0].in[0].p + sample * c->conv[0].in[0].stride + cell * 16;
     size_t a_block = c->cells * 16;
     for (unsigned i = 0; i < c->count; i++) {
@@ -155,12 +181,18 @@ static void chain(const struct ic_cpu_chain *c, unsigned unit, float *scratch)
         float *out = v->out ? v->out + sample * v->out_stride + cell * 16 : scratch + (i % 2) * most;
         const size_t c_block = v->out ? c->cells * 16 : IC_CPU_CHUNK * 16;
         for (unsigned b = 0; b < v->in[0].blocks; b++)
-            off[b] = (uint32_t)(b * a_block);
+            off[b] = b * a_block;
         for (unsigned panel = 0; panel < (v->out_blocks + 1) / 2; panel++) {
             const unsigned width = v->out_blocks - panel * 2 >= 2 ? 32 : 16;
-            struct gemm g = {.a = a, .off = off, .steps = v->in[0].blocks, .u = v->u + panel * k * 32,
-                             .width = width, .init = v->bias ? v->bias + panel * 32 : NULL,
-                             .c = out + panel * 2 * c_block, .c_cell = 16, .c_block = c_block};
+            struct gemm g = {.a = a,
+                             .off = off,
+                             .steps = v->in[0].blocks,
+                             .u = v->u + panel * k * 32,
+                             .width = width,
+                             .init = v->bias ? v->bias + panel * 32 : NULL,
+                             .c = out + panel * 2 * c_block,
+                             .c_cell = 16,
+                             .c_block = c_block};
             gemm_run(&g, n);
         }
         if (v->act.kind != IC_LAW_ACT_NONE)
@@ -171,7 +203,8 @@ static void chain(const struct ic_cpu_chain *c, unsigned unit, float *scratch)
     if (c->update) {
         const struct ic_law_io *io = &c->io[sample];
         const size_t at = cell * 2 * c->d;
-        update_cells(a, a_block, io->psi + at, io->delta ? io->delta + at : NULL, n, c->d, c->product, io->gamma);
+        update_cells(a, a_block, io->psi + at, io->delta ? io->delta + at : NULL, n, c->d, c->product,
+                     io->gamma);
     }
 }
 
@@ -200,8 +233,9 @@ static void norm(const struct ic_cpu_norm *p, unsigned unit)
         const float *q = x + (size_t)y * 2 * row;
         for (size_t i = 0; i < (size_t)w2 * 16; i += 16)
             for (unsigned s = 0; s < 16; s += IC_VW)
-                v_store(o + i + s, v_max(v_max(v_load(q + 2 * i + s), v_load(q + 2 * i + 16 + s)),
-                                         v_max(v_load(q + row + 2 * i + s), v_load(q + row + 2 * i + 16 + s))));
+                v_store(o + i + s,
+                        v_max(v_max(v_load(q + 2 * i + s), v_load(q + 2 * i + 16 + s)),
+                              v_max(v_load(q + row + 2 * i + s), v_load(q + row + 2 * i + 16 + s))));
     }
 }
 
@@ -279,8 +313,9 @@ static void pool(const struct ic_cpu_plain *p, unsigned unit)
         float *o = p->out + sample * p->out_stride + ((size_t)b * p->height + y) * p->width * 16;
         for (size_t i = 0; i < (size_t)p->width * 16; i += 16)
             for (unsigned s = 0; s < 16; s += IC_VW)
-                v_store(o + i + s, v_max(v_max(v_load(q + 2 * i + s), v_load(q + 2 * i + 16 + s)),
-                                         v_max(v_load(q + row + 2 * i + s), v_load(q + row + 2 * i + 16 + s))));
+                v_store(o + i + s,
+                        v_max(v_max(v_load(q + 2 * i + s), v_load(q + 2 * i + 16 + s)),
+                              v_max(v_load(q + row + 2 * i + s), v_load(q + row + 2 * i + 16 + s))));
     }
 }
 
@@ -378,12 +413,9 @@ static void update(const struct ic_cpu_plain *p, unsigned unit)
 {
     const unsigned sample = unit / p->height, y = unit % p->height;
     const struct ic_law_io *io = &p->io[sample];
-    for (unsigned x = 0; x < p->width; x += IC_CPU_CHUNK) {
-        const unsigned n = p->width - x < IC_CPU_CHUNK ? p->width - x : IC_CPU_CHUNK;
-        const size_t cell = (size_t)y * p->width + x, at = cell * 2 * p->d;
-        update_cells(p->in + sample * p->in_stride + cell * 16, (size_t)p->height * p->width * 16, io->psi + at,
-                     io->delta ? io->delta + at : NULL, n, p->d, p->product, io->gamma);
-    }
+    const size_t cell = (size_t)y * p->width, at = cell * 2 * p->d;
+    update_cells(p->in + sample * p->in_stride + cell * 16, (size_t)p->height * p->width * 16, io->psi + at,
+                 io->delta ? io->delta + at : NULL, p->width, p->d, p->product, io->gamma);
 }
 
 static void elu(float *x, size_t n)

@@ -23,7 +23,8 @@ static inline float synth_uniform(uint64_t *s)
     return (float)synth_next(s) / 1073741824.0f - 1.0f;
 }
 
-static inline void synth_weight(struct ic_law_weight *w, const struct ic_law_spec *spec, float *data, uint64_t *seed)
+static inline void synth_weight(struct ic_law_weight *w, const struct ic_law_spec *spec, float *data,
+                                uint64_t *seed)
 {
     memcpy(w->name, spec->name, sizeof w->name);
     w->ndim = spec->ndim;
@@ -55,10 +56,13 @@ static inline void synth_fold(struct ic_law *law, float *data)
     const float *p = law->weights[ic_law_weight_find(law, "processing_net.0.weight")].data;
     const float *bias = law->weights[ic_law_weight_find(law, "processing_net.0.bias")].data;
     struct ic_law_weight *w = &law->weights[law->weight_count++], *b = &law->weights[law->weight_count++];
-    *w = (struct ic_law_weight){.name = IC_LAW_FOLDED ".weight", .ndim = 4, .dim = {law->b, 2 * law->d, 3, 3},
-                                .count = (size_t)law->b * 2 * law->d * 9, .data = data};
-    *b = (struct ic_law_weight){.name = IC_LAW_FOLDED ".bias", .ndim = 1, .dim = {law->b, 1, 1, 1},
-                                .count = law->b, .data = bias};
+    *w = (struct ic_law_weight){.name = IC_LAW_FOLDED ".weight",
+                                .ndim = 4,
+                                .dim = {law->b, 2 * law->d, 3, 3},
+                                .count = (size_t)law->b * 2 * law->d * 9,
+                                .data = data};
+    *b = (struct ic_law_weight){
+        .name = IC_LAW_FOLDED ".bias", .ndim = 1, .dim = {law->b, 1, 1, 1}, .count = law->b, .data = bias};
     for (size_t o = 0; o < law->b; o++)
         for (size_t i = 0; i < 2 * law->d; i++) {
             double sum = 0;

@@ -99,7 +99,8 @@ static void wino_load(const struct ic_cpu_conv *c, const struct wino_tile *tiles
                         float *q = patch + (y * 6 + x) * 16;
                         const int iy = y0 + y, ix = x0 + x;
                         const bool inside = iy >= 0 && iy < height && ix >= 0 && ix < width;
-                        const float *p = in + ((size_t)(inside ? iy : 0) * c->width + (size_t)(inside ? ix : 0)) * 16;
+                        const float *p =
+                            in + ((size_t)(inside ? iy : 0) * c->width + (size_t)(inside ? ix : 0)) * 16;
                         for (int s = 0; s < 16; s += IC_VW)
                             v_store(q + s, inside ? v_load(p + s) : v_zero());
                     }
@@ -126,14 +127,16 @@ IC_INLINE void wino_out(const struct ic_cpu_conv *c, const float *m, vf bias, fl
         UNROLL for (int i = 0; i < 6; i++) t[i] = v_load(m + (size_t)(i * 6 + x) * M_POINT);
         wino_out4(t, 1, &w[x], &w[6 + x], &w[12 + x], &w[18 + x]);
     }
-    UNROLL for (int i = 0; i < 4; i++) wino_out4(w + i * 6, 1, &y[i * 4], &y[i * 4 + 1], &y[i * 4 + 2], &y[i * 4 + 3]);
+    UNROLL for (int i = 0; i < 4; i++)
+        wino_out4(w + i * 6, 1, &y[i * 4], &y[i * 4 + 1], &y[i * 4 + 2], &y[i * 4 + 3]);
     UNROLL for (int i = 0; i < 16; i++) y[i] = v_act(y[i] + bias, &c->act);
     if (first) {
         mo->pivot = y[0];
         mo->sum = mo->square = v_zero();
     }
     if (vy == 4 && vx == 4) {
-        UNROLL for (int i = 0; i < 16; i++) v_store(out + (size_t)(i / 4) * row + (size_t)(i % 4) * 16, y[i]);
+        UNROLL for (int i = 0; i < 16; i++)
+            v_store(out + (size_t)(i / 4) * row + (size_t)(i % 4) * 16, y[i]);
         vf s = v_zero(), q = v_zero();
         UNROLL for (int i = 0; i < 16; i++)
         {
@@ -166,12 +169,11 @@ static unsigned wino_segment(const struct ic_cpu_conv *c, const struct ic_cpu_se
     return n;
 }
 
-static void wino_store(const struct ic_cpu_conv *c, const struct ic_cpu_segments *seg, unsigned first,
-                       const unsigned *counts, unsigned segments, const struct wino_tile *tiles,
-                       const float *m, unsigned block)
+static void wino_store(const struct ic_cpu_conv *c, unsigned first, const unsigned *counts,
+                       unsigned segments, const struct wino_tile *tiles, const float *m, unsigned block)
 {
     const size_t plane = (size_t)c->height * c->width * 16;
-    const unsigned per = seg->rows * seg->per_row, channels = c->out_blocks * 16;
+    const unsigned channels = c->out_blocks * 16;
     for (unsigned s = 0; s < 16; s += IC_VW) {
         const vf bias = c->bias ? v_load(c->bias + block * 16 + s) : v_zero();
         unsigned t = 0;
@@ -194,7 +196,6 @@ static void wino_store(const struct ic_cpu_conv *c, const struct ic_cpu_segments
                 v_store(st + channels, v_max(v_zero(), mo.square - mo.sum * mo.sum * r));
             }
         }
-        (void)per;
     }
 }
 
@@ -214,7 +215,7 @@ static void wino(const struct ic_cpu_conv *c, unsigned unit, float *scratch)
     }
 
     float *v = scratch, *m = scratch + 36 * point;
-    uint32_t *off = (uint32_t *)(m + 2 * 36 * M_POINT);
+    size_t *off = (size_t *)(m + 2 * 36 * M_POINT);
     for (unsigned i = 0; i < k_blocks; i++)
         off[i] = i * IC_CPU_TILES * 16;
     wino_load(c, tiles, n, v, point);
@@ -226,12 +227,18 @@ static void wino(const struct ic_cpu_conv *c, unsigned unit, float *scratch)
         const float *u = c->u + (size_t)panel * 36 * k * 32;
         for (unsigned p = 0; p < 36; p++) {
             const float *up = u + (size_t)p * k * width;
-            struct gemm g = {.a = v + p * point, .off = off, .steps = k_blocks, .u = up, .width = width,
-                             .c = m + p * M_POINT, .c_cell = 16, .c_block = 36 * M_POINT,
+            struct gemm g = {.a = v + p * point,
+                             .off = off,
+                             .steps = k_blocks,
+                             .u = up,
+                             .width = width,
+                             .c = m + p * M_POINT,
+                             .c_cell = 16,
+                             .c_block = 36 * M_POINT,
                              .ahead = up + k * width};
             gemm_run(&g, n);
         }
         for (unsigned b = 0; b < width / 16; b++)
-            wino_store(c, &seg, first, counts, segments, tiles, m + (size_t)b * 36 * M_POINT, panel * 2 + b);
+            wino_store(c, first, counts, segments, tiles, m + (size_t)b * 36 * M_POINT, panel * 2 + b);
     }
 }
