@@ -16,10 +16,11 @@
  *
  * Measured on two Zen 4 cores (FMA peak 233 GFLOP/s), UNET_UNITARY d 8 b 32, counted as direct
  * convolution: 570 GFLOP/s at grid 64 batch 1, 560 at batch 16, 575 at grid 128; direct 3x3 in the same
- * frame 202 to 209; AVX2 480 to 498. oneDNN 2.6.3's 3x3 convolutions alone, without norms and in its own
- * layout: direct 7.6 ms, the best of its Winograds 3.25 ms per step at batch 1 (ours, whole step: 3.5),
- * 127 and 52.8 ms at batch 16 (ours, whole step: 56). PyTorch eager: 39, 56, 57 GFLOP/s. Huge pages
- * for the weights: 1%, not worth their rounding up of memory. */
+ * frame 202 to 209; AVX2 480 to 498. All 3x3
+ * convolutions of a step: ours, statistics included, 2.7 ms at batch 1 and 45 ms at 16; oneDNN 2.6.3's,
+ * each alone, hot and in its own layout: direct 7.6 and 128 ms, the better of its Winograds 3.3 and 54.
+ * PyTorch eager: 39, 56, 57 GFLOP/s. Huge pages for the weights: 1%, not worth their rounding up of memory.
+ */
 #include "law/cpu/exec.h"
 
 #include <stdatomic.h>
