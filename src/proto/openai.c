@@ -11,14 +11,19 @@
 #include "base/log.h"
 
 #define TOKENIZE_MAX 65536 /* bytes or tokens of /tokenize and /detokenize: the loop does them itself */
+#define SLOW_RESERVE 1024  /* bytes of an outbox kept free for telling its owner that it is full */
+
+/* The lists of `logprobs`: chat has one of objects, completions have four side by side. */
+enum { LIST_CONTENT, LIST_TOKENS = 0, LIST_LOGPROBS, LIST_TOPS, LIST_OFFSETS, N_LISTS };
 
 struct completion {
     struct http_job job;
     bool chat, stream, usage, begun; /* begun: the head of a streamed answer has left */
     int64_t created;
-    struct ic_buf text;     /* whole answers: what has come */
-    struct ic_buf logprobs; /* whole answers: the JSON of `content` */
-    int32_t n_logprobs;
+    int64_t alternatives;            /* with each token's log probability */
+    int64_t chars;                   /* characters before the next token */
+    struct ic_buf text;              /* whole answers: what has come */
+    struct ic_buf logprobs[N_LISTS]; /* JSON, without the brackets; streamed answers: of one event */
     struct ic_err err;
 };
 
@@ -27,7 +32,8 @@ static void free_completion(struct http_job *job)
     struct completion *q = (struct completion *)job;
 
     ic_buf_deinit(&q->text);
-    ic_buf_deinit(&q->logprobs);
+    for (int i = 0; i < N_LISTS; i++)
+        ic_buf_deinit(&q->logprobs[i]);
     free(q);
 }
 
@@ -36,47 +42,69 @@ static void free_completion(struct http_job *job)
 /* What would be ignored silently is refused by name. */
 static enum ic_status refuse_unsupported(const json_t *o, bool chat, struct ic_err *err)
 {
-    const json_t *tools = json_object_get(o, "tools"), *suffix = json_object_get(o, "suffix");
+    const json_t *tools = json_object_get(o, "tools"), *functions = json_object_get(o, "functions");
+    const json_t *suffix = json_object_get(o, "suffix");
     int64_t n = 1, best_of = 1;
+    bool echo = false;
     enum ic_status st;
 
     if ((st = ic_field_int(o, "n", 1, 128, &n, err)) != IC_OK ||
-        (st = ic_field_int(o, "best_of", 1, 128, &best_of, err)) != IC_OK)
+        (st = ic_field_int(o, "best_of", 1, 128, &best_of, err)) != IC_OK ||
+        (st = ic_field_bool(o, "echo", &echo, err)) != IC_OK)
         return st;
     if (n != 1 || best_of != 1)
         return ic_fail(err, IC_BAD_REQUEST, "n and best_of must be 1: send several requests, they share the decoding");
-    if (chat && json_array_size(tools) > 0)
+    if (chat && (json_array_size(tools) > 0 || json_array_size(functions) > 0))
         return ic_fail(err, IC_BAD_REQUEST, "tools are not supported");
     if (!chat && suffix && !json_is_null(suffix))
         return ic_fail(err, IC_BAD_REQUEST, "suffix is not supported");
-    if (json_is_true(json_object_get(o, "echo")))
+    if (json_object_size(json_object_get(o, "logit_bias")) > 0)
+        return ic_fail(err, IC_BAD_REQUEST, "logit_bias is not supported");
+    if (echo)
         return ic_fail(err, IC_BAD_REQUEST, "echo is not supported");
     return IC_OK;
 }
 
-/* Translates OpenAI's names into those of `params`, in place. */
-static enum ic_status translate(json_t *o, bool chat, struct ic_err *err)
+/* How many alternatives are asked for, translated into `logprobs` of `params`. There one at least is asked for, so that
+ * the chosen token's own comes along. */
+static enum ic_status translate_logprobs(json_t *o, bool chat, int64_t *alternatives, struct ic_err *err)
 {
-    const json_t *format = json_object_get(o, "response_format"), *logprobs = json_object_get(o, "logprobs");
-    json_t *max = json_object_get(o, "max_completion_tokens");
+    int64_t n = -1;
+    bool on = false;
+    enum ic_status st;
 
+    if (!chat) {
+        if ((st = ic_field_int(o, "logprobs", 0, IC_LOGPROBS_MAX, &n, err)) != IC_OK)
+            return st;
+        on = n >= 0;
+    } else {
+        if ((st = ic_field_bool(o, "logprobs", &on, err)) != IC_OK ||
+            (st = ic_field_int(o, "top_logprobs", 0, IC_LOGPROBS_MAX, &n, err)) != IC_OK)
+            return st;
+        if (n > 0 && !on)
+            return ic_fail(err, IC_BAD_REQUEST, "top_logprobs needs logprobs: true");
+    }
+    *alternatives = n > 0 ? n : 0;
+    if (json_object_set_new(o, "logprobs", json_integer(!on ? 0 : n > 0 ? n : 1)) != 0)
+        return ic_fail(err, IC_OOM, "out of memory");
+    return IC_OK;
+}
+
+/* Translates OpenAI's names into those of `params`, in place. */
+static enum ic_status translate(json_t *o, struct completion *q, struct ic_err *err)
+{
+    const json_t *format = json_object_get(o, "response_format");
+    json_t *max = json_object_get(o, "max_completion_tokens");
+    enum ic_status st = translate_logprobs(o, q->chat, &q->alternatives, err);
+
+    if (st != IC_OK)
+        return st;
     if (max && !json_is_null(max))
         json_object_set(o, "max_tokens", max);
-    if (chat && logprobs && !json_is_null(logprobs)) {
-        bool on = false;
-        int64_t top = 0;
-        enum ic_status st = ic_field_bool(o, "logprobs", &on, err);
-        if (st == IC_OK)
-            st = ic_field_int(o, "top_logprobs", 0, IC_LOGPROBS_MAX, &top, err);
-        if (st != IC_OK)
-            return st;
-        /* One is asked for even when no alternatives are, so that the chosen token's own comes along. */
-        json_object_set_new(o, "logprobs", json_integer(on ? (top ? top : 1) : 0));
-    }
     if (format && !json_is_null(format)) {
         const char *type = json_string_value(json_object_get(format, "type"));
         json_t *schema = json_object_get(json_object_get(format, "json_schema"), "schema");
-        if (type && !strcmp(type, "json_schema") && schema)
+        if (type && !strcmp(type, "json_schema") && schema && !json_is_null(schema))
             json_object_set(o, "json_schema", schema);
         else if (type && !strcmp(type, "json_object"))
             json_object_set_new(o, "json_schema", json_pack("{s:s}", "type", "object"));
@@ -103,15 +131,16 @@ static enum ic_status parse_text(const json_t *o, bool chat, struct ic_text_req 
 
 static enum ic_status parse(const struct ic_server *s, json_t *o, struct completion *q, struct ic_err *err)
 {
-    const json_t *stream_options = json_object_get(o, "stream_options");
+    const json_t *stream_options = json_object_get(o, "stream_options"), *max;
     enum ic_status st;
 
-    if ((st = refuse_unsupported(o, q->chat, err)) != IC_OK || (st = translate(o, q->chat, err)) != IC_OK ||
+    if ((st = refuse_unsupported(o, q->chat, err)) != IC_OK || (st = translate(o, q, err)) != IC_OK ||
         (st = ic_field_bool(o, "stream", &q->stream, err)) != IC_OK ||
         (st = parse_text(o, q->chat, q->job.req, err)) != IC_OK ||
         (st = ic_parse_params(o, &q->job.req->params, err)) != IC_OK)
         return st;
-    if (!q->chat && !json_object_get(o, "max_tokens"))
+    max = json_object_get(o, "max_tokens");
+    if (!q->chat && (!max || json_is_null(max)))
         q->job.req->params.max_tokens = 16; /* OpenAI's default for this path */
     if (json_is_object(stream_options))
         st = ic_field_bool(stream_options, "include_usage", &q->usage, err);
@@ -159,37 +188,84 @@ static void put_bytes(struct ic_buf *b, const char *s, size_t n)
     ic_buf_puts(b, "]");
 }
 
-/* One entry of choices[].logprobs.content. */
-static void put_logprob(struct ic_buf *b, const struct ic_event *ev)
+/* JSON has no infinity; OpenAI writes this instead. */
+static double finite_logprob(double v)
 {
-    ic_buf_puts(b, "{");
+    return isfinite(v) ? v : -9999.0;
+}
+
+/* One entry of choices[].logprobs.content. */
+static void put_logprob(struct ic_buf *b, const struct ic_event *ev, int64_t alternatives)
+{
+    ic_buf_puts(b, b->len ? ",{" : "{");
     ic_json_key(b, "token");
     ic_json_str(b, ev->text, ev->len);
-    ic_json_knum(b, "logprob", log((double)ev->prob));
+    ic_json_knum(b, "logprob", finite_logprob(log((double)ev->prob)));
     put_bytes(b, ev->text, ev->len);
     ic_json_key(b, "top_logprobs");
     ic_buf_puts(b, "[");
-    for (int32_t i = 0; i < ev->n_top; i++) {
+    for (int32_t i = 0; i < ev->n_top && i < alternatives; i++) {
         ic_buf_puts(b, i ? ",{" : "{");
         ic_json_key(b, "token");
         ic_json_str(b, ev->text + ev->top[i].off, ev->top[i].len);
-        ic_json_knum(b, "logprob", (double)ev->top[i].logprob);
+        ic_json_knum(b, "logprob", finite_logprob((double)ev->top[i].logprob));
         put_bytes(b, ev->text + ev->top[i].off, ev->top[i].len);
         ic_buf_puts(b, "}");
     }
     ic_buf_puts(b, "]}");
 }
 
-static void put_logprobs(struct ic_buf *b, const char *content, size_t len)
+/* The same for completions: an entry in each of the four lists. */
+static void put_logprob_lists(struct ic_buf *lists, const struct ic_event *ev, int64_t alternatives, int64_t offset)
 {
+    struct ic_buf *tops = &lists[LIST_TOPS];
+
+    for (int i = 0; i < N_LISTS; i++)
+        ic_buf_puts(&lists[i], lists[i].len ? "," : "");
+    ic_json_str(&lists[LIST_TOKENS], ev->text, ev->len);
+    ic_json_num(&lists[LIST_LOGPROBS], finite_logprob(log((double)ev->prob)));
+    ic_buf_printf(&lists[LIST_OFFSETS], "%lld", (long long)offset);
+    ic_buf_puts(tops, "{");
+    for (int32_t i = 0; i < ev->n_top && i < alternatives; i++) {
+        ic_buf_puts(tops, i ? "," : "");
+        ic_json_str(tops, ev->text + ev->top[i].off, ev->top[i].len);
+        ic_buf_puts(tops, ":");
+        ic_json_num(tops, finite_logprob((double)ev->top[i].logprob));
+    }
+    ic_buf_puts(tops, "}");
+}
+
+static void note_logprob(struct completion *q, const struct ic_event *ev)
+{
+    if (ev->n_top && q->chat)
+        put_logprob(&q->logprobs[LIST_CONTENT], ev, q->alternatives);
+    else if (ev->n_top)
+        put_logprob_lists(q->logprobs, ev, q->alternatives, q->chars);
+    for (size_t i = 0; i < ev->len; i++)
+        q->chars += ((unsigned char)ev->text[i] & 0xC0) != 0x80;
+}
+
+/* Writes what has been noted, and forgets it. */
+static void put_logprobs(struct ic_buf *b, struct completion *q)
+{
+    static const char *const names[] = {"tokens", "token_logprobs", "top_logprobs", "text_offset"};
+
     ic_json_key(b, "logprobs");
-    if (!len) {
+    if (!q->logprobs[0].len) {
         ic_buf_puts(b, "null");
         return;
     }
-    ic_buf_puts(b, "{\"content\":[");
-    ic_buf_put(b, content, len);
-    ic_buf_puts(b, "]}");
+    ic_buf_puts(b, "{");
+    for (int i = 0; i < (q->chat ? 1 : N_LISTS); i++) {
+        struct ic_buf *list = &q->logprobs[i];
+        ic_json_key(b, q->chat ? "content" : names[i]);
+        ic_buf_puts(b, "[");
+        ic_buf_put(b, list->data, list->len);
+        ic_buf_puts(b, "]");
+        b->failed |= list->failed;
+        ic_buf_clear(list);
+    }
+    ic_buf_puts(b, "}");
 }
 
 static const char *finish_name(enum ic_end_reason r)
@@ -197,22 +273,52 @@ static const char *finish_name(enum ic_end_reason r)
     return r == IC_END_LENGTH ? "length" : "stop";
 }
 
-/* Sends s->out as an event. A client too slow for it loses its request. */
+/* Makes s->out the event that tells of an error: the last one, [DONE] does not follow. */
+static void make_error_event(struct ic_server *s, const struct ic_err *err)
+{
+    struct ic_buf *b = &s->out;
+
+    ic_buf_clear(b);
+    ic_buf_puts(b, "data: {\"error\":{");
+    ic_json_kstr(b, "code", ic_status_name(err->code));
+    ic_json_kstr(b, "message", err->msg);
+    ic_json_kstr(b, "type", "server_error");
+    ic_json_kstr(b, "param", NULL);
+    ic_buf_puts(b, "}}");
+}
+
+/* A client too slow for an event loses its request. It is told so: an answer that was cut off must not look like one
+ * that is complete. */
+static void cut_off(struct ic_server *s, struct ic_peer *p)
+{
+    struct completion *q = p->app;
+    struct ic_err err = {0};
+
+    s->slow_closed++;
+    ic_fail(&err, IC_BUSY, "this connection reads too slowly: its outbox of %zu bytes is full", s->cfg.outbox_max);
+    make_error_event(s, &err);
+    ic_buf_puts(&s->out, "\n\n");
+    p->vt->chunk(p, s->out.data, s->out.len, 0);
+    atomic_store(&q->job.req->cancel, IC_CANCEL_GONE);
+    ic_http_waited(s, p);
+    p->vt->end(p);
+}
+
+/* Sends s->out as an event. */
 static void send_event(struct ic_server *s, struct ic_peer *p, int64_t stamp_ns)
 {
     struct completion *q = p->app;
 
+    if (s->waiting[p->id.slot] != p) /* cut off by the event before */
+        return;
     ic_buf_puts(&s->out, "\n\n");
     if (!q->begun) {
         p->vt->begin(p, 200, "text/event-stream; charset=utf-8", "Cache-Control: no-cache\r\nX-Accel-Buffering: no\r\n");
         q->begun = true;
     }
-    if (s->out.failed || p->vt->chunk(p, s->out.data, s->out.len, stamp_ns) != IC_OK) {
-        s->slow_closed++;
-        atomic_store(&q->job.req->cancel, IC_CANCEL_GONE);
-        ic_http_waited(s, p);
-        p->vt->end(p);
-    }
+    if (s->out.failed || p->vt->pending(p) + s->out.len + SLOW_RESERVE > s->cfg.outbox_max ||
+        p->vt->chunk(p, s->out.data, s->out.len, stamp_ns) != IC_OK)
+        cut_off(s, p);
 }
 
 static void put_delta(struct ic_buf *b, const struct completion *q, const char *text, size_t len, const char *role)
@@ -241,12 +347,9 @@ static void stream_token(struct ic_server *s, struct ic_peer *p, const struct ic
     struct ic_buf *b = begin(s, q, true);
 
     put_delta(b, q, ev->text, ev->len, q->begun ? NULL : "assistant");
-    if (ev->n_top) {
-        struct ic_buf one = {0};
-        put_logprob(&one, ev);
-        put_logprobs(b, one.data, one.len);
-        ic_buf_deinit(&one);
-    }
+    note_logprob(q, ev);
+    if (ev->n_top)
+        put_logprobs(b, q);
     ic_json_kstr(b, "finish_reason", NULL);
     ic_buf_puts(b, "}]}");
     send_event(s, p, ev->stamp_ns);
@@ -274,20 +377,6 @@ static void stream_end(struct ic_server *s, struct ic_peer *p, const struct ic_e
     send_event(s, p, 0);
 }
 
-static void stream_error(struct ic_server *s, struct ic_peer *p, const struct ic_err *err)
-{
-    struct ic_buf *b = &s->out;
-
-    ic_buf_clear(b);
-    ic_buf_puts(b, "data: {\"error\":{");
-    ic_json_kstr(b, "code", ic_status_name(err->code));
-    ic_json_kstr(b, "message", err->msg);
-    ic_json_kstr(b, "type", "server_error");
-    ic_json_kstr(b, "param", NULL);
-    ic_buf_puts(b, "}}");
-    send_event(s, p, 0);
-}
-
 static void reply_whole(struct ic_server *s, struct ic_peer *p, const struct ic_event *ev)
 {
     struct completion *q = p->app;
@@ -306,12 +395,12 @@ static void reply_whole(struct ic_server *s, struct ic_peer *p, const struct ic_
     ic_json_str(b, q->text.data ? q->text.data : "", q->text.len);
     if (q->chat)
         ic_buf_puts(b, "}");
-    put_logprobs(b, q->logprobs.data, q->logprobs.len);
+    put_logprobs(b, q);
     ic_json_kstr(b, "finish_reason", finish_name(ev->reason));
     ic_buf_puts(b, "}]");
     put_usage(b, &ev->stats);
     ic_buf_puts(b, "}");
-    if (b->failed || q->text.failed || q->logprobs.failed)
+    if (b->failed || q->text.failed)
         ic_http_error(s, p, 507, IC_OOM, "the answer is too large", NULL);
     else
         p->vt->reply(p, 200, "application/json", NULL, b->data, b->len);
@@ -321,11 +410,13 @@ static void end_with_error(struct ic_server *s, struct ic_peer *p, const struct 
 {
     struct completion *q = p->app;
 
-    if (q->begun)
-        stream_error(s, p, err);
-    else
+    if (q->begun) {
+        make_error_event(s, err);
+        send_event(s, p, 0);
+    } else {
         ic_http_error(s, p, ic_status_http(err->code), err->code, err->msg,
                       err->code == IC_BUSY || err->code == IC_UNAVAILABLE ? "Retry-After: 1\r\n" : NULL);
+    }
 }
 
 static void completion_event(struct ic_server *s, struct ic_peer *p, struct ic_event *ev)
@@ -337,11 +428,7 @@ static void completion_event(struct ic_server *s, struct ic_peer *p, struct ic_e
         stream_token(s, p, ev);
     } else if (ev->kind == IC_EVENT_TOKEN) {
         ic_buf_put(&q->text, ev->text, ev->len);
-        if (ev->n_top) {
-            if (q->n_logprobs++)
-                ic_buf_puts(&q->logprobs, ",");
-            put_logprob(&q->logprobs, ev);
-        }
+        note_logprob(q, ev);
     } else if (ev->kind == IC_EVENT_ERROR) {
         ic_fail(&q->err, ev->code, "%s", ev->text);
     }
@@ -349,6 +436,8 @@ static void completion_event(struct ic_server *s, struct ic_peer *p, struct ic_e
         return;
     if (ev->kind == IC_EVENT_END && ev->reason == IC_END_DEADLINE)
         ic_fail(&q->err, IC_DEADLINE, "the deadline has passed");
+    else if (ev->kind == IC_EVENT_END && ev->reason >= IC_END_ABORT && q->err.code == IC_OK)
+        ic_fail(&q->err, IC_INTERNAL, "the answer was broken off"); /* there was no memory for telling why */
     if (q->err.code != IC_OK)
         end_with_error(s, p, &q->err);
     else if (q->stream)
@@ -429,8 +518,9 @@ void ic_openai_tokenize(struct ic_server *s, struct ic_peer *p, const struct ic_
             ic_fail(&err, IC_BAD_REQUEST, "content is missing");
         else if (!m)
             ic_fail(&err, IC_UNAVAILABLE, "no text model is loaded");
-        else
-            ic_text_tokenize(m, content, strlen(content), special, false, TOKENIZE_MAX, &tokens, &n, &err);
+        else if (ic_text_tokenize(m, content, strlen(content), special, false, TOKENIZE_MAX, &tokens, &n,
+                                  &err) == IC_TOO_LARGE)
+            ic_fail(&err, IC_TOO_LARGE, "content has more than %d tokens", TOKENIZE_MAX);
     }
     json_decref(o);
     if (err.code != IC_OK) {
@@ -467,6 +557,8 @@ void ic_openai_detokenize(struct ic_server *s, struct ic_peer *p, const struct i
             ic_fail(&err, IC_BAD_REQUEST, "there is no such token at place %zu", i);
         else
             ic_text_piece(m, (int32_t)t, &text);
+        if (text.failed || text.len > s->cfg.outbox_max) /* a short question could else have a very long answer */
+            ic_fail(&err, IC_TOO_LARGE, "content would be longer than %zu bytes", s->cfg.outbox_max);
     }
     json_decref(o);
     if (err.code != IC_OK) {
