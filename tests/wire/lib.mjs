@@ -312,13 +312,12 @@ export class Client {
       const s = this.streams.get(m.id);
       if (s && m.op !== 'abort') s.take(m);
       this.onmessage?.(m);
+      this.waiting = this.waiting.filter((w) => !(w.pred(m) && (w.d.resolve(m), true)));
     } catch (e) {
       this.failure = e;
       this.gone(0, String(e));
       this.ws.terminate();
-      return;
     }
-    this.waiting = this.waiting.filter((w) => !(w.pred(m) && (w.d.resolve(m), true)));
   }
 
   gone(code, reason) {
