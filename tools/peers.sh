@@ -22,8 +22,8 @@ flock 9
 
 echo "peers: building ${tools[*]}"
 lib=$PWD/.deps/llama/lib
-rm -rf "${dest:?}"/{source,build,bin,STAMP}
-mkdir -p "$dest/bin"
+rm -rf "${dest:?}"/{source,build,new}
+mkdir -p "$dest/new"
 tools/deps.sh --llama-source "$dest/source"
 
 # In place of the engine's sources: targets of the same names that stand for the prebuilt libraries.
@@ -54,8 +54,9 @@ if ! {
   echo "peers: the build failed, see $log" >&2
   exit 1
 fi
-cp "${tools[@]/#/$dest/build/bin/}" "$lib"/*.so "$dest/bin/"
-strip "${tools[@]/#/$dest/bin/}"
-rm -rf "$dest/source" "$dest/build"
+cp "${tools[@]/#/$dest/build/bin/}" "$lib"/*.so "$dest/new/"
+strip "${tools[@]/#/$dest/new/}"
+rm -rf "${dest:?}"/{source,build,bin,STAMP}
+mv "$dest/new" "$dest/bin"
 echo "$stamp" >"$dest/STAMP"
 echo "peers: built in ${SECONDS} s, in $dest/bin"
