@@ -7,10 +7,14 @@
 #include "text/internal.h"
 
 /* Templates are rendered with a mark in the place of each content, so that template text and user text can be
- * told apart afterwards: MARK_OPEN index MARK_CLOSE, with a space on both sides that a trimming template eats. */
+ * told apart afterwards: MARK_OPEN index MARK_CLOSE, with a MARK_EDGE on both sides: white space that a trimming
+ * template eats, of a kind that no template puts there itself. A content that is white space only stands for itself:
+ * templates ask whether there is any. */
 #define MARK_OPEN '\x01'
 #define MARK_CLOSE '\x02'
+#define MARK_EDGE '\v'
 #define MARK_LEN_MAX 32
+#define WHITE " \t\r\n\v\f" /* what templates trim */
 
 enum ic_status ic_text_tokenize(const struct ic_text_model *m, const char *text, size_t len, bool first, bool special,
                                 int32_t max, int32_t **out, int32_t *n, struct ic_err *err)
@@ -100,8 +104,9 @@ static enum ic_status render_marks(const struct ic_text_model *m, const struct i
         goto out;
     }
     for (size_t i = 0; i < n; i++) {
-        snprintf(marks[i], MARK_LEN_MAX, " %c%zu%c ", MARK_OPEN, i, MARK_CLOSE);
-        chat[i] = (struct llama_chat_message){msgs[i].role, marks[i]};
+        snprintf(marks[i], MARK_LEN_MAX, "%c%c%zu%c%c", MARK_EDGE, MARK_OPEN, i, MARK_CLOSE, MARK_EDGE);
+        bool blank = msgs[i].content[strspn(msgs[i].content, WHITE)] == 0;
+        chat[i] = (struct llama_chat_message){msgs[i].role, blank ? msgs[i].content : marks[i]};
     }
     int32_t need = llama_chat_apply_template(family, chat, n, true, NULL, 0);
     if (need < 0) {
@@ -162,15 +167,15 @@ static bool walk(const struct ic_chat_msg *msgs, size_t n, const char *s, size_t
         unsigned long i = open ? strtoul(open + 1, &close, 10) : 0;
         if (!open || *close != MARK_CLOSE || i >= n)
             return put(arg, s, (size_t)(end - s), false);
-        bool kept = open > s && open[-1] == ' ' && close[1] == ' ';
+        bool kept = open > s && open[-1] == MARK_EDGE && close[1] == MARK_EDGE;
         if (!put(arg, s, (size_t)(open - s) - kept, false))
             return false;
         const char *c = msgs[i].content;
         size_t clen = strlen(c);
         if (!kept) { /* this template trims, as its authors meant it to */
-            while (clen && strchr(" \t\r\n", c[clen - 1]))
+            while (clen && strchr(WHITE, c[clen - 1]))
                 clen--;
-            while (clen && strchr(" \t\r\n", *c))
+            while (clen && strchr(WHITE, *c))
                 c++, clen--;
         }
         if (!put(arg, c, clen, true))
@@ -185,17 +190,51 @@ struct gather {
     struct ic_buf *text;               /* whole rendering */
     int32_t *tokens, n, max, room;     /* or token by token */
     bool has_control;                  /* some user text spells a control token */
+    struct ic_buf controls;            /* int32_t: the template's own control tokens, in order */
     enum ic_status st;
     struct ic_err *err;
 };
+
+static bool put_controls(struct gather *g, const char *s, size_t len)
+{
+    int32_t *t = NULL, n = 0;
+
+    g->st = ic_text_tokenize(g->m, s, len, false, true, g->max, &t, &n, g->err);
+    for (int32_t i = 0; g->st == IC_OK && i < n; i++)
+        if (llama_vocab_is_control(g->m->vocab, t[i]))
+            ic_buf_put(&g->controls, &t[i], sizeof t[i]);
+    if (g->st != IC_OK)
+        g->n = n;
+    free(t);
+    return g->st == IC_OK;
+}
+
+/* Whether the control tokens of the whole are the template's: user text may also make one together with the text
+ * beside it. The BOS in front is the tokenizer's. */
+static bool only_templates_controls(const struct gather *g, const int32_t *t, int32_t n)
+{
+    const int32_t *own = (const int32_t *)(const void *)g->controls.data;
+    size_t left = g->controls.len / sizeof *own;
+    bool bos = n > 0 && llama_vocab_get_add_bos(g->m->vocab) && t[0] == llama_vocab_bos(g->m->vocab);
+
+    for (int32_t i = bos; i < n; i++) {
+        if (!llama_vocab_is_control(g->m->vocab, t[i]))
+            continue;
+        if (!left || *own++ != t[i])
+            return false;
+        left--;
+    }
+    return left == 0;
+}
 
 static bool put_text(void *arg, const char *s, size_t len, bool user)
 {
     struct gather *g = arg;
 
     if (!user) {
+        size_t from = g->text->len;
         put_template(g->m, g->text, s, len);
-        return true;
+        return g->text->len == from || put_controls(g, g->text->data + from, g->text->len - from);
     }
     int32_t *plain = NULL, *parsed = NULL, n_plain = 0, n_parsed = 0;
     g->st = ic_text_tokenize(g->m, s, len, false, false, g->max, &plain, &n_plain, g->err);
@@ -247,14 +286,17 @@ enum ic_status ic_text_chat_tokenize(const struct ic_text_model *m, const struct
     if (st != IC_OK)
         goto out;
     walk(msgs, n_msgs, marks.data, marks.len, put_text, &g);
-    if ((st = g.st) != IC_OK || text.failed) {
+    if ((st = g.st) != IC_OK || text.failed || g.controls.failed) {
         *n = g.n;
         st = st != IC_OK ? st : ic_fail(err, IC_OOM, "out of memory");
         goto out;
     }
     if (!g.has_control) { /* the usual case: exactly the tokens that llama.cpp's own tools would make */
         st = ic_text_tokenize(m, text.data ? text.data : "", text.len, true, true, max, out, n, err);
-        goto out;
+        if (st != IC_OK || only_templates_controls(&g, *out, *n))
+            goto out;
+        free(*out);
+        *out = NULL;
     }
     g.n = 0;
     if (!(g.tokens = malloc(sizeof *g.tokens * ((size_t)max + 1)))) {
@@ -270,5 +312,6 @@ enum ic_status ic_text_chat_tokenize(const struct ic_text_model *m, const struct
 out:
     ic_buf_deinit(&marks);
     ic_buf_deinit(&text);
+    ic_buf_deinit(&g.controls);
     return st;
 }
