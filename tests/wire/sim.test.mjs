@@ -380,7 +380,8 @@ test('what is wrong is refused, with its code, and leaves nothing behind', async
   for (const bad of ['', 'sim_', 'sim_0', 'sim_99999', 'sim_18446744073709551616', 'x', `${sim_id} `, `${sim_id}x`, sim_id.slice(4)])
     for (const op of ['sim_run', 'sim_pause', 'sim_step', 'sim_set', 'sim_tool', 'sim_state', 'sim_reset', 'sim_close'])
       await c.refused(op, { sim_id: bad }, 'not_found');
-  for (const bad of [null, undefined, 7, {}, 'x'.repeat(100)]) await c.refused('sim_run', { sim_id: bad }, 'bad_request');
+  for (const bad of [null, undefined, 7, {}]) await c.refused('sim_run', { sim_id: bad }, 'bad_request');
+  await c.refused('sim_run', { sim_id: 'x'.repeat(100) }, 'too_large');
   const after = await c.sim('sim_pause', { sim_id });
   assert.deepEqual({ ...after, id: 0 }, { ...before, id: 0 }, 'nothing of all that has changed it');
   assert.equal((await sims(server)).length, 1);
