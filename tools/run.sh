@@ -10,6 +10,7 @@ law=${LAW:-demo/laws/ginzburg-landau}
 read -ra args <<<"${ARGS:-}"
 server=build/inference-core
 question="Write three tips for learning to cook."
+beginning="Once upon a time"
 
 if [[ -n $model && ! -f $model ]]; then
   echo "run: no such model file: $model" >&2
@@ -27,7 +28,12 @@ greet() {
     sleep 0.1
   done
   printf '\n> %s\n' "$question"
-  "$server" ask --port "$port" --max-tokens 96 "$question" || kill -0 $$ 2>/dev/null || return 0
+  if ! "$server" ask --port "$port" --max-tokens 96 "$question"; then
+    # Stopped meanwhile; or a model that knows no chat, only text that goes on.
+    kill -0 $$ 2>/dev/null || return 0
+    printf '\n> %s\n' "$beginning"
+    "$server" ask --port "$port" --max-tokens 96 --raw "$beginning" || true
+  fi
   cat <<TEXT
 
 Ready; Ctrl-C stops. Open or connect to:
