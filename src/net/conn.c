@@ -8,6 +8,7 @@
  *
  * Invariants
  * - pending == sum of len - off over the outbox; only the first message has off > 0.
+ * - frames == sum of len over the FRAMEs in it with off == 0.
  * - A conn on the dirty list is settled before the entry from lws returns.
  * - Freeing a conn detaches it from its wsi first; lws closes that one on its own afterwards. */
 #include <errno.h>
@@ -65,6 +66,8 @@ static struct out_msg *out_pop(struct conn *c)
     if (!c->out)
         c->out_tail = NULL;
     c->pending -= m->len - m->off;
+    if (m->kind == OUT_FRAME && !m->off)
+        c->frames -= m->len;
     if (m->kind == OUT_PONG)
         c->pongs--;
     return m;
@@ -142,6 +145,8 @@ void conn_queue(struct conn *c, struct out_msg *m)
         c->out = m;
     c->out_tail = m;
     c->pending += m->len;
+    if (m->kind == OUT_FRAME)
+        c->frames += m->len;
     if (m->kind == OUT_PONG)
         c->pongs++;
     conn_touch(c);
@@ -158,6 +163,7 @@ void conn_drop_frame(struct conn *c, struct out_msg *prev)
     if (c->out_tail == m)
         c->out_tail = prev;
     c->pending -= m->len;
+    c->frames -= m->len;
     free(m);
 }
 
@@ -168,6 +174,8 @@ static void out_consume(struct conn *c, size_t n)
         struct out_msg *m = c->out;
         size_t part = m->len - m->off < n ? m->len - m->off : n;
         if (part < m->len - m->off) {
+            if (m->kind == OUT_FRAME && !m->off)
+                c->frames -= m->len;
             m->off += part;
             c->pending -= part;
             return;
@@ -444,7 +452,7 @@ void conn_tick(struct ic_net *n)
 static size_t peer_pending(struct ic_peer *p)
 {
     struct conn *c = conn_of(p);
-    return c->pending + c->held;
+    return c->pending + c->held - c->frames;
 }
 
 static const char *peer_header(struct ic_peer *p, const char *name)

@@ -98,6 +98,7 @@ struct conn {
     struct conn *dirty_next, *dirty_prev;
     struct out_msg *out, *out_tail;
     size_t pending;  /* bytes in out, less what left */
+    size_t frames;   /* of those, bytes of FRAMEs that have not begun to leave: they give way to anything else */
     size_t held;     /* TLS: bytes lws keeps for itself after a partial write */
     unsigned pongs;
     uint8_t *stash;  /* read ahead of the answer under way */

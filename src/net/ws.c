@@ -62,9 +62,12 @@ static void send_control(struct conn *c, uint8_t op, const void *data, size_t le
     conn_queue(c, m);
 }
 
-/* Drops frames that have not begun to leave, oldest first, until `need` bytes fit. */
+/* Drops frames that have not begun to leave, oldest first, until `need` bytes fit; none when they would not fit even
+ * without them. */
 static bool make_room(struct conn *c, size_t need, size_t max)
 {
+    if (c->pending + c->held - c->frames + need > max)
+        return false;
     struct out_msg *prev = NULL;
     for (struct out_msg *m = c->out; m && c->pending + c->held + need > max;) {
         struct out_msg *next = m->next;
@@ -89,13 +92,8 @@ enum ic_status ws_send(struct ic_peer *p, enum ic_peer_msg kind, const void *dat
     struct out_msg *m = frame_new(kind == IC_MSG_TEXT ? OP_TEXT : OP_BINARY, len, &payload);
     if (!m)
         return IC_OOM;
-    bool fits = c->pending + c->held + m->len <= max;
-    if (!fits && kind == IC_MSG_FRAME) {
-        /* a frame that could not fit even alone must not push others out for nothing */
-        fits = m->len <= max && make_room(c, m->len, max);
-        c->peer.frames_lost += !fits;
-    }
-    if (!fits) {
+    if (!make_room(c, m->len, max)) {
+        c->peer.frames_lost += kind == IC_MSG_FRAME;
         free(m);
         return IC_BUSY;
     }

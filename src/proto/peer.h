@@ -40,13 +40,14 @@ struct ic_peer {
 struct ic_peer_vt {
     /* WebSocket. Copies data. stamp_ns (0: none) is the time the content was made; it is handed to
      * app->on_written when the bytes have been given to the socket. IC_BUSY when the outbox bound would
-     * be passed (nothing was queued), IC_OOM. A FRAME first drops older FRAMEs of this peer that have
-     * not begun to leave; peer->frames_lost goes up by as many (or by one for itself). */
+     * be passed (nothing was queued), IC_OOM. Where room is short, FRAMEs of this peer that have not begun to
+     * leave are dropped first, oldest first, whatever is to be sent; peer->frames_lost goes up by as many
+     * (and by one for a FRAME that does not fit itself). */
     enum ic_status (*send)(struct ic_peer *, enum ic_peer_msg, const void *data, size_t len, int64_t stamp_ns);
     /* WebSocket. Sends what is queued (for at most IC_NET_CLOSE_MS), then a close frame with the code
      * (RFC 6455: 1000, 1001, 1008, 1009, 1013 …) and reason (at most 123 bytes), then closes. */
     void (*close)(struct ic_peer *, uint16_t code, const char *reason);
-    /* Bytes queued and not yet written; the bound is the config's outbox_max. */
+    /* Bytes queued and not yet written, less the FRAMEs that would give way; the bound is the config's outbox_max. */
     size_t (*pending)(struct ic_peer *);
     /* WebSocket or HTTP: value of a request header of the handshake / request, lower-case name,
      * "" when absent; valid until the callback in which it was asked for returns. Only the names that
