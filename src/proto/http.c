@@ -177,7 +177,7 @@ static void get_sims(struct ic_server *s, struct ic_peer *p, const struct ic_htt
     for (unsigned i = 0; i < s->cfg.connections_max; i++)
         for (int k = 0; s->conns[i] && s->conns[i]->sims && k < s->cfg.sims_max; k++) {
             const struct sim *m = &s->conns[i]->sims[k];
-            if (!m->made)
+            if (!m->handle || !m->made)
                 continue;
             ic_buf_puts(b, first ? "{" : ",{");
             first = false;

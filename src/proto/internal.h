@@ -105,6 +105,12 @@ void ic_sim_event(struct ic_server *s, struct conn *c, struct ic_event *ev);
 void ic_sim_conn_closed(struct ic_server *s, struct conn *c);
 void ic_sim_put_limits(const struct ic_server *s, struct ic_buf *b);
 struct sim *ic_sim_of(const struct ic_server *s, const struct conn *c, uint64_t handle);
+/* Keeps an id until the answer with this rid comes. IC_BUSY: IC_SIM_CALLS_MAX are waiting already. */
+enum ic_status ic_sim_keep_call(struct ic_server *s, struct conn *c, const char *id, uint64_t *rid, struct ic_err *err);
+void ic_sim_end_call(struct conn *c, uint64_t rid, char *id);
+/* grid, height, width, as far as they are given. */
+enum ic_status ic_sim_parse_grid(const struct ic_server *s, const json_t *o, int64_t *grid, int64_t *height, int64_t *width,
+                                 struct ic_err *err);
 /* Reads what protocol.md lets a client set on a simulation. */
 enum ic_status ic_sim_parse_opts(const json_t *o, struct ic_sim_opts *opts, struct ic_err *err);
 /* {"name":…, "architecture":…, …} of a law. */

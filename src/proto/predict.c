@@ -25,7 +25,7 @@ static void free_predict(struct http_job *job)
     free(job);
 }
 
-/* Value of a key in a query string, decoded, into `out`; false: absent or too long. */
+/* Value of a key in a query string, decoded, into `out`; false: absent. */
 static bool query_value(const char *query, const char *key, char *out, size_t size)
 {
     size_t klen = strlen(key);
@@ -43,8 +43,8 @@ static bool query_value(const char *query, const char *key, char *out, size_t si
             } else if (c == '+') {
                 c = ' ';
             }
-            if (n + 1 >= size)
-                return false;
+            if (n + 1 >= size) /* no name is so long: what is left of it will not be found */
+                break;
             out[n++] = c;
         }
         out[n] = 0;
@@ -68,7 +68,7 @@ static json_t *outer_fields(struct ic_peer *p, const struct ic_http_req *r)
             continue;
         bool text = !strcmp(keys[i], "law") || !strcmp(keys[i], "layout");
         double d = text ? 0 : strtod(value, &end);
-        json_t *v = text || *end || !isfinite(d) ? json_string(value)
+        json_t *v = text || *end || !isfinite(d) ? json_string_nocheck(value) /* even what is not UTF-8 must not get lost */
                     : d == floor(d) && fabs(d) < 1e15 ? json_integer((json_int_t)d)
                                                       : json_real(d);
         json_object_set_new(o, keys[i], v);
@@ -120,9 +120,7 @@ static enum ic_status parse_shape(const struct ic_server *s, const json_t *o, st
 
     if ((st = ic_field_str(o, "law", IC_LAW_NAME_MAX, &law, err)) != IC_OK ||
         (st = ic_field_str(o, "layout", 16, &layout, err)) != IC_OK ||
-        (st = ic_field_int(o, "grid", 1, s->cfg.grid_max, &grid, err)) != IC_OK ||
-        (st = ic_field_int(o, "height", 1, s->cfg.grid_max, &height, err)) != IC_OK ||
-        (st = ic_field_int(o, "width", 1, s->cfg.grid_max, &width, err)) != IC_OK ||
+        (st = ic_sim_parse_grid(s, o, &grid, &height, &width, err)) != IC_OK ||
         (st = ic_sim_parse_opts(o, &cmd->opts, err)) != IC_OK)
         return st;
     if (!ic_law_engine_count(s->law))
@@ -145,16 +143,16 @@ static enum ic_status read_state(struct ic_server *s, const json_t *psi, const s
     size_t floats = (size_t)cmd->height * cmd->width * l->d * 2;
     size_t all = floats + (l->memory ? ic_law_memory_bytes(l, cmd->height, cmd->width) / sizeof(float) : 0), n = 0;
 
-    if (!(cmd->state = malloc(all * sizeof(float))))
+    if (!psi && r->len != floats * sizeof(float) && r->len != all * sizeof(float)) /* before memory is asked for it */
+        return ic_fail(err, IC_BAD_REQUEST, "a raw state of %zu bytes was expected, not %zu", floats * sizeof(float), r->len);
+    size_t cap = psi && all > r->len ? r->len : all; /* each number takes a character at least */
+    if (!(cmd->state = malloc(cap * sizeof(float))))
         return ic_fail(err, IC_OOM, "out of memory");
     if (psi) {
-        if (!flatten(psi, cmd->state, all, &n))
+        if (!flatten(psi, cmd->state, cap, &n))
             return ic_fail(err, IC_BAD_REQUEST, "psi must be numbers (lists may nest), at most %zu", all);
     } else {
         n = r->len / sizeof(float);
-        if (r->len % sizeof(float) || n > all)
-            return ic_fail(err, IC_BAD_REQUEST, "a raw state of %zu bytes was expected, not %zu", floats * sizeof(float),
-                           r->len);
         memcpy(cmd->state, r->body, r->len);
     }
     if (n != floats && n != all)

@@ -49,7 +49,7 @@ enum ic_status ic_sim_parse_opts(const json_t *o, struct ic_sim_opts *p, struct 
         st = (call);                                                                                                   \
         p->set |= (bit);                                                                                               \
     }
-    READ(IC_SET_STEPS, "steps", ic_field_int(o, "steps", -1, IC_SIM_STEPS_MAX, &p->steps, err))
+    READ(IC_SET_STEPS, "steps", ic_field_int(o, "steps", -1, INT64_MAX, &p->steps, err))
     READ(IC_SET_EVERY, "every", ic_field_int(o, "every", 1, IC_SIM_STEPS_MAX, &p->every, err))
     READ(IC_SET_FPS, "fps", ic_field_num(o, "fps", 0, IC_SIM_RATE_MAX, &p->fps, err))
     READ(IC_SET_RATE, "rate", ic_field_num(o, "rate", 0, IC_SIM_RATE_MAX, &p->rate, err))
@@ -70,6 +70,8 @@ enum ic_status ic_sim_parse_opts(const json_t *o, struct ic_sim_opts *p, struct 
         st = ic_law_init_parse(init, &p->init, err);
     if (st == IC_OK && (p->set & IC_SET_STEPS) && p->steps == 0)
         st = ic_fail(err, IC_BAD_REQUEST, "steps must be at least 1, or -1");
+    if (st == IC_OK && (p->set & IC_SET_STEPS) && p->steps > IC_SIM_STEPS_MAX)
+        st = ic_fail(err, IC_TOO_LARGE, "steps must be at most %d, or -1", IC_SIM_STEPS_MAX);
     if (st == IC_OK && roi) { /* null: the whole grid again */
         p->set |= IC_SET_ROI;
         p->roi = (struct ic_view_roi){0};
@@ -111,6 +113,20 @@ static enum ic_status parse_tool(const json_t *o, struct ic_sim_cmd *cmd, struct
     return st;
 }
 
+enum ic_status ic_sim_parse_grid(const struct ic_server *s, const json_t *o, int64_t *grid, int64_t *height, int64_t *width,
+                                 struct ic_err *err)
+{
+    enum ic_status st;
+
+    if ((st = ic_field_int(o, "grid", 1, INT32_MAX, grid, err)) != IC_OK ||
+        (st = ic_field_int(o, "height", 1, INT32_MAX, height, err)) != IC_OK ||
+        (st = ic_field_int(o, "width", 1, INT32_MAX, width, err)) != IC_OK)
+        return st;
+    if (*grid > s->cfg.grid_max || *height > s->cfg.grid_max || *width > s->cfg.grid_max)
+        return ic_fail(err, IC_TOO_LARGE, "a grid side must be 1 to %u (grid_side)", s->cfg.grid_max);
+    return IC_OK;
+}
+
 static enum ic_status parse_create(const struct ic_server *s, const json_t *o, struct ic_sim_cmd *cmd, bool *state,
                                    struct ic_err *err)
 {
@@ -121,9 +137,7 @@ static enum ic_status parse_create(const struct ic_server *s, const json_t *o, s
 
     if ((st = ic_field_str(o, "law", IC_LAW_NAME_MAX, &law, err)) != IC_OK ||
         (st = ic_field_str(o, "precision", 16, &precision, err)) != IC_OK ||
-        (st = ic_field_int(o, "grid", 1, s->cfg.grid_max, &grid, err)) != IC_OK ||
-        (st = ic_field_int(o, "height", 1, s->cfg.grid_max, &height, err)) != IC_OK ||
-        (st = ic_field_int(o, "width", 1, s->cfg.grid_max, &width, err)) != IC_OK ||
+        (st = ic_sim_parse_grid(s, o, &grid, &height, &width, err)) != IC_OK ||
         (st = ic_field_bool(o, "state", state, err)) != IC_OK)
         return st;
     if (precision && strcmp(precision, "fp32") != 0)
@@ -163,7 +177,7 @@ static const struct {
     {"sim_state", IC_SIM_STATE},   {"sim_reset", IC_SIM_RESET}, {"sim_close", IC_SIM_CLOSE},
 };
 
-static enum ic_status keep_call(struct ic_server *s, struct conn *c, const char *id, uint64_t *rid, struct ic_err *err)
+enum ic_status ic_sim_keep_call(struct ic_server *s, struct conn *c, const char *id, uint64_t *rid, struct ic_err *err)
 {
     size_t len = strlen(id);
 
@@ -181,7 +195,7 @@ static enum ic_status keep_call(struct ic_server *s, struct conn *c, const char 
 }
 
 /* The id to echo, "" for none, into `id` (or nowhere, NULL); the call is over. */
-static void end_call(struct conn *c, uint64_t rid, char *id)
+void ic_sim_end_call(struct conn *c, uint64_t rid, char *id)
 {
     if (id)
         id[0] = 0;
@@ -215,6 +229,7 @@ static enum ic_status find_sim(struct ic_server *s, struct conn *c, const json_t
 {
     const char *name = NULL;
     unsigned long long n;
+    const struct sim *m;
     int used = 0;
     enum ic_status st = ic_field_str(o, "sim_id", SIM_ID_MAX, &name, err);
 
@@ -222,7 +237,7 @@ static enum ic_status find_sim(struct ic_server *s, struct conn *c, const json_t
         return st;
     if (!name)
         return ic_fail(err, IC_BAD_REQUEST, "Missing sim_id");
-    if (sscanf(name, "sim_%llu%n", &n, &used) != 1 || name[used] || !n || !ic_sim_of(s, c, n))
+    if (sscanf(name, "sim_%llu%n", &n, &used) != 1 || name[used] || !n || !(m = ic_sim_of(s, c, n)) || !m->made)
         return ic_fail(err, IC_NOT_FOUND, "this connection has no simulation %.32s", name);
     *handle = n;
     return IC_OK;
@@ -287,12 +302,12 @@ bool ic_sim_message(struct ic_server *s, struct conn *c, const char *op, const j
         goto refused;
     if (made)
         cmd.sim = made->handle;
-    if (keep_call(s, c, id, &cmd.rid, &err) != IC_OK)
+    if (ic_sim_keep_call(s, c, id, &cmd.rid, &err) != IC_OK)
         goto refused;
     if (state) { /* held back until its binary message comes */
         if (!(c->awaiting = malloc(sizeof cmd))) {
             ic_fail(&err, IC_OOM, "out of memory");
-            end_call(c, cmd.rid, NULL);
+            ic_sim_end_call(c, cmd.rid, NULL);
             goto refused;
         }
         *c->awaiting = cmd;
@@ -303,7 +318,7 @@ bool ic_sim_message(struct ic_server *s, struct conn *c, const char *op, const j
         json_decref(o);
         return true;
     }
-    end_call(c, cmd.rid, NULL);
+    ic_sim_end_call(c, cmd.rid, NULL);
 refused:
     if (made)
         made->handle = 0;
@@ -335,7 +350,7 @@ bool ic_sim_binary(struct ic_server *s, struct conn *c, const char *data, size_t
         if (m)
             m->handle = 0;
         free(cmd->state);
-        end_call(c, cmd->rid, id);
+        ic_sim_end_call(c, cmd->rid, id);
         ic_conn_error(s, c, *id ? id : NULL, NULL, &err);
     }
     free(cmd);
@@ -349,7 +364,7 @@ void ic_sim_conn_closed(struct ic_server *s, struct conn *c)
     if (c->sims && s->law)
         ic_law_engine_command(s->law, &gone, NULL);
     while (c->calls)
-        end_call(c, c->calls->rid, NULL);
+        ic_sim_end_call(c, c->calls->rid, NULL);
     free(c->sims);
     free(c->awaiting);
 }
@@ -453,8 +468,7 @@ static void send_state(struct ic_server *s, struct conn *c, const struct ic_even
     if (b->failed)
         ic_fail(&err, IC_OOM, "out of memory");
     else if (c->peer->vt->send(c->peer, IC_MSG_BINARY, b->data, b->len, 0) != IC_OK)
-        ic_fail(&err, IC_TOO_LARGE, "a state of %zu bytes does not fit into the outbox of %zu (see --outbox)", ev->len,
-                s->cfg.outbox_max);
+        ic_fail(&err, IC_BUSY, "a state of %zu bytes does not fit beside what you have not read yet", ev->len);
     if (err.code != IC_OK)
         ic_conn_error(s, c, *id ? id : NULL, NULL, &err);
 }
@@ -475,9 +489,16 @@ void ic_sim_event(struct ic_server *s, struct conn *c, struct ic_event *ev)
     struct ic_err err = {0};
     char id[IC_ID_MAX + 1];
 
-    if (c->doomed || !m) /* closed by the client while this was on its way */
+    ic_sim_end_call(c, ev->rid, id);
+    if (c->doomed)
         return;
-    end_call(c, ev->rid, id);
+    if (!m) { /* it was closed while this was on its way; who asked for it is still answered */
+        if (ev->kind == IC_EVENT_ERROR && c->dialect == DIALECT_NATIVE) {
+            ic_fail(&err, ev->code, "%s", ev->text);
+            ic_conn_error(s, c, *id ? id : NULL, NULL, &err);
+        }
+        return;
+    }
     if (c->dialect == DIALECT_ATHERIA)
         ic_atheria_event(s, c, ev);
     if (ev->kind == IC_EVENT_ERROR && c->dialect == DIALECT_ATHERIA) {
