@@ -20,12 +20,15 @@
 #define MAP_PLAIN_MAX 50000       /* values; a larger map goes compressed, as Atheria sends it */
 #define FRAME_PENDING_MAX 65536   /* bytes unsent: the client is behind, this frame is left out */
 #define METRICS_EVERY_NS (500 * IC_MS)
+#define HEADER_ROOM 8192          /* of the outbox, for a frame's header and whatever else is said */
+#define REGION_SIDE 256           /* shown at first of a grid whose picture would not fit into the outbox */
 
 struct atheria {
     uint64_t sim; /* handle, 0: none */
     const char *law;
     char viz[32];
     bool live, compress, roi_on;
+    bool told; /* that this picture is too large to be sent */
     double speed, fps;
     int64_t frame_skip, interval;
     int64_t grid; /* for the next load; 0: the law's */
@@ -369,7 +372,14 @@ static void send_frame(struct ic_server *s, struct conn *c, const struct ic_even
     put_extras(b, ev);
     put_frame_info(s, b, a, i);
     free(map);
-    if (!body.failed) {
+    size_t room = s->cfg.outbox_max - HEADER_ROOM;
+    if (!body.failed && body.len > room && !a->told) {
+        char text[160];
+        a->told = true;
+        snprintf(text, sizeof text, "This picture takes %zu bytes, this server sends at most %zu: choose a region", body.len, room);
+        notify(s, c, "warning", text);
+    }
+    if (!body.failed && body.len <= room && c->peer->vt->pending(c->peer) <= room - body.len) {
         struct ic_buf *h = &s->out;
         ic_buf_clear(h);
         ic_buf_printf(h, "{\"type\":\"simulation_frame_binary\",\"format\":\"msgpack\",\"size\":%zu", body.len);
@@ -423,11 +433,15 @@ static bool command(struct ic_server *s, struct conn *c, struct ic_sim_cmd *cmd)
     struct ic_err err = {0};
 
     cmd->owner = ic_owner_of(c->peer);
-    cmd->rid = (1ULL << 63) | ++s->last_rid;
     if (!s->law)
         ic_fail(&err, IC_UNAVAILABLE, "this server has no laws");
-    else
+    else if (s->draining && cmd->op == IC_SIM_CREATE)
+        ic_fail(&err, IC_UNAVAILABLE, "the server is shutting down");
+    else if (cmd->op == IC_SIM_CLOSE) /* never refused: nobody else would */
         ic_law_engine_command(s->law, cmd, &err);
+    else if (ic_sim_keep_call(s, c, "", &cmd->rid, &err) == IC_OK &&
+             ic_law_engine_command(s->law, cmd, &err) != IC_OK)
+        ic_sim_end_call(c, cmd->rid, NULL);
     if (err.code != IC_OK)
         notify(s, c, "error", err.msg);
     return err.code == IC_OK;
@@ -467,6 +481,23 @@ static void unload(struct ic_server *s, struct conn *c)
     a->sim = 0;
     a->law = NULL;
     a->has_metrics = false;
+}
+
+static void send_roi(struct ic_server *s, struct conn *c, const struct sim *m)
+{
+    const struct atheria *a = c->atheria;
+    int64_t total = (int64_t)m->width * m->height, area = a->roi_on ? (int64_t)(a->roi.w * a->roi.h) : total;
+    struct ic_buf *b = begin(s, "roi_status_update");
+
+    ic_json_kbool(b, "enabled", a->roi_on);
+    ic_json_kint(b, "x", (int64_t)a->roi.x);
+    ic_json_kint(b, "y", (int64_t)a->roi.y);
+    ic_json_kint(b, "width", a->roi_on ? (int64_t)a->roi.w : m->width);
+    ic_json_kint(b, "height", a->roi_on ? (int64_t)a->roi.h : m->height);
+    ic_json_kint(b, "area", area);
+    ic_json_kint(b, "total_area", total);
+    ic_json_knum(b, "reduction_ratio", 1 - (double)area / (double)total);
+    send(s, c);
 }
 
 static void load(struct ic_server *s, struct conn *c, const json_t *args)
@@ -510,12 +541,21 @@ static void load(struct ic_server *s, struct conn *c, const json_t *args)
     }
     look(a, &cmd.opts);
     pace(a, &cmd.opts);
+    a->roi = (struct ic_view_roi){0};
+    a->roi_on = false;
+    a->told = false;
+    if ((size_t)cmd.width * cmd.height * (sizeof(float) + 1) > s->cfg.outbox_max - HEADER_ROOM && cmd.width > REGION_SIDE) {
+        a->roi = (struct ic_view_roi){(cmd.width - REGION_SIDE) / 2, (cmd.height - REGION_SIDE) / 2, REGION_SIDE, REGION_SIDE};
+        a->roi_on = true;
+        cmd.opts.set |= IC_SET_ROI;
+        cmd.opts.roi = a->roi;
+    }
     if (command(s, c, &cmd)) {
-        c->sims[0] = (struct sim){.handle = cmd.sim, .law = cmd.law};
+        c->sims[0] = (struct sim){.handle = cmd.sim, .law = cmd.law, .width = cmd.width, .height = cmd.height};
         a->sim = cmd.sim;
         a->law = l->name;
-        a->roi = (struct ic_view_roi){0};
-        a->roi_on = false;
+        if (a->roi_on)
+            send_roi(s, c, &c->sims[0]);
     }
 }
 
@@ -602,9 +642,10 @@ static void do_viz(struct ic_server *s, struct conn *c, const json_t *args)
     const char *viz = NULL;
 
     if (ic_field_str(args, "viz_type", sizeof a->viz - 1, &viz, &err) != IC_OK || !viz) {
-        notify(s, c, "error", viz ? err.msg : "viz_type is missing");
+        notify(s, c, "error", err.code ? err.msg : "viz_type is missing");
         return;
     }
+    a->told = false;
     snprintf(a->viz, sizeof a->viz, "%s", viz);
     look(a, &o);
     set(s, c, &o);
@@ -727,18 +768,9 @@ static void do_roi(struct ic_server *s, struct conn *c, const json_t *args)
     }
     a->roi_on = on && w;
     a->roi = a->roi_on ? (struct ic_view_roi){(size_t)x, (size_t)y, (size_t)w, (size_t)h} : (struct ic_view_roi){0};
+    a->told = false;
     set(s, c, &(struct ic_sim_opts){.set = IC_SET_ROI, .roi = a->roi});
-    int64_t total = (int64_t)m->width * m->height, area = a->roi_on ? w * h : total;
-    struct ic_buf *b = begin(s, "roi_status_update");
-    ic_json_kbool(b, "enabled", a->roi_on);
-    ic_json_kint(b, "x", x);
-    ic_json_kint(b, "y", y);
-    ic_json_kint(b, "width", a->roi_on ? w : m->width);
-    ic_json_kint(b, "height", a->roi_on ? h : m->height);
-    ic_json_kint(b, "area", area);
-    ic_json_kint(b, "total_area", total);
-    ic_json_knum(b, "reduction_ratio", 1 - (double)area / (double)total);
-    send(s, c);
+    send_roi(s, c, m);
 }
 
 static void apply_tool(struct ic_server *s, struct conn *c, const char *tool, const char *type, const json_t *args)
