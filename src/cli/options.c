@@ -101,8 +101,11 @@ static enum ic_status read_file(struct ic_options *o, const char *path, struct i
 {
     struct ic_err first = {0};
     struct from_file f = {.o = o, .err = &first};
-    int rc = ini_parse(path, on_pair, &f);
+    struct stat st;
 
+    if (stat(path, &st) == 0 && S_ISDIR(st.st_mode)) /* inih would read it as an empty file */
+        return ic_fail(err, IC_BAD_REQUEST, "configuration %s: %s", path, strerror(EISDIR));
+    int rc = ini_parse(path, on_pair, &f);
     if (first.code != IC_OK)
         return ic_fail(err, first.code, "%s", first.msg);
     if (rc < 0)
