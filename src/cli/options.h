@@ -42,6 +42,11 @@
     I(request_s, "request-seconds", 15, 1, 3600, "seconds", "a handshake or an HTTP request may take to arrive")       \
     I(drain_s, "drain-seconds", 10, 0, 86400, "seconds", "running requests may take to finish after SIGTERM or SIGINT") \
     I(stall_s, "stall-seconds", 60, 1, 86400, "seconds", "without progress after which /health says so")               \
+    I(temp_limit, "temp-limit", 80, 0, 120, "°C", "of a GPU, from which on the server works more slowly; 0: never")      \
+    I(temp_critical, "temp-critical", 0, 0, 140, "°C", "of a GPU, at which it pauses; 0: limit + 10, or what the device says") \
+    I(cpu_temp_limit, "cpu-temp-limit", 95, 0, 120, "°C", "of the CPU, likewise (it pauses 10 above); 0: never")        \
+    S(nvml_library, "nvml-library", NULL, "FILE", "NVIDIA's libnvidia-ml.so.1, where it is in no usual place")         \
+    S(sensor_file, "sensor-file", NULL, "FILE", "for tests: readings from this file, not from the hardware")           \
     S(keys, "keys", NULL, "FILE", "clients and their API keys (INI); none: everybody is accepted")                     \
     S(tls_cert, "tls-cert", NULL, "FILE", "certificate chain (PEM); with tls-key: TLS only")                           \
     S(tls_key, "tls-key", NULL, "FILE", "private key (PEM)")                                                           \

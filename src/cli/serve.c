@@ -21,6 +21,8 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "cli/options.h"
+#include "hw/monitor.h"
+#include "hw/nvml.h"
 #include "hw/cpu.h"
 #include "net/net.h"
 #include "proto/server.h"
@@ -38,6 +40,7 @@ struct serve {
     struct ic_text_engine *text; /* NULL: no --model */
     struct ic_law_engine *law;   /* NULL: no --law */
     struct ic_turn turn;
+    struct ic_monitor *monitor;
     struct ic_server *server;
     struct ic_net *net;
     pthread_t signals;
@@ -144,6 +147,45 @@ static void advance(void *arg)
     }
 }
 
+/* On the monitor's thread: a driver may take seconds to start, or hang. */
+static unsigned add_nvml(void *arg, struct ic_sensor_source *sources, unsigned n)
+{
+    struct ic_err why = {0};
+
+    if (ic_nvml_source(&sources[n], arg, &why) == IC_OK)
+        return n + 1;
+    ic_debug("hw", "no NVIDIA GPU is watched: %s", why.msg); /* which is normal */
+    return n;
+}
+
+static enum ic_status add_sources(const struct ic_options *o, struct ic_monitor_config *cfg, struct ic_err *err)
+{
+    cfg->n_sources = 1;
+    if (!o->sensor_file) {
+        cfg->add = add_nvml;
+        cfg->add_arg = (void *)o->nvml_library;
+        return ic_sensors_sysfs(&cfg->sources[0], "/sys", err);
+    }
+    ic_warn("hw", "temperatures come from %s, not from the hardware", o->sensor_file);
+    return ic_sensors_file(&cfg->sources[0], o->sensor_file, err);
+}
+
+static enum ic_status start_monitor(struct serve *s, struct ic_err *err)
+{
+    struct ic_monitor_config cfg = {
+        .governor = {.gpu_limit = (double)s->opt.temp_limit,
+                     .gpu_critical = (double)s->opt.temp_critical,
+                     .cpu_limit = (double)s->opt.cpu_temp_limit},
+        .changed = wake_loop,
+        .changed_arg = s,
+    };
+    enum ic_status st = add_sources(&s->opt, &cfg, err);
+
+    if (st == IC_OK && (st = ic_monitor_open(&s->monitor, &cfg, err)) == IC_OK)
+        ic_server_set_monitor(s->server, s->monitor);
+    return st;
+}
+
 static enum ic_status start(struct serve *s, struct ic_err *err)
 {
     const struct ic_options *o = &s->opt;
@@ -203,7 +245,10 @@ static enum ic_status start(struct serve *s, struct ic_err *err)
      * thread starts last, when there is a loop to wake. */
     if ((st = ic_server_open(&s->server, &server, &s->events, err)) != IC_OK ||
         (st = ic_net_open(&s->net, &net, &ic_server_app, s->server, err)) != IC_OK ||
-        (o->model && (st = ic_text_engine_start(&s->text, &text, &s->events, err)) != IC_OK) ||
+        (st = start_monitor(s, err)) != IC_OK)
+        return st;
+    text.governor = law.governor = ic_monitor_governor(s->monitor);
+    if ((o->model && (st = ic_text_engine_start(&s->text, &text, &s->events, err)) != IC_OK) ||
         (o->law && (st = ic_law_engine_start(&s->law, &law, &s->events, err)) != IC_OK))
         return st;
     ic_server_set_engines(s->server, s->text, s->law);
@@ -241,6 +286,8 @@ static int check_options(const struct ic_options *o)
         return ic_cli_fail(IC_EXIT_USAGE, "serve needs --model FILE.gguf, or --law PATH, or both");
     if (!o->tls_cert != !o->tls_key)
         return ic_cli_fail(IC_EXIT_USAGE, "--tls-cert and --tls-key go together");
+    if (o->temp_critical && o->temp_critical <= o->temp_limit)
+        return ic_cli_fail(IC_EXIT_USAGE, "--temp-critical must be above --temp-limit");
     if (!o->host)
         return ic_cli_fail(IC_EXIT_USAGE, "--host must not be empty");
     if (o->model && access(o->model, R_OK) != 0) {
@@ -292,6 +339,9 @@ int ic_cli_serve(int argc, char **argv)
     }
     ic_text_engine_stop(&s.text); /* they wake the network to the last */
     ic_law_engine_stop(&s.law);
+    if (s.server)
+        ic_server_set_monitor(s.server, NULL);
+    ic_monitor_close(&s.monitor); /* engines ask its governor, and it wakes the network too */
     if (s.server)
         ic_server_set_engines(s.server, NULL, NULL);
     ic_net_close(&s.net);

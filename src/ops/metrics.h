@@ -4,6 +4,7 @@
 
 #include "base/buf.h"
 #include "base/hist.h"
+#include "hw/monitor.h"
 #include "sched/law_sched.h"
 #include "sched/text_sched.h"
 
@@ -14,6 +15,8 @@ void ic_prom_hist(struct ic_buf *b, const char *name, const char *help, struct i
 /* The engines' counters; the tables of names stand in metrics.c. */
 void ic_prom_text(struct ic_buf *b, struct ic_text_counters *c);
 void ic_prom_law(struct ic_buf *b, struct ic_law_counters *c);
+/* GPUs, the CPU's temperature, the thermal governor. */
+void ic_prom_hw(struct ic_buf *b, const struct ic_hw_view *v, const struct ic_thermal *t);
 /* The process: resident memory, CPU seconds, open files, threads. */
 void ic_prom_process(struct ic_buf *b);
 

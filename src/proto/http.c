@@ -39,6 +39,8 @@ static const char *not_ready(const struct ic_server *s)
         return "draining";
     if (s->law && ic_law_engine_state(s->law) != IC_ENGINE_READY)
         return ic_law_engine_state(s->law) == IC_ENGINE_LOADING ? "the laws are being loaded" : "the laws could not be loaded";
+    if (ic_status_not_ready(s))
+        return ic_status_not_ready(s);
     if (!s->text)
         return NULL;
     switch (ic_text_engine_state(s->text)) {
@@ -114,6 +116,7 @@ static void get_metrics(struct ic_server *s, struct ic_peer *p, const struct ic_
         ic_prom_text(b, ic_text_engine_counters(s->text));
     if (s->law)
         ic_prom_law(b, ic_law_engine_counters(s->law));
+    ic_status_prom(s, b);
     ic_prom_process(b);
     if (b->failed)
         p->vt->reply(p, 500, NULL, NULL, NULL, 0);

@@ -67,6 +67,8 @@ struct ic_server {
     struct ic_law_engine *law;
     struct ic_events *events;
     struct ic_server_hooks hooks;
+    struct ic_monitor *monitor;     /* NULL: nothing is known of the hardware */
+    enum ic_thermal_state told;     /* the state that clients know of */
     struct conn **conns;      /* by peer slot; NULL: no WebSocket client there */
     struct ic_peer **waiting; /* by peer slot: HTTP exchanges that an engine will answer */
     int active;
@@ -133,6 +135,13 @@ struct http_job {
 void ic_http_wait(struct ic_server *s, struct ic_peer *p, struct http_job *job);
 /* No more events are wanted. */
 void ic_http_waited(struct ic_server *s, struct ic_peer *p);
+
+/* status.c: the hardware and its heat */
+void ic_status_hello(struct ic_server *s, struct conn *c); /* to a new client, unless all is normal */
+void ic_status_tick(struct ic_server *s);                  /* to everybody, when the thermal state has changed */
+void ic_status_put_hw(struct ic_server *s, struct ic_buf *b);
+void ic_status_prom(struct ic_server *s, struct ic_buf *b);
+const char *ic_status_not_ready(const struct ic_server *s); /* NULL: ready as far as heat goes */
 
 /* predict.c: POST /predict */
 void ic_predict_request(struct ic_server *s, struct ic_peer *p, const struct ic_http_req *r);

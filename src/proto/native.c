@@ -416,16 +416,10 @@ static void op_unsubscribe(struct ic_server *s, struct conn *c, const struct msg
 
 static void put_metrics(struct ic_server *s, struct ic_buf *b)
 {
-    static const char *const gpu[] = {"temp",        "vram_total_mb", "vram_used_mb", "vram_free_mb",
-                                      "power_watts", "fan_percent",   "throttling"};
     struct ic_text_counters *t = s->text ? ic_text_engine_counters(s->text) : NULL;
 
     ic_json_kint(b, "timestamp", (int64_t)ic_wall_s());
-    ic_json_key(b, "gpu");
-    ic_buf_puts(b, "{");
-    for (size_t i = 0; i < sizeof gpu / sizeof *gpu; i++)
-        ic_json_kstr(b, gpu[i], NULL); /* null: there is no reading */
-    ic_buf_puts(b, "}");
+    ic_status_put_hw(s, b);
     ic_json_key(b, "inference");
     ic_buf_puts(b, "{");
     if (t) {
@@ -445,13 +439,18 @@ static void put_metrics(struct ic_server *s, struct ic_buf *b)
 
 void ic_native_metrics(struct ic_server *s)
 {
+    bool any = false;
+
     for (unsigned i = 0; i < s->cfg.connections_max; i++) {
         struct conn *c = s->conns[i];
         if (c && c->metrics && !c->doomed) {
             put_metrics(s, ic_reply(s, "metrics"));
             ic_conn_send(s, c, 0);
+            any = true;
         }
     }
+    if (s->monitor)
+        ic_monitor_watch(s->monitor, any);
 }
 
 /* ---- dispatch ------------------------------------------------------------------------------------------------- */

@@ -233,6 +233,8 @@ static void on_open(void *app, struct ic_peer *p)
             p->vt->close(p, 1008, "credentials are missing");
         else if (!ic_atheria_open(s, c))
             p->vt->close(p, 1011, "out of memory");
+        else
+            ic_status_hello(s, c);
         return;
     }
     if (shown) {
@@ -244,6 +246,7 @@ static void on_open(void *app, struct ic_peer *p)
         ic_native_auth_success(s, c);
     }
     ic_native_hello(s, c);
+    ic_status_hello(s, c);
 }
 
 static void on_message(void *app, struct ic_peer *p, const char *data, size_t len, bool binary)
@@ -367,6 +370,7 @@ static void on_wake(void *app)
         route(s, ev);
         ic_event_free(ev);
     }
+    ic_status_tick(s);
     if (s->hooks.woken)
         s->hooks.woken(s->hooks.arg);
 }
@@ -380,6 +384,7 @@ static void on_tick(void *app)
         s->last_metrics_ns = now;
         ic_native_metrics(s);
     }
+    ic_status_tick(s); /* a driver that hangs wakes nobody */
     if (s->hooks.ticked)
         s->hooks.ticked(s->hooks.arg);
 }

@@ -6,6 +6,7 @@
 #ifndef IC_PROTO_SERVER_H
 #define IC_PROTO_SERVER_H
 
+#include "hw/monitor.h"
 #include "proto/keys.h"
 #include "proto/peer.h"
 #include "sched/law_engine.h"
@@ -36,6 +37,8 @@ enum ic_status ic_server_open(struct ic_server **out, const struct ic_server_con
 void ic_server_close(struct ic_server **s);
 /* Engines, NULL: none of the kind (any more). */
 void ic_server_set_engines(struct ic_server *s, struct ic_text_engine *text, struct ic_law_engine *law);
+/* The hardware monitor, NULL: none. Its `changed` should wake the loop, so that clients hear of it at once. */
+void ic_server_set_monitor(struct ic_server *s, struct ic_monitor *monitor);
 
 /* What the network calls, with the server as `app`. */
 extern const struct ic_peer_app ic_server_app;

@@ -124,8 +124,10 @@ static void st_step(void *arg, struct ic_law_group *pub, const struct ic_law_io 
     ic_turn_take(e->cfg.turn);
     int64_t t0 = ic_now_ns();
     e->backend->step(g->exec, io, n);
-    double ns = (double)(ic_now_ns() - t0) / n;
+    int64_t t1 = ic_now_ns();
+    double ns = (double)(t1 - t0) / n;
     ic_turn_give(e->cfg.turn);
+    ic_governor_pause_ns(e->cfg.governor, t1 - t0, t1); /* booked here, rested between ticks */
     g->ns_per_sim = g->ns_per_sim > 0 ? 0.8 * g->ns_per_sim + 0.2 * ns : ns;
 }
 
@@ -250,7 +252,8 @@ static void *engine_main(void *arg)
     set_state(e, IC_ENGINE_READY);
     while (!atomic_load(&e->stop)) {
         take_commands(e, until);
-        until = ic_law_sched_tick(e->sched);
+        int64_t now = ic_now_ns(), rest = ic_governor_pause_ns(e->cfg.governor, 0, now);
+        until = rest > 0 ? now + rest : ic_law_sched_tick(e->sched);
     }
     set_state(e, IC_ENGINE_STOPPED);
     return NULL;

@@ -5,6 +5,7 @@
 #ifndef IC_SCHED_LAW_ENGINE_H
 #define IC_SCHED_LAW_ENGINE_H
 
+#include "hw/governor.h"
 #include "hw/turn.h"
 #include "sched/events.h"
 #include "sched/law_sched.h"
@@ -19,6 +20,7 @@ struct ic_law_engine_config {
     int threads;         /* 0: the cores that are free */
     struct ic_law_limits limits;
     struct ic_turn *turn; /* shared with the text engine, or NULL */
+    struct ic_governor *governor; /* orders rests between batches; must outlive the engine, or NULL */
 };
 
 struct ic_law_engine;

@@ -58,8 +58,11 @@ static enum ic_decode be_decode(void *arg, const struct ic_row *rows, int32_t n)
     struct ic_text_engine *e = arg;
     atomic_store(&e->beat, ic_now_ns());
     ic_turn_take(e->cfg.turn);
+    int64_t t0 = ic_now_ns();
     enum ic_decode rc = ic_text_decode(e->model, rows, n);
+    int64_t t1 = ic_now_ns();
     ic_turn_give(e->cfg.turn);
+    ic_governor_pause_ns(e->cfg.governor, t1 - t0, t1); /* booked here, rested between ticks */
     return rc;
 }
 
@@ -155,13 +158,19 @@ static enum ic_status load(struct ic_text_engine *e)
     return st;
 }
 
-/* Waits for commands when `idle`, then detaches and runs them. */
-static void take_commands(struct ic_text_engine *e, bool idle)
+/* Waits for a command or a kick until `until` (ic_now_ns; 0: not at all, INT64_MAX: for ever), then detaches the
+ * commands and runs them. */
+static void take_commands(struct ic_text_engine *e, int64_t until)
 {
+    struct timespec ts = {(time_t)(until / 1000000000), (long)(until % 1000000000)};
+
     pthread_mutex_lock(&e->lock);
-    while (idle && !e->head && !e->kicked && !atomic_load(&e->stop)) {
+    while (!e->head && !e->kicked && !atomic_load(&e->stop) && until > ic_now_ns()) {
         atomic_store(&e->beat, 0);
-        pthread_cond_wait(&e->wake, &e->lock);
+        if (until == INT64_MAX)
+            pthread_cond_wait(&e->wake, &e->lock);
+        else
+            pthread_cond_timedwait(&e->wake, &e->lock, &ts);
     }
     struct command *c = e->head, *next;
     e->head = NULL;
@@ -182,6 +191,19 @@ static void take_commands(struct ic_text_engine *e, bool idle)
     }
 }
 
+/* Rests where the governor says so, in pieces, obeying cancels, deadlines and commands meanwhile. False: go on. */
+static bool rest(struct ic_text_engine *e, bool *busy)
+{
+    int64_t now = ic_now_ns(), ns = ic_governor_pause_ns(e->cfg.governor, 0, now), until = now + ns;
+
+    if (ns <= 0)
+        return false;
+    *busy = ic_text_sched_reap(e->sched, &until);
+    if (*busy)
+        take_commands(e, until);
+    return true;
+}
+
 static void *engine_main(void *arg)
 {
     struct ic_text_engine *e = arg;
@@ -193,10 +215,11 @@ static void *engine_main(void *arg)
     }
     set_state(e, atomic_load(&e->draining) ? IC_ENGINE_DRAINING : IC_ENGINE_READY);
     while (!atomic_load(&e->stop)) {
-        take_commands(e, !busy);
-        busy = ic_text_sched_tick(e->sched);
+        take_commands(e, busy ? 0 : INT64_MAX);
+        if (!rest(e, &busy))
+            busy = ic_text_sched_tick(e->sched);
     }
-    take_commands(e, false);
+    take_commands(e, 0);
     ic_text_sched_close(&e->sched);
     set_state(e, IC_ENGINE_STOPPED);
     return NULL;
@@ -208,6 +231,7 @@ enum ic_status ic_text_engine_start(struct ic_text_engine **out, const struct ic
                                     struct ic_events *events, struct ic_err *err)
 {
     struct ic_text_engine *e = calloc(1, sizeof *e);
+    pthread_condattr_t attr;
 
     *out = NULL;
     if (!e)
@@ -216,7 +240,10 @@ enum ic_status ic_text_engine_start(struct ic_text_engine **out, const struct ic
     e->events = events;
     e->tail = &e->head;
     pthread_mutex_init(&e->lock, NULL);
-    pthread_cond_init(&e->wake, NULL);
+    pthread_condattr_init(&attr);
+    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+    pthread_cond_init(&e->wake, &attr);
+    pthread_condattr_destroy(&attr);
     if (pthread_create(&e->thread, NULL, engine_main, e) != 0) {
         free(e);
         return ic_fail(err, IC_OOM, "no thread for the text engine");

@@ -4,6 +4,7 @@
 #ifndef IC_SCHED_TEXT_ENGINE_H
 #define IC_SCHED_TEXT_ENGINE_H
 
+#include "hw/governor.h"
 #include "hw/turn.h"
 #include "sched/events.h"
 #include "sched/text_sched.h"
@@ -21,6 +22,7 @@ struct ic_text_engine_config {
     struct ic_text_config model; /* strings must outlive the engine */
     int32_t queue_max;           /* requests waiting at once, one more is IC_BUSY */
     struct ic_turn *turn;        /* shared with other engines that compute on the CPU, or NULL */
+    struct ic_governor *governor; /* orders rests between decodes; must outlive the engine, or NULL */
 };
 
 struct ic_text_engine;

@@ -713,19 +713,37 @@ static void reap(struct ic_text_sched *s, struct run *r, int64_t now)
     }
 }
 
+static void note_deadline(const struct run *r, int64_t *until)
+{
+    if (until && r->req->deadline_ns && r->req->deadline_ns < *until)
+        *until = r->req->deadline_ns;
+}
+
+bool ic_text_sched_reap(struct ic_text_sched *s, int64_t *until)
+{
+    int64_t now = s->be->now_ns(s->be->arg);
+    struct run *next;
+
+    for (int32_t i = s->n_running - 1; i >= 0; i--)
+        reap(s, s->order[i], now);
+    for (struct run *r = s->waiting; r; r = next) {
+        next = r->next;
+        reap(s, r, now);
+    }
+    for (int32_t i = 0; i < s->n_running; i++)
+        note_deadline(s->order[i], until);
+    for (struct run *r = s->waiting; r; r = r->next)
+        note_deadline(r, until);
+    return s->n_running > 0 || s->waiting;
+}
+
 bool ic_text_sched_tick(struct ic_text_sched *s)
 {
     const struct ic_text_backend *be = s->be;
     int64_t t0 = be->now_ns(be->arg);
-    struct run *next;
     int32_t n_prompt;
 
-    for (int32_t i = s->n_running - 1; i >= 0; i--)
-        reap(s, s->order[i], t0);
-    for (struct run *r = s->waiting; r; r = next) {
-        next = r->next;
-        reap(s, r, t0);
-    }
+    ic_text_sched_reap(s, NULL);
     admit(s);
     int32_t n = build(s, &n_prompt);
     atomic_store(&s->c->kv_used, cells_used(s));

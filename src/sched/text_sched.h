@@ -53,6 +53,10 @@ void ic_text_sched_session_close(struct ic_text_sched *s, uint64_t session);
  * until the next call of another function (or the next cancel). */
 bool ic_text_sched_tick(struct ic_text_sched *s);
 
+/* The part of a tick that computes nothing: obeys cancels and deadlines. Lowers *until (NULL: not wanted), a time on the
+ * backend's clock, to the next deadline. False when no request is left. */
+bool ic_text_sched_reap(struct ic_text_sched *s, int64_t *until);
+
 /* During a decode, from any thread: true when everybody in it has been cancelled. */
 bool ic_text_sched_batch_is_dead(void *sched);
 
