@@ -32,7 +32,7 @@ static size_t find_stop(const struct ic_stream *s, size_t *keep)
 
 static void emit(struct ic_stream *s, size_t n, struct ic_buf *out)
 {
-    if (ic_buf_reserve(out, 3 * n))
+    if (n && ic_buf_reserve(out, 3 * n))
         out->len += ic_utf8_scrub(out->data + out->len, s->held.data, n);
     memmove(s->held.data, s->held.data + n, s->held.len - n);
     s->held.len -= n;
