@@ -233,12 +233,15 @@ test('response_format json_schema: what comes obeys it', async () => {
 });
 
 test('response_format json_object parses, text changes nothing', async () => {
+  let complete = 0;
   for (const seed of [1, 2, 3, 4, 5]) {
     const r = await chat({ response_format: { type: 'json_object' }, seed, temperature: 0.7, max_tokens: 3000 });
     if (r.choices[0].finish_reason !== 'stop') continue; // cut by max_tokens: this model may go on for long
     const o = JSON.parse(r.choices[0].message.content);
     assert.ok(o && typeof o === 'object' && !Array.isArray(o));
+    complete++;
   }
+  assert.ok(complete > 0, 'one of five comes to its end');
   assert.equal(await say({ response_format: { type: 'text' } }), await say());
   assert.equal(await say({ response_format: null }), await say());
 });
@@ -328,4 +331,4 @@ test('aborted by the client, a request ends in the server', async () => {
   assert.equal(await ended(), before + 3);
 });
 
-test('the server has survived', () => server.stop());
+test('the server has survived', () => server.stop({ foreign_log: true })); // llama.cpp says itself what it thinks of a grammar
