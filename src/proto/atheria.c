@@ -21,7 +21,7 @@
 #define FRAME_PENDING_MAX 65536   /* bytes unsent: the client is behind, this frame is left out */
 #define METRICS_EVERY_NS (500 * IC_MS)
 #define HEADER_ROOM 8192          /* of the outbox, for a frame's header and whatever else is said */
-#define REGION_SIDE 256           /* shown at first of a grid whose picture would not fit into the outbox */
+#define REGION_SIDE 256           /* at most, shown at first of a grid whose picture would not fit into the outbox */
 
 struct atheria {
     uint64_t sim; /* handle, 0: none */
@@ -424,7 +424,7 @@ static void pace(const struct atheria *a, struct ic_sim_opts *o)
     o->set |= IC_SET_RATE | IC_SET_FPS | IC_SET_EVERY | IC_SET_FRAMES;
     o->rate = a->interval == -1 ? 0 : STEPS_PER_S * a->speed;
     o->fps = a->fps;
-    o->every = a->interval > 0 ? a->interval : a->frame_skip + 1;
+    o->every = (a->interval > 0 ? a->interval : 1) * (a->frame_skip + 1);
     o->frames = a->live && a->interval != -1;
 }
 
@@ -544,8 +544,11 @@ static void load(struct ic_server *s, struct conn *c, const json_t *args)
     a->roi = (struct ic_view_roi){0};
     a->roi_on = false;
     a->told = false;
-    if ((size_t)cmd.width * cmd.height * (sizeof(float) + 1) > s->cfg.outbox_max - HEADER_ROOM && cmd.width > REGION_SIDE) {
-        a->roi = (struct ic_view_roi){(cmd.width - REGION_SIDE) / 2, (cmd.height - REGION_SIDE) / 2, REGION_SIDE, REGION_SIDE};
+    size_t side = cmd.width;
+    while (side * side * (sizeof(float) + 1) > s->cfg.outbox_max - HEADER_ROOM)
+        side = side > REGION_SIDE ? REGION_SIDE : side / 2;
+    if (side < cmd.width) {
+        a->roi = (struct ic_view_roi){(cmd.width - side) / 2, (cmd.height - side) / 2, side, side};
         a->roi_on = true;
         cmd.opts.set |= IC_SET_ROI;
         cmd.opts.roi = a->roi;

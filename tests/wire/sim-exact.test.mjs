@@ -1,10 +1,12 @@
 // What a simulation computes: the same, to the last bit, as `law step` does alone, whoever else is in the batch.
-import test from 'node:test';
+import test, { afterEach } from 'node:test';
 import assert from 'node:assert/strict';
 import { tempDir } from './lib.mjs';
-import { SimClient, floats, lawServer, stepByHand } from './simlib.mjs';
+import { SimClient, dropClients, floats, lawServer, stepByHand } from './simlib.mjs';
 
 const server = await lawServer(['--simulations-per-connection', '64']);
+
+afterEach(() => server.exited || dropClients(server));
 
 test('after n steps the state is that of `law step`, bit for bit', async (t) => {
   const c = await SimClient.open(server);
@@ -66,4 +68,7 @@ test('alone or among twenty-four others: the same bits; and everybody is served'
   await Promise.all([...others, c].map((o) => o.close()));
 });
 
-test('the server has survived', () => server.stop());
+test('the server has survived', async () => {
+  await server.stop();
+  server.exited = true;
+});

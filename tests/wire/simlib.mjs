@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import fs from 'node:fs';
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { Client, Server, checkError, run, within } from './lib.mjs';
+import { Client, Server, checkError, run, until } from './lib.mjs';
 
 export const root = path.join(path.dirname(fileURLToPath(import.meta.url)), '../..');
 export const LAW = path.join(root, 'demo/laws/ginzburg-landau');
@@ -115,6 +115,13 @@ export class SimClient extends Client {
   }
 }
 
+/** After each test: what a failed one has left behind must not fail the next. */
+export function dropClients(server) {
+  server.clients.forEach((c) => c.terminate());
+  server.clients.clear();
+  return until(async () => (await server.metrics()).ic_law_simulations === 0, 'the simulations of clients that have gone to go');
+}
+
 /** The native answer of /v1/sims. */
 export const sims = async (server) => (await server.http('/v1/sims')).json.data;
 
@@ -128,6 +135,7 @@ export class AtheriaClient extends Client {
     c.frames = [];
     c.frameCount = 0;
     c.header = null;
+    c.loads = 0; // experiments loaded so far
     c.initial = await c.type('initial_state', 0);
     return c;
   }
@@ -144,6 +152,7 @@ export class AtheriaClient extends Client {
           return;
         }
         if (m.op !== 'error') assert.equal(typeof m.payload, 'object', 'type and payload');
+        if (m.type === 'notification' && m.payload.status === 'success') this.loads++;
       } else {
         assert.ok(this.header, 'a body without a header');
         assert.equal(data.length, this.header.size);
@@ -185,7 +194,8 @@ export class AtheriaClient extends Client {
 
   async load(args = {}) {
     const from = this.mark();
-    const first = this.frame();
+    const before = this.loads;
+    const first = this.frame(() => this.loads > before); // not a late one of another experiment
     this.cmd('inference', 'load_experiment', { experiment_name: LAW_NAME, grid_size: 16, ...args });
     const n = await this.wait((m) => m.type === 'notification' && ['success', 'error'].includes(m.payload.status), 'the load', from);
     assert.equal(n.payload.status, 'success', n.payload.message);
@@ -225,5 +235,3 @@ export async function stepByHand(dir, bytes, [h, w, d], steps, more = []) {
   assert.equal(r.code, 0, r.stderr);
   return readSafetensors(b).psi.bytes;
 }
-
-export { within };
