@@ -95,8 +95,10 @@ test('the counters count', async () => {
   await c.text('Once upon a time', { ...GREEDY, max_tokens: 20 });
   await c.infer('Once', { ...GREEDY, grammar: 'root ::= "x"' }).done();
   await c.bad({ op: 'nonsense' });
-  const after = await server.metrics();
+  let after;
   const d = (k) => after[k] - before[k];
+  // An end is counted just after it has been sent.
+  await until(async () => (after = await server.metrics()) && d('ic_text_requests_ended_total{reason="length"}') + d('ic_text_requests_ended_total{reason="stop"}') === 2, 'two ends');
   assert.equal(d('ic_text_tokens_total'), 21);
   assert.equal(d('ic_text_requests_total'), 2);
   assert.equal(d('ic_text_requests_ended_total{reason="length"}'), 1);

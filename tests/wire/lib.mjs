@@ -166,6 +166,14 @@ export class Server {
     return Number(/VmRSS:\s+(\d+) kB/.exec(status)[1]) * 1024;
   }
 
+  /** Resident memory has grown by less than `bytes` since it was `before`. The sanitizers keep what was freed, so
+   * under them it says nothing. */
+  grownLessThan(bytes, before) {
+    if (/lib[at]san\.so/.test(fs.readFileSync(`/proc/${this.process.pid}/maps`, 'utf8'))) return;
+    const grown = this.rss() - before;
+    assert.ok(grown < bytes, `resident memory grew by ${grown} bytes`);
+  }
+
   signal(sig) {
     assert.ok(this.process.kill(sig), `the server is there to get ${sig}`);
   }
