@@ -644,6 +644,8 @@ static void random_schedule(uint64_t seed)
             close_session(w, (int)rnd(w, SESSIONS));
         else if (what == 10)
             w->f.now += (int64_t)rnd(w, 20000);
+        else if (what == 11)
+            ic_text_sched_reap(w->s, NULL); /* a rest between two ticks */
         else
             tick(w);
     }
@@ -1209,6 +1211,37 @@ static void alternatives_travel_behind_the_text(void **state)
     world_free(w);
 }
 
+/* What an engine does while it rests: cancels and deadlines are obeyed, and nothing is computed. */
+static void a_rest_obeys_cancels_and_deadlines(void **state)
+{
+    struct world *w = world_new(28, 2, 8, 64, 64);
+    struct client_req *r[4];
+    int64_t until = INT64_MAX;
+
+    (void)state;
+    for (int i = 0; i < 4; i++) { /* two run, two wait */
+        r[i] = ask(w, -1, "abc", 20);
+        r[i]->req->deadline_ns = i % 2 ? w->f.now + 1000 * w->f.ns_base * (i + 1) : 0;
+        endless(submit(w, r[i]));
+    }
+    for (int i = 0; i < 3; i++)
+        tick(w);
+    int64_t decodes = w->f.decodes;
+    CHECK(ic_text_sched_reap(w->s, &until) && until == r[1]->req->deadline_ns);
+    until = 5; /* never raised */
+    CHECK(ic_text_sched_reap(w->s, &until) && until == 5);
+    cancel(w, r[0], IC_CANCEL_ABORT);
+    cancel(w, r[2], IC_CANCEL_ABORT);
+    CHECK(ic_text_sched_reap(w->s, NULL) && r[0]->ended && r[2]->ended && !r[1]->ended && !r[3]->ended);
+    w->f.now = r[1]->req->deadline_ns;
+    until = INT64_MAX;
+    CHECK(ic_text_sched_reap(w->s, &until) && r[1]->ended && until == r[3]->req->deadline_ns);
+    w->f.now = until;
+    CHECK(!ic_text_sched_reap(w->s, NULL) && r[3]->ended && r[3]->end.reason == IC_END_DEADLINE);
+    CHECK(w->f.decodes == decodes && !tick(w));
+    world_free(w);
+}
+
 static void the_end_of_the_server_ends_all(void **state)
 {
     struct world *w = world_new(27, 2, 8, 64, 64);
@@ -1245,6 +1278,7 @@ int main(void)
         cmocka_unit_test(a_refused_request_lets_its_session_go_on),
         cmocka_unit_test(closing_a_session_ends_all_of_it),
         cmocka_unit_test(deadlines_hold_in_the_queue_too),
+        cmocka_unit_test(a_rest_obeys_cancels_and_deadlines),
         cmocka_unit_test(a_failed_decode_ends_who_was_in_it),
         cmocka_unit_test(what_was_held_back_leaves_at_the_end),
         cmocka_unit_test(a_conversation_too_long_to_keep_is_refused_whole),
