@@ -200,8 +200,9 @@ static void start_threads(struct ic_text_model *m, const struct ic_text_config *
     if (!m->pool_make || !m->pool_free)
         return;
     make_pool(m, m->info.threads);
-    /* A number that was asked for is the most that there will be, else all cores are. */
-    ic_threads_init(&m->threads, m->info.threads, cfg->threads > 0 ? cfg->threads : ic_cpu_cores());
+    /* A number that was asked for is the most that there will be, and never more than there are cores. */
+    int32_t cores = ic_cpu_cores();
+    ic_threads_init(&m->threads, m->info.threads, cfg->threads > 0 && cfg->threads < cores ? cfg->threads : cores);
 }
 
 /* After a decode: see threads.h. A pool of another size is made rather than a part of one used, whose other threads
@@ -270,7 +271,7 @@ enum ic_status ic_text_model_open(struct ic_text_model **out, const struct ic_te
     warm_up(m);
     /* Threads that wait for a GPU, or for the disk as in the warm-up, use no CPU either, and are not to be taken for
      * threads that do not get any. */
-    m->adapt = m->pool && cfg->gpu_layers == 0 && m->threads.max > 1;
+    m->adapt = m->pool && cfg->gpu_layers == 0 && (m->threads.max > 1 || m->threads.now > 1);
     ic_info("text", "%s (%s): %d tokens a conversation, %d in all, %d sequences, %d threads", m->info.name, m->info.desc,
             m->info.ctx_size, m->info.kv_size, m->info.parallel, m->info.threads);
     *out = m;
