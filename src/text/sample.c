@@ -126,13 +126,82 @@ void ic_sampler_close(struct ic_sampler **sp)
     *sp = NULL;
 }
 
+/* ---- the two passes over all logits that every draw makes, eight at a time (the compiler splits them where a register
+ * holds fewer). A NaN compares false, so it is neither a maximum nor does it spoil the sum. */
+
+typedef float vec __attribute__((vector_size(32)));
+typedef int32_t ivec __attribute__((vector_size(32)));
+#define LANES 8
+
+static void load(vec *v, const float *p)
+{
+    memcpy(v, p, sizeof *v);
+}
+
+static void greater(vec *a, const vec *b) /* *a = *b > *a ? *b : *a, by lanes */
+{
+    ivec yes = *b > *a;
+    *a = (vec)((yes & (ivec)*b) | (~yes & (ivec)*a));
+}
+
 static int32_t argmax(const float *l, int32_t n)
 {
-    int32_t best = 0;
-    for (int32_t i = 1; i < n; i++)
-        if (l[i] > l[best])
-            best = i;
-    return best;
+    vec m = (vec){0} - INFINITY, v;
+    float max = -INFINITY;
+    int32_t i = 0;
+
+    for (; i + LANES <= n; i += LANES) {
+        load(&v, l + i);
+        greater(&m, &v);
+    }
+    for (int32_t k = 0; k < LANES; k++)
+        max = m[k] > max ? m[k] : max;
+    for (; i < n; i++)
+        max = l[i] > max ? l[i] : max;
+    for (i = 0; i < n; i++)
+        if (l[i] == max)
+            return i;
+    return 0;
+}
+
+/* e^x for x <= 0: 2^i times a polynomial for 2^f, |f| <= 1/2, good to 1e-6 of the value. Below -87 it is as e^-87: 0
+ * beside the maximum's 1. */
+static void exp_below_zero(vec *x)
+{
+    vec t = (vec){0} - 87.0f;
+    greater(&t, x);
+    t *= 1.44269504f;
+    ivec i = __builtin_convertvector(t - 0.5f, ivec); /* towards zero, so this rounds */
+    vec f = t - __builtin_convertvector(i, vec);
+    vec p = 0.00133335581f * f + 0.00961812911f;
+    p = p * f + 0.0555041087f;
+    p = p * f + 0.240226507f;
+    p = p * f + 0.693147181f;
+    p = p * f + 1.0f;
+    *x = p * (vec)((i + 127) << 23);
+}
+
+/* ln Σ exp(l): what turns logits into log probabilities. Summed against the maximum, so nothing overflows; in floats for
+ * a short while and then in a double, so that a large vocabulary loses nothing. */
+static float log_sum_exp(const float *l, int32_t n, float max)
+{
+    double sum = 0;
+    int32_t i = 0;
+
+    while (i + LANES <= n) {
+        vec part = {0}, v;
+        for (int32_t end = n - i > 1024 ? i + 1024 : n; i + LANES <= end; i += LANES) {
+            load(&v, l + i);
+            v -= max;
+            exp_below_zero(&v);
+            part += v;
+        }
+        for (int32_t k = 0; k < LANES; k++)
+            sum += (double)part[k];
+    }
+    for (; i < n; i++)
+        sum += l[i] <= max ? (double)expf(l[i] - max) : 0;
+    return max + (float)log(sum);
 }
 
 static int32_t apply(struct ic_sampler *s, struct llama_sampler *first, const float *logits)
@@ -155,15 +224,6 @@ static bool grammar_takes(struct ic_sampler *s, int32_t token)
 
     llama_sampler_apply(s->grammar, &arr);
     return isfinite(one.logit);
-}
-
-/* ln Σ exp(l): what turns logits into log probabilities. Summed against the maximum, so nothing overflows. */
-static float log_sum_exp(const float *l, int32_t n, float max)
-{
-    double sum = 0;
-    for (int32_t i = 0; i < n; i++)
-        sum += (double)expf(l[i] - max);
-    return max + (float)log(sum);
 }
 
 static void fill_top(const float *l, int32_t n, float lse, int32_t want, struct ic_sampled *out)
