@@ -26,6 +26,7 @@
 
 #define RESERVE_PER_RUN 16 /* cells kept free for each run at admission, so that it does not come to preemption at once */
 #define SLICE_MIN 4        /* prompt tokens of a tick at least, however slow */
+#define ALONE_MIN 32       /* rows of a prompt that is decoded alone, to learn a row's price from it */
 #define GAP_FACTOR 3       /* a stream's gap while somebody's prompt is read, over its gap alone */
 
 struct run {
@@ -423,10 +424,10 @@ static bool try_admit(struct ic_text_sched *s, struct run *r)
         evict(s, slot);
     if (slot < 0)
         return false;
-    int32_t keep = se && se->slot == slot ? (r->n_keep < se->n_past ? r->n_keep : se->n_past) : 0;
-    int32_t need = r->n_tokens - keep + (s->n_running ? cells_promised(s) + RESERVE_PER_RUN : 0);
     if (se && se->slot == slot)
-        cut(s, slot, keep);
+        cut(s, slot, r->n_keep < se->n_past ? r->n_keep : se->n_past);
+    /* What is kept is known after the cut only: not every model can keep a part. */
+    int32_t need = r->n_tokens - s->slots[slot].n_past + (s->n_running ? cells_promised(s) + RESERVE_PER_RUN : 0);
     if (!make_room(s, need, se))
         return false;
 
@@ -593,8 +594,10 @@ static void learn_cost(struct ic_text_sched *s, double ns, int32_t n, int32_t n_
     if (n_prompt == 0)
         s->ns_decode_tick = s->ns_decode_tick > 0 ? keep * s->ns_decode_tick + (1 - keep) * ns : ns;
     else if (n_prompt >= SLICE_MIN / 2) {
-        double base = n > n_prompt ? s->ns_decode_tick : 0;
+        double base = s->ns_decode_tick; /* what a tick costs whatever is in it */
         double per = ns > base ? (ns - base) / n_prompt : ns / n;
+        if (n == n_prompt && n < ALONE_MIN && s->ns_prompt_row > 0)
+            return; /* nearly all of it is the base, or noise: it would make a row look many times dearer */
         s->ns_prompt_row = s->ns_prompt_row > 0 ? keep * s->ns_prompt_row + (1 - keep) * per : per;
     }
 }
