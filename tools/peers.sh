@@ -13,7 +13,7 @@ jobs=${JOBS:-2}
 dest=.bench/llama
 
 tools/deps.sh bench
-stamp="$(<.deps/llama/STAMP); tools ${tools[*]}; build 2"
+stamp="$(<.deps/llama/STAMP); tools ${tools[*]}; build 1"
 [[ -f $dest/STAMP && $(<"$dest/STAMP") == "$stamp" ]] && exit
 mkdir -p "$dest"
 exec 9>"$dest/lock"
@@ -47,7 +47,7 @@ if ! {
   # (GIT_DIR: else the tools would give our own commit as theirs.)
   GIT_DIR=/nonexistent cmake -S "$dest/source" -B "$dest/build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DLLAMA_BUILD_IS_DEV=OFF \
     -DCMAKE_BUILD_RPATH="\$ORIGIN" -DBUILD_SHARED_LIBS=OFF -DGGML_BACKEND_DL=ON -DGGML_NATIVE=OFF -DGGML_OPENMP=OFF \
-    -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_UI=OFF -DLLAMA_USE_PREBUILT_UI=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_APP=OFF
+    -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_UI=OFF -DLLAMA_USE_PREBUILT_UI=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_APP=OFF &&
   nice -n 19 cmake --build "$dest/build" -j "$jobs" --target "${tools[@]}"
 } >"$log" 2>&1; then
   tail -n 30 "$log" >&2
