@@ -719,7 +719,7 @@ static int64_t wait_until(const struct ic_law_sched *s, const struct group *g, i
     for (const struct sim *m = g->head; m; m = m->next)
         if (!m->predict && m->o.rate <= 0)
             return 0; /* one that runs as fast as it can is not slowed down for the sake of the others */
-    if (g->predicts && g->predicts < g->predict_peak && now - g->peak_ns < PREDICT_MEMORY_NS)
+    if (g->predicts && g->predicts < g->predict_peak)
         until = limit;
     for (const struct sim *m = s->sims; m; m = m->next_all)
         if (m->g == g && m->left && !m->in_line && m->due_ns <= limit && m->due_ns > until)

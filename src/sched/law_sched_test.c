@@ -489,6 +489,21 @@ static void test_paced_ones_wait_for_company_that_can_come(void **state)
     assert_int_equal(last_batch(&w)->at, START_NS + 200 * MS);
     close_world(&w);
 
+    /* nor one that was about to be due, but has been paused */
+    open_world(&w, &lim);
+    a = create(&w), b = create(&w);
+    run_rate(&w, a, 10);
+    tick(&w);
+    w.now = START_NS + 10 * MS;
+    run_rate(&w, b, 10);
+    tick(&w);
+    op(&w, IC_SIM_PAUSE, b);
+    w.now = START_NS + 100 * MS;
+    tick(&w);
+    assert_int_equal(last_batch(&w)->at, START_NS + 100 * MS);
+    assert_int_equal(last_batch(&w)->id[0], a);
+    close_world(&w);
+
     /* a batch that is full goes, whoever else could come; "full" is what batch_limit says */
     lim.batch_timeout_ns = 50 * MS;
     open_world(&w, &lim);
@@ -713,7 +728,7 @@ static void test_any_rate_is_bearable(void **state)
                (struct ic_sim_opts){.set = IC_SET_RATE | IC_SET_FPS | IC_SET_FRAMES, .rate = rates[i], .fps = rates[i], .frames = true});
         for (int k = 0; k < 5; k++)
             tick(&w);
-        assert_in_range(steps_of(&w, id), 1, 5);
+        assert_int_equal(steps_of(&w, id), rates[i] < 1 ? 1 : 5); /* the next one is a very long way off, not in the past */
         op(&w, IC_SIM_CLOSE, id);
         drop_events(&w);
     }
@@ -805,6 +820,23 @@ static void test_never_more_frames_than_fps(void **state)
         CHECK(n >= (possible < 300 ? possible : 300) * 9 / 10); /* and not far fewer where steps allow */
         close_world(&w);
     }
+}
+
+static void test_a_new_fps_takes_effect_at_once(void **state)
+{
+    int64_t at[64];
+    (void)state;
+    open_world(&w, NULL);
+    uint64_t id = create_shown(&w, (struct ic_sim_opts){.set = IC_SET_FPS, .fps = 0.001});
+    run_steps(&w, id, -1);
+    run_until(&w, w.now + SEC);
+    assert_int_equal(take_frames(&w, at, 64), 1);
+    op_set(&w, IC_SIM_SET, id, (struct ic_sim_opts){.set = IC_SET_FPS, .fps = 20});
+    int n = 0;
+    for (int64_t until = w.now + SEC; w.now < until; n += take_frames(&w, at, 64))
+        tick(&w);
+    assert_in_range(n, 18, 21);
+    close_world(&w);
 }
 
 static void test_frames_out_of_turn_do_not_silence_a_simulation(void **state)
@@ -1471,6 +1503,7 @@ int main(void)
         cmocka_unit_test(test_a_new_rate_takes_effect_at_once),
         cmocka_unit_test(test_frames_every_so_many_steps),
         cmocka_unit_test(test_never_more_frames_than_fps),
+        cmocka_unit_test(test_a_new_fps_takes_effect_at_once),
         cmocka_unit_test(test_frames_out_of_turn_do_not_silence_a_simulation),
         cmocka_unit_test(test_a_client_that_is_behind_gets_fewer_frames),
         cmocka_unit_test(test_the_last_frame_is_not_lost),

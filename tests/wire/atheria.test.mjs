@@ -12,7 +12,7 @@ const decode = await import('@msgpack/msgpack').then(
     process.exit(0);
   },
 );
-const server = await lawServer(['--grid-max', '256']);
+const server = await lawServer(['--grid-max', '256', '--idle-seconds', '3600']);
 const open = (s = server) => AtheriaClient.open(s, decode);
 
 function checkRows(map, h, w, channels = 1) {
@@ -350,14 +350,14 @@ test('a client that does not read: pairs stay pairs, the server does not care', 
   slow.ws._socket.pause();
   const had = (await server.metrics()).ic_law_frames_total;
   await other.sim('sim_run', { sim_id });
-  await until(async () => (await server.metrics()).ic_law_frames_total > had + 400, 'frames to pile up');
+  await until(async () => (await server.metrics()).ic_law_frames_total > had + 250, 'frames to pile up');
   const begin = (await other.nextFrame(sim_id)).step;
   await other.nextFrame(sim_id, (f) => f.step > begin + 20);
   await other.sim('sim_pause', { sim_id });
   const count = slow.frameCount;
   slow.ws._socket.resume(); // take() checks every pair
   const last = slow.frames.at(-1).step;
-  await slow.frame((f) => f.step > last + 100);
+  await slow.frame((f) => f.step > last + 50);
   await slow.answer('inference', 'pause', {}, 'inference_status_update');
   assert.ok(slow.frameCount > count);
   await Promise.all([slow.close(), other.close()]);
