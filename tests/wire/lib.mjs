@@ -74,6 +74,12 @@ process.on('exit', killAll);
 after(killAll); // a test that failed may have left its server, and that would keep this process alive
 for (const s of ['SIGTERM', 'SIGINT', 'SIGHUP']) process.on(s, () => process.exit(1));
 
+// Where util-linux is there, a server also goes with a test that was killed by force (by ctest, at its time limit).
+const SETPRIV = ['/usr/bin/setpriv', '/bin/setpriv'].find((f) => fs.existsSync(f));
+function launch(args, options) {
+  return SETPRIV ? spawn(SETPRIV, ['--pdeathsig', 'KILL', '--', BIN, ...args], options) : spawn(BIN, args, options);
+}
+
 // The parent's own IC_ settings must not reach the server.
 function serverEnv(extra) {
   const env = Object.fromEntries(Object.entries(process.env).filter(([k]) => !k.startsWith('IC_')));
@@ -82,7 +88,7 @@ function serverEnv(extra) {
 
 /** Runs the binary to its end: {code, signal, stdout, stderr}. */
 export async function run(args, { env = {}, input = '' } = {}) {
-  const p = spawn(BIN, args, { env: serverEnv(env), stdio: 'pipe' });
+  const p = launch(args, { env: serverEnv(env), stdio: 'pipe' });
   const out = { stdout: '', stderr: '' };
   living.add(p);
   p.stdin.on('error', () => {});
@@ -97,7 +103,7 @@ export class Server {
   static async start(args = [], { model = MODEL, env = {} } = {}) {
     const s = new Server();
     const all = ['serve', '--port', '0', '--threads', '1', ...(model ? ['--model', model] : []), ...args];
-    s.process = spawn(BIN, all, { env: serverEnv(env), stdio: ['ignore', 'ignore', 'pipe'] });
+    s.process = launch(all, { env: serverEnv(env), stdio: ['ignore', 'ignore', 'pipe'] });
     living.add(s.process);
     s.log = [];
     s.clients = new Set();
