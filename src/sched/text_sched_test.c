@@ -11,8 +11,23 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <string.h>
 #include <cmocka.h>
 
+/* Memory for a conversation's turns runs out when a test says so. */
+static int strdups_left = -1;
+
+static char *flaky_strdup(const char *s)
+{
+    if (strdups_left == 0)
+        return NULL;
+    strdups_left -= strdups_left > 0;
+    return strndup(s, strlen(s));
+}
+
+#define strdup flaky_strdup
+#include "sched/session.c"
+#undef strdup
 #include "sched/text_sched.c" /* its statics: the state is checked after every tick */
 
 #include "base/utf8.h"
@@ -1357,23 +1372,62 @@ static void a_prompt_takes_no_more_cells_than_there_are(void **state)
 /* A model that cannot cut forgets all of a session at admission: then all of it has to find room. */
 static void what_cannot_be_cut_is_counted_as_gone(void **state)
 {
-    struct world *w = world_new(33, 3, 64, 100, 120);
+    (void)state;
+    for (int recurrent = 0; recurrent < 2; recurrent++) {
+        struct world *w = world_new(33, 3, 64, 100, 105);
+        char text[64];
+        w->f.recurrent = recurrent;
+        struct client_req *chat = ask(w, 1, NULL, 20);
+        say(chat, "user", letters(text, 40));
+        endless(submit(w, chat));
+        run_dry(w);
+        endless(submit_prompt(w, letters(text, 8), 30));
+        tick(w);
+        struct client_req *next = ask(w, 1, NULL, 4); /* its answer is tokenised anew: the KV has to be cut there */
+        say(next, "user", "x");
+        endless(submit(w, next));
+        tick(w);
+        CHECK(!is_running(w, next)); /* 29 new tokens would fit, all 73 do not */
+        run_dry(w);
+        CHECK((next->end.stats.cached_tokens == 0) == recurrent && w->c.preempted == 0);
+        world_free(w);
+    }
+}
+
+/* A back end that is full gives an idle session's cells away before anybody is put back into the queue. */
+static void idle_sessions_go_before_anybody_is_preempted(void **state)
+{
+    struct world *w = world_new(34, 3, 32, 64, 200);
     char text[64];
 
     (void)state;
-    w->f.recurrent = true;
-    struct client_req *chat = ask(w, 1, NULL, 20);
-    say(chat, "user", letters(text, 40));
-    endless(submit(w, chat));
+    submit(w, ask(w, 0, letters(text, 20), 5));
     run_dry(w);
-    struct client_req *other = endless(submit_prompt(w, letters(text, 8), 60));
-    tick(w);
-    struct client_req *next = ask(w, 1, NULL, 4); /* its answer is tokenised anew: the KV has to be cut there */
-    say(next, "user", "x");
-    endless(submit(w, next));
+    w->f.cells_real = 60; /* 25 of them idle */
+    endless(submit_prompt(w, letters(text, 10), 10));
+    endless(submit_prompt(w, letters(text, 10), 10));
     run_dry(w);
-    CHECK(next->end.stats.cached_tokens == 0 && other->end.stats.tokens == 60 && w->c.preempted == 0);
+    CHECK(w->c.preempted == 0 && session(w, 0)->n_past == 0 && w->f.bad_decodes == 1);
     world_free(w);
+}
+
+/* An answer that cannot be kept is not kept by half: the conversation is as before it. */
+static void without_memory_a_turn_is_forgotten_whole(void **state)
+{
+    (void)state;
+    for (int left = 0; left < 4; left++) {
+        struct world *w = world_new(35, 2, 64, 200, 400);
+        for (int i = 0; i < 3; i++) {
+            struct client_req *r = ask(w, 1, NULL, 4);
+            say(r, "user", i ? "more" : "first");
+            endless(submit(w, r));
+            w->unchecked = i == 1;
+            strdups_left = i == 1 ? left : -1; /* a question's role and content, an answer's role and content */
+            run_dry(w);
+            CHECK(r->end.reason == IC_END_LENGTH && session(w, 1)->n_msgs == (i == 2 ? 4 : 2));
+        }
+        world_free(w);
+    }
 }
 
 int main(void)
@@ -1410,6 +1464,8 @@ int main(void)
         cmocka_unit_test(prompts_are_read_in_the_order_of_admission),
         cmocka_unit_test(a_prompt_takes_no_more_cells_than_there_are),
         cmocka_unit_test(what_cannot_be_cut_is_counted_as_gone),
+        cmocka_unit_test(idle_sessions_go_before_anybody_is_preempted),
+        cmocka_unit_test(without_memory_a_turn_is_forgotten_whole),
         cmocka_unit_test(thousands_of_schedules),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
