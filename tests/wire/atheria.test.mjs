@@ -3,7 +3,7 @@ import test, { afterEach } from 'node:test';
 import assert from 'node:assert/strict';
 import zlib from 'node:zlib';
 import { until } from './lib.mjs';
-import { AtheriaClient, LAW_NAME, SimClient, dropClients, lawServer, sims } from './simlib.mjs';
+import { AtheriaClient, LAW_NAME, MLP_NAME, SimClient, dropClients, lawServer, sims } from './simlib.mjs';
 
 const decode = await import('@msgpack/msgpack').then(
   (m) => m.decode,
@@ -44,7 +44,7 @@ test('initial_state tells the experiments', async () => {
   assert.equal(s.inference_status, 'paused');
   assert.equal(s.active_experiment, null);
   assert.equal(typeof s.compile_status.is_compiled, 'boolean');
-  assert.equal(s.experiments.length, 1);
+  assert.deepEqual(s.experiments.map((e) => e.name), [LAW_NAME, MLP_NAME]);
   const e = s.experiments[0];
   assert.equal(e.name, LAW_NAME);
   assert.equal(e.model_architecture, 'UNET');
@@ -342,7 +342,7 @@ test('two connections have a simulation each', async () => {
 test('a client that does not read: pairs stay pairs, the server does not care', async () => {
   const [slow, other] = [await open(), await SimClient.open(server)];
   const { sim_id } = await other.create();
-  await slow.load({ grid_size: 128 });
+  await slow.load({ experiment_name: MLP_NAME, grid_size: 128 });
   await slow.answer('simulation', 'set_speed', { speed: 100 }, 'simulation_speed_update');
   await slow.answer('simulation', 'set_fps', { fps: 120 }, 'simulation_fps_update');
   slow.cmd('inference', 'play');

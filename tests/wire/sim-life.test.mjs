@@ -2,7 +2,7 @@
 import test from 'node:test';
 import assert from 'node:assert/strict';
 import { ENDLESS, Server, until, withServer } from './lib.mjs';
-import { LAW, SimClient, lawServer, sims } from './simlib.mjs';
+import { LAW, MLP, MLP_NAME, SimClient, lawServer, sims } from './simlib.mjs';
 
 const gone = (server) =>
   until(async () => {
@@ -42,7 +42,7 @@ test('clients vanish at any moment, and take everything with them', async () => 
 test('a client that does not read loses frames, and nothing else; others notice nothing', async () => {
   const server = await lawServer(['--outbox', '262144', '--grid-max', '128', '--idle-seconds', '3600']);
   const slow = await SimClient.open(server), fast = await SimClient.open(server);
-  const a = await slow.create({ grid: 64, view: 'fields', encoding: 'f32' }), b = await fast.create({ grid: 64 });
+  const a = await slow.create({ law: MLP_NAME, grid: 64, view: 'fields', encoding: 'f32' }), b = await fast.create({ law: MLP_NAME, grid: 64 });
   await slow.sim('sim_run', { sim_id: a.sim_id });
   await slow.nextFrame(a.sim_id);
   const rss = server.rss();
@@ -72,7 +72,7 @@ test('a client that does not read loses frames, and nothing else; others notice 
 });
 
 test('frames give way to tokens: a slow client of both is not closed for its frames', async () => {
-  await withServer(['--law', LAW, '--outbox', '262144', '--idle-seconds', '3600'], async (server) => {
+  await withServer(['--law', MLP, '--outbox', '262144', '--idle-seconds', '3600'], async (server) => {
     const c = await SimClient.open(server);
     const { sim_id } = await c.create({ grid: 64, view: 'fields', encoding: 'f32' });
     await c.sim('sim_run', { sim_id });

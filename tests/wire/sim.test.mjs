@@ -2,7 +2,7 @@
 import test, { afterEach } from 'node:test';
 import assert from 'node:assert/strict';
 import { checkError, until } from './lib.mjs';
-import { LAW_NAME, SimClient, VIEWS, dropClients, floats, lawServer, sims } from './simlib.mjs';
+import { LAW_NAME, MLP_NAME, SimClient, VIEWS, dropClients, floats, lawServer, sims } from './simlib.mjs';
 
 const server = await lawServer(['--simulations', '40', '--simulations-per-connection', '4', '--grid-max', '256', '--law-batch-timeout', '5']);
 
@@ -10,7 +10,7 @@ afterEach(() => server.exited || dropClients(server));
 
 test('hello and /v1/laws name the law', async () => {
   const c = await SimClient.open(server);
-  assert.deepEqual(c.hello.laws, [LAW_NAME]);
+  assert.deepEqual(c.hello.laws, [LAW_NAME, MLP_NAME]);
   assert.equal(c.hello.status, 'ready');
   assert.equal(c.hello.model, null);
   assert.equal(c.hello.limits.grid_side, 256);
@@ -18,7 +18,9 @@ test('hello and /v1/laws name the law', async () => {
   assert.ok(c.hello.limits.steps > 1000);
   const laws = (await server.http('/v1/laws')).json;
   assert.equal(laws.object, 'list');
-  assert.equal(laws.data.length, 1);
+  assert.equal(laws.data.length, 2);
+  assert.equal(laws.data[1].architecture, 'MLP');
+  assert.equal(laws.data[1].grid_multiple, 1);
   const l = laws.data[0];
   assert.equal(l.name, LAW_NAME);
   assert.equal(l.architecture, 'UNET');
@@ -274,6 +276,17 @@ test('the same seed is the same state; another is another; reset brings it back'
   }
   const chosen = await c.sim('sim_create', { grid: 16 });
   assert.ok(Number.isSafeInteger(chosen.seed) || chosen.seed > 0, 'a seed that was chosen for the client is told');
+  await c.close();
+});
+
+test('two laws at once, and a grid of odd sides where the law takes it', async () => {
+  const c = await SimClient.open(server);
+  const a = await c.create(), b = await c.create({ law: MLP_NAME, grid: undefined, height: 5, width: 7, init: 'random' });
+  assert.equal(b.bytes, 5 * 7 * 8 * 8);
+  await Promise.all([c.steps(a.sim_id, 20), c.steps(b.sim_id, 33)]);
+  assert.equal((await c.sim('sim_pause', { sim_id: b.sim_id })).step, 33);
+  const v = floats(await c.state(b.sim_id));
+  for (let i = 0; i < v.length; i += 16) assert.ok(Math.abs(v.subarray(i, i + 16).reduce((n, x) => n + x * x, 0) - 1) < 1e-4, 'each cell has norm 1');
   await c.close();
 });
 

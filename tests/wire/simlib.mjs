@@ -8,10 +8,12 @@ import { Client, Server, checkError, run, until } from './lib.mjs';
 export const root = path.join(path.dirname(fileURLToPath(import.meta.url)), '../..');
 export const LAW = path.join(root, 'demo/laws/ginzburg-landau');
 export const LAW_NAME = 'ginzburg-landau';
+export const MLP = path.join(root, 'tests/golden/mlp-d8-b32'); // a hundred times cheaper a step: for tests that need many frames
+export const MLP_NAME = 'mlp-d8-b32';
 export const CONVLSTM = path.join(root, 'tests/golden/unet_convlstm-d4-b8');
 
 /** A server with the demo law and no text model. */
-export const lawServer = (args = [], options = {}) => Server.start(['--law', LAW, ...args], { model: null, ...options });
+export const lawServer = (args = [], options = {}) => Server.start(['--law', `${LAW},${MLP}`, ...args], { model: null, ...options });
 
 export const VIEWS = {
   density: 1, phase: 1, phase_hsv: 3, real: 1, imag: 1, fields: 3, physics: 1, flow: 3, entropy: 1, coherence: 1,
