@@ -117,6 +117,12 @@ export class SimClient extends Client {
   }
 }
 
+/** Fails when the server has grown by more than this since `rss`; the sanitizers' own memory says nothing. */
+export function checkGrowth(server, rss, most) {
+  if (/lib[at]san/.test(fs.readFileSync(`/proc/${server.process.pid}/maps`, 'utf8'))) return;
+  assert.ok(server.rss() - rss < most, `memory stays bounded: ${(server.rss() - rss) >> 20} MiB more`);
+}
+
 /** After each test: what a failed one has left behind must not fail the next. */
 export function dropClients(server) {
   server.clients.forEach((c) => c.terminate());
