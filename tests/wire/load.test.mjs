@@ -9,16 +9,20 @@ const server = await Server.start();
 const alone = {};
 {
   const c = await server.connect();
-  for (const p of PROMPTS) alone[p] = await c.text(p, { ...GREEDY, max_tokens: 60 });
+  for (const p of PROMPTS) alone[p] = await c.infer(p, { ...GREEDY, max_tokens: 60, logprobs: 2 }).done();
   await c.close();
 }
 
-// Numbers in a batch are the same for each row whatever stands beside it in this F32 model on one thread; if a
-// machine's kernels should differ by batch size, a greedy text may take another turn, which is not what is tested
-// here: so at least nearly all must be equal, and all complete.
-function mostlyEqual(got, want, what) {
-  const equal = got.filter((g, i) => g === want[i]).length;
-  assert.ok(equal >= 0.9 * got.length, `${what}: ${equal} of ${got.length} equal the text alone`);
+// The text that the same prompt got alone. What stands beside a row in a batch, and whether a cell was computed in a
+// prompt or one by one, may change the last bits of a logit (other kernels, another order of sums), and a greedy
+// answer turns where two tokens are as good as equal. So a difference is allowed only there.
+function same(got, want) {
+  const at = got.tokens.findIndex((t, i) => t.content !== want.tokens[i]?.content || t.index !== want.tokens[i]?.index);
+  if (at < 0) return assert.equal(got.tokens.length, want.tokens.length);
+  const [a, b] = want.tokens[at].logprobs;
+  const where = `token ${at}: ${JSON.stringify(got.tokens[at])}, alone ${JSON.stringify(want.tokens[at])}`;
+  assert.ok(a.logprob - b.logprob < 0.05, `another text than alone, and no tie. ${where}`);
+  assert.equal(got.tokens[at].content, b.token, `at a tie the other one is taken. ${where}`);
 }
 
 test('64 clients at once all get their whole answer', async () => {
@@ -29,14 +33,14 @@ test('64 clients at once all get their whole answer', async () => {
     assert.equal(x.end.reason, 'length');
     assert.deepEqual(x.tokens.map((t) => t.index), [...Array(60).keys()]);
   }
-  mostlyEqual(s.map((x) => x.text), s.map((x, i) => alone[PROMPTS[i % PROMPTS.length]]), '64 at once');
+  s.forEach((x, i) => same(x, alone[PROMPTS[i % PROMPTS.length]]));
   await Promise.all(clients.map((c) => c.close()));
 });
 
 test('more than may be decoded at once wait their turn', () => withServer(['--parallel', '4'], async (srv) => {
   const clients = await Promise.all(Array.from({ length: 32 }, () => srv.connect()));
   const s = await Promise.all(clients.map((c, i) => c.infer(PROMPTS[i % PROMPTS.length], { ...GREEDY, max_tokens: 60 }).done()));
-  mostlyEqual(s.map((x) => x.text), s.map((x, i) => alone[PROMPTS[i % PROMPTS.length]]), '32 over 4');
+  s.forEach((x, i) => same(x, alone[PROMPTS[i % PROMPTS.length]]));
   const queued = s.filter((x) => x.queued.length);
   assert.ok(queued.length > 0, 'some were told to wait');
   for (const x of queued) {
@@ -100,7 +104,7 @@ test('a prompt that is too long is refused with its length and the limit', async
     assert.equal(limit, 511);
     assert.ok(len > 511, e.message);
   }
-  assert.equal(await c.text(STORY, { ...GREEDY, max_tokens: 60 }), alone[STORY], 'the connection lives');
+  assert.equal(await c.text(STORY, { ...GREEDY, max_tokens: 60 }), alone[STORY].text, 'the connection lives');
   // The longest that fits leaves room for one token.
   let long = 'a '.repeat(510);
   for (;; long = long.slice(0, -2)) {
@@ -158,17 +162,15 @@ test('who is more important is served first', () => withServer(['--parallel', '1
 test('a KV cache smaller than the demand: preempted, complete, and the same text', () => withServer(['--kv-size', '700', '--parallel', '8'], async (srv) => {
   const c = await srv.connect();
   const want = {};
-  for (const p of PROMPTS) want[p] = await c.infer(p, { ...GREEDY, max_tokens: 250 }).done();
+  for (const p of PROMPTS) want[p] = await c.infer(p, { ...GREEDY, max_tokens: 250, logprobs: 2 }).done();
   assert.equal((await srv.metrics()).ic_text_preemptions_total, 0);
   const s = await Promise.all(PROMPTS.map((p) => c.infer(p, { ...GREEDY, max_tokens: 250 }).done()));
-  for (const [i, x] of s.entries()) {
-    const w = want[PROMPTS[i]];
-    assert.equal(x.end.reason, w.end.reason);
-    assert.equal(x.end.stats.tokens, w.end.stats.tokens);
-    if (x.text === w.text) assert.deepEqual(x.tokens.map((t) => t.index), w.tokens.map((t) => t.index), 'no token twice, none lost');
-  }
   assert.ok((await srv.metrics()).ic_text_preemptions_total > 0, 'somebody gave way');
-  mostlyEqual(s.map((x) => x.text), PROMPTS.map((p) => want[p].text), 'preempted');
+  for (const [i, x] of s.entries()) {
+    same(x, want[PROMPTS[i]]);
+    assert.ok(x.end.reason === 'stop' || x.end.stats.tokens === 250, 'complete');
+    x.tokens.forEach((t, k) => assert.ok(k === 0 || t.index > x.tokens[k - 1].index, 'no token twice'));
+  }
   await until(async () => (await srv.metrics()).ic_text_kv_tokens_used === 0, 'the KV to be free');
 }));
 
