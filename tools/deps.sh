@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs what the project needs and only what is missing; says nothing when all is there.
-#   tools/deps.sh [build|test|lint|bench]...     (default: build; every group includes build)
+#   tools/deps.sh [build|test|lint|bench|vulkan]...     (default: build; every group includes build)
 #   tools/deps.sh --llama-source DIR             (unpacks llama.cpp's pinned source there)
 # Debian packages are installed when root, else named. llama.cpp comes as prebuilt libraries from
 # npm into .deps/llama (lib/, include/), pinned and checked; the tests' npm packages by `npm ci`.
@@ -29,6 +29,8 @@ lint   clang-format       clang-format
 lint   clang-tidy         clang-tidy
 lint   shellcheck         shellcheck
 bench  g++                g++
+vulkan libvulkan1         -
+vulkan mesa-vulkan-drivers -
 '
 
 # npm package  version  sha512 (base64, equal to the registry's "integrity")
@@ -36,6 +38,9 @@ llama_libs=(@node-llama-cpp/linux-x64 3.22.1
   5uCCDNqWCNfaAm8aR/Uzxbo4HBpKgNF91kCHPepKhgMgV2OAmatoefbOlMihsqCiH2Od35E/eUHQCFbfRBJuOg==)
 llama_source=(node-llama-cpp 3.22.1
   bltIipuWmc123H7tMIgDGKSsSrhmhlQYeVUC48XTjVW7XGJJiJJyCdlTMzQ/LiWoPkGDpcL4FviDpgw7qfTiDw==)
+# libggml-base.so inside is the same file as above, so its Vulkan back end goes with those libraries.
+llama_vulkan=(@node-llama-cpp/linux-x64-vulkan 3.22.1
+  bBxqU+JOcBu1nb5Qj2zcMci+JByT1E8EajHvYodyNfVIPkEhXh+/HMwR1/BT7xP08YK0hks+kM8fglER0P8JEg==)
 llama_stamp="llama.cpp v0.5.0 from node-llama-cpp 3.22.1, layout 1"
 
 die() {
@@ -108,6 +113,25 @@ install_llama() {
   rm -rf "$new"
 }
 
+# Into .deps/vulkan/lib: llama.cpp's back ends for the CPU and the one for Vulkan, a folder for --backends. With Debian's
+# lavapipe and GGML_VK_VISIBLE_DEVICES=0 that is a GPU in software, slow but real.
+install_vulkan() {
+  [[ -f .deps/vulkan/STAMP && $(<.deps/vulkan/STAMP) == "$llama_stamp" ]] && return
+  echo "deps: fetching llama.cpp's Vulkan back end (24 MB)"
+  local new=.deps/new-vulkan.$$
+  rm -rf .deps/new-vulkan.*
+  npm_fetch "${llama_vulkan[@]}" "$new/npm"
+  mkdir -p "$new/vulkan/lib"
+  cp "$new"/npm/package/bins/linux-x64-vulkan/libggml-vulkan.so .deps/llama/lib/libggml-cpu-*.so \
+    .deps/llama/lib/libggml-base.so "$new/vulkan/lib/"
+  cmp -s .deps/llama/lib/libggml-base.so "$new"/npm/package/bins/linux-x64-vulkan/libggml-base.so ||
+    die "the Vulkan back end is of another ggml than the libraries"
+  echo "$llama_stamp" >"$new/vulkan/STAMP"
+  rm -rf .deps/vulkan
+  mv "$new/vulkan" .deps/vulkan
+  rm -rf "$new"
+}
+
 # unpack_llama_source DIR: the whole source of that llama.cpp, for tools/peers.sh.
 unpack_llama_source() {
   npm_fetch "${llama_source[@]}" "$scratch/source"
@@ -132,7 +156,7 @@ if [[ ${1-} == --llama-source ]]; then
   exit
 fi
 for group in "$@"; do
-  [[ " build test lint bench " == *" $group "* ]] || die "unknown group '$group' (build, test, lint, bench)"
+  [[ " build test lint bench vulkan " == *" $group "* ]] || die "unknown group '$group' (build, test, lint, bench, vulkan)"
 done
 groups=(build "$@")
 mkdir -p .deps
@@ -142,3 +166,4 @@ flock 9 # two at once: the second waits and finds all done
 install_packages "${groups[@]}"
 install_llama
 [[ " ${groups[*]} " != *" test "* ]] || install_node_modules
+[[ " ${groups[*]} " != *" vulkan "* ]] || install_vulkan
