@@ -5,10 +5,17 @@
 
 #include "base/exit.h"
 #include "base/status.h"
+#include "cli/options.h"
+#include "text/model.h"
 
 int ic_cli_main(int argc, char **argv);
 int ic_cli_serve(int argc, char **argv);
 int ic_cli_ask(int argc, char **argv);
+int ic_cli_plan(int argc, char **argv);
+
+/* What the options say about the text model. Strings are borrowed from them. IC_BAD_REQUEST: --gpu-layers makes no
+ * sense. */
+enum ic_status ic_cli_text_config(const struct ic_options *o, struct ic_text_config *out, struct ic_err *err);
 
 /* Prints "inference-core: text" on stderr and returns `code`. */
 int ic_cli_fail(enum ic_exit code, const char *text);

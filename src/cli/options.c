@@ -53,7 +53,8 @@ static enum ic_status set(struct ic_options *o, const struct row *r, const char 
     case 'G': shift = 30; break;
     default: break;
     }
-    if (end == value || errno || end[shift ? 1 : 0])
+    const char *rest = end + (shift ? 1 : 0);
+    if (end == value || errno || (*rest && (!shift || strcmp(rest, "iB") != 0)))
         return ic_fail(err, IC_BAD_REQUEST, "%s%s takes a whole number, not \"%.60s\"", from, r->flag, value);
     int64_t unit = INT64_C(1) << shift; /* divided first, so that nothing can overflow */
     if (v > r->hi / unit || v < r->lo / unit || v * unit < r->lo)

@@ -12,7 +12,7 @@
 #include "base/status.h"
 
 /* S(field, flag, default or NULL, unit, help)          text
- * I(field, flag, default, lowest, highest, unit, help) whole number; sizes take K, M, G (powers of 1024) */
+ * I(field, flag, default, lowest, highest, unit, help) whole number; sizes take K, M, G (powers of 1024), also KiB … */
 #define IC_OPTIONS(S, I)                                                                                               \
     S(model, "model", NULL, "FILE", "GGUF model to serve (the first file of a split one)")                             \
     S(law, "law", NULL, "PATH,…", "Law M checkpoints (or their folders) to serve, separated by commas")                \
@@ -21,9 +21,12 @@
     I(ctx_size, "ctx-size", 0, 0, 1 << 24, "tokens", "one conversation: prompt and answer; 0: the model's, at most 4096") \
     I(kv_size, "kv-size", 0, 0, 1 << 26, "tokens", "KV cache of all conversations together; 0: 4 times ctx-size")      \
     I(parallel, "parallel", 64, 1, 256, "requests", "decoded at once; the others wait in the queue")                   \
-    I(batch, "batch", 512, 1, 8192, "tokens", "of one decode at most; at least `parallel`")                            \
+    I(batch, "batch", 0, 0, 8192, "tokens", "of one decode at most; at least `parallel`; 0: 512")                      \
     I(threads, "threads", 0, 0, 512, "threads", "for compute; 0: as many as there are free cores")                     \
-    I(gpu_layers, "gpu-layers", 0, -1, 10000, "layers", "to place on the GPU; -1: all")                                \
+    S(gpu_layers, "gpu-layers", "auto", "auto|N", "layers on the GPU: as many as fit, or N (the output counts as one); -1: all") \
+    I(vram_margin, "vram-margin", 512 << 20, 0, 1LL << 44, "bytes", "of each GPU's memory that stay free")             \
+    I(vram, "vram", 0, 0, 1LL << 44, "bytes", "of each GPU's memory to use at most; 0: what is free")                  \
+    S(backends, "backends", NULL, "DIR", "folder of ggml's back ends; default: where llama.cpp's libraries lie")       \
     S(chat_template, "chat-template", NULL, "NAME", "chat format in place of the model's own, e.g. chatml, llama3")    \
     I(law_threads, "law-threads", 0, 0, 512, "threads", "for laws; 0: as many as there are free cores")                \
     I(law_max_batch, "law-max-batch", 16, 1, 1024, "simulations", "stepped together at most")                          \

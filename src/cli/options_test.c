@@ -143,8 +143,9 @@ static void numbers_have_ranges_and_suffixes(void **state)
         }
         ic_options_deinit(&o);
     }
-    assert_int_equal(parse(&o, "--gpu-layers -1 --message-max 256M", &help, &err), IC_OK);
-    assert_int_equal(o.gpu_layers, -1);
+    assert_int_equal(parse(&o, "--gpu-layers -1 --message-max 256M --vram 3GiB", &help, &err), IC_OK);
+    assert_string_equal(o.gpu_layers, "-1");
+    assert_int_equal(o.vram, 3LL << 30);
     assert_int_equal(o.message_max, 256 << 20);
     ic_options_deinit(&o);
     assert_int_equal(parse(&o, "--message-max 1023", &help, &err), IC_BAD_REQUEST);

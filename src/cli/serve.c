@@ -24,6 +24,7 @@
 #include "hw/monitor.h"
 #include "hw/nvml.h"
 #include "hw/cpu.h"
+#include "hw/ledger.h"
 #include "net/net.h"
 #include "proto/server.h"
 
@@ -40,6 +41,7 @@ struct serve {
     struct ic_text_engine *text; /* NULL: no --model */
     struct ic_law_engine *law;   /* NULL: no --law */
     struct ic_turn turn;
+    struct ic_ledger *ledger; /* of GPU memory; for both engines */
     struct ic_monitor *monitor;
     struct ic_server *server;
     struct ic_net *net;
@@ -215,14 +217,6 @@ static enum ic_status start(struct serve *s, struct ic_err *err)
         .keys = s->keys,
     };
     struct ic_text_engine_config text = {
-        .model = {.path = o->model,
-                  .chat_template = o->chat_template,
-                  .ctx_size = (int32_t)o->ctx_size,
-                  .kv_size = (int32_t)o->kv_size,
-                  .parallel = (int32_t)o->parallel,
-                  .batch = (int32_t)o->batch,
-                  .threads = (int32_t)o->threads,
-                  .gpu_layers = (int32_t)o->gpu_layers},
         .queue_max = (int32_t)o->queue_max,
         .turn = o->law ? &s->turn : NULL,
     };
@@ -241,6 +235,9 @@ static enum ic_status start(struct serve *s, struct ic_err *err)
     struct ic_server_hooks hooks = {s, advance, advance};
     enum ic_status st;
 
+    if ((st = ic_ledger_open(&s->ledger, err)) != IC_OK || (st = ic_cli_text_config(o, &text.model, err)) != IC_OK)
+        return st;
+    text.model.ledger = s->ledger;
     /* The server exists before the network, which calls it, and after the engine, which it calls; the engine's
      * thread starts last, when there is a loop to wake. */
     if ((st = ic_server_open(&s->server, &server, &s->events, err)) != IC_OK ||
@@ -277,13 +274,17 @@ static bool is_loopback(const char *host)
 
 static int check_options(const struct ic_options *o)
 {
+    struct ic_text_config text;
     enum ic_log_level level;
+    struct ic_err err;
 
     if (ic_log_parse_level(o->log_level ? o->log_level : "info", &level) != IC_OK)
         return ic_cli_fail(IC_EXIT_USAGE, "--log-level must be error, warn, info, debug or trace");
     ic_log_set_level(level);
     if (!o->model && !o->law)
         return ic_cli_fail(IC_EXIT_USAGE, "serve needs --model FILE.gguf, or --law PATH, or both");
+    if (ic_cli_text_config(o, &text, &err) != IC_OK)
+        return ic_cli_fail(IC_EXIT_USAGE, err.msg);
     if (!o->tls_cert != !o->tls_key)
         return ic_cli_fail(IC_EXIT_USAGE, "--tls-cert and --tls-key go together");
     if (o->temp_critical && o->temp_critical <= o->temp_limit)
@@ -291,7 +292,6 @@ static int check_options(const struct ic_options *o)
     if (!o->host)
         return ic_cli_fail(IC_EXIT_USAGE, "--host must not be empty");
     if (o->model && access(o->model, R_OK) != 0) {
-        struct ic_err err;
         ic_fail(&err, IC_NOT_FOUND, "model %s: %s", o->model, strerror(errno));
         return ic_cli_fail(IC_EXIT_FILE, err.msg);
     }
@@ -348,6 +348,7 @@ int ic_cli_serve(int argc, char **argv)
     ic_server_close(&s.server);
     ic_events_deinit(&s.events);
     ic_turn_deinit(&s.turn);
+    ic_ledger_close(&s.ledger);
     ic_keys_free(&s.keys);
     if (code == IC_EXIT_OK)
         ic_info("serve", "bye");

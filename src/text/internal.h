@@ -8,7 +8,14 @@
 #include "text/model.h"
 #include "text/threads.h"
 
+struct ic_place;
+
+/* Loads ggml's back ends from `dir` (NULL: the default), once in a process: later calls find them there.
+ * IC_BAD_REQUEST: there is none for the CPU. */
+enum ic_status ic_text_load_backends(const char *dir, struct ic_err *err);
+
 struct ic_text_model {
+    struct ic_place *place; /* what lies where; holds our part of the ledger */
     struct llama_model *model;
     struct llama_context *ctx;
     const struct llama_vocab *vocab;

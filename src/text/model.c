@@ -5,19 +5,18 @@
  * sequences, which is what makes the unified cache as fast as separate ones. */
 #include "text/internal.h"
 
-#include <errno.h>
 #include <ggml-backend.h>
 #include <ggml-cpu.h>
-#include <stdatomic.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/clock.h"
 #include "base/log.h"
 #include "hw/cpu.h"
+#include "text/place.h"
 
 #define CPU_SAMPLE_MS 200 /* how long the free cores are looked for at start */
 /* How long the compute threads spin for the next graph, 0-100; 1 is about 2 ms. llama.cpp's default of 50 spins for
@@ -28,6 +27,7 @@ static void to_log(enum ggml_log_level level, const char *text, void *arg)
 {
     static _Thread_local enum ggml_log_level last;
     (void)arg;
+    ic_meter_line(text);
     if (level != GGML_LOG_LEVEL_CONT)
         last = level;
     if (last == GGML_LOG_LEVEL_ERROR)
@@ -44,35 +44,23 @@ static void on_ggml_abort(const char *text)
     _exit(70);
 }
 
-static void load_backends(void)
+enum ic_status ic_text_load_backends(const char *dir, struct ic_err *err)
 {
-    static atomic_bool done;
+    static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+    static bool done;
 
-    if (atomic_exchange(&done, true))
-        return;
-    llama_log_set(to_log, NULL);
-    ggml_set_abort_callback(on_ggml_abort);
-    ggml_backend_load_all_from_path(IC_LLAMA_LIB);
-    llama_backend_init();
-}
-
-static enum ic_status check_file(const char *path, struct ic_err *err)
-{
-    struct stat st;
-    char magic[4] = {0};
-
-    if (stat(path, &st) != 0)
-        return ic_fail(err, errno == ENOENT || errno == ENOTDIR ? IC_NOT_FOUND : IC_BAD_REQUEST, "model %s: %s", path,
-                       strerror(errno));
-    if (!S_ISREG(st.st_mode))
-        return ic_fail(err, IC_BAD_REQUEST, "model %s: not a file", path);
-    FILE *f = fopen(path, "re");
-    if (!f)
-        return ic_fail(err, IC_BAD_REQUEST, "model %s: %s", path, strerror(errno));
-    size_t got = fread(magic, 1, sizeof magic, f);
-    fclose(f);
-    if (got != sizeof magic || memcmp(magic, "GGUF", 4) != 0)
-        return ic_fail(err, IC_BAD_REQUEST, "model %s: not a GGUF file", path);
+    pthread_mutex_lock(&lock);
+    if (!done) {
+        llama_log_set(to_log, NULL);
+        ggml_set_abort_callback(on_ggml_abort);
+        ggml_backend_load_all_from_path(dir ? dir : IC_LLAMA_LIB);
+        llama_backend_init();
+        done = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU) != NULL;
+    }
+    bool usable = done;
+    pthread_mutex_unlock(&lock);
+    if (!usable)
+        return ic_fail(err, IC_BAD_REQUEST, "no ggml back end for the CPU in %s", dir ? dir : IC_LLAMA_LIB);
     return IC_OK;
 }
 
@@ -116,31 +104,21 @@ static enum ic_status pick_template(struct ic_text_model *m, const char *wanted,
     return IC_OK;
 }
 
-static enum ic_status decide_sizes(struct ic_text_model *m, const struct ic_text_config *cfg, struct ic_err *err)
+static void fill_info(struct ic_text_model *m)
 {
+    const struct ic_place *p = m->place;
     struct ic_text_info *i = &m->info;
-    int32_t most = (int32_t)llama_max_parallel_sequences();
 
     i->n_vocab = llama_vocab_n_tokens(m->vocab);
     i->n_ctx_train = llama_model_n_ctx_train(m->model);
     i->n_params = llama_model_n_params(m->model);
     i->model_bytes = llama_model_size(m->model);
-    i->ctx_size = cfg->ctx_size ? cfg->ctx_size : i->n_ctx_train < IC_CTX_DEFAULT_MAX ? i->n_ctx_train : IC_CTX_DEFAULT_MAX;
-    if (i->ctx_size < 8)
-        return ic_fail(err, IC_BAD_REQUEST, "a context of %d tokens is too small", i->ctx_size);
-    if (cfg->parallel < 1 || cfg->parallel > most)
-        return ic_fail(err, IC_BAD_REQUEST, "parallel must be 1 to %d", most);
-    i->parallel = cfg->parallel;
-    int64_t kv = cfg->kv_size ? cfg->kv_size : (int64_t)i->ctx_size * IC_KV_CONVERSATIONS;
-    if (kv < i->ctx_size)
-        return ic_fail(err, IC_BAD_REQUEST, "a KV cache of %lld tokens cannot hold one context of %d", (long long)kv,
-                       i->ctx_size);
-    if (kv > INT32_MAX / 2)
-        return ic_fail(err, IC_BAD_REQUEST, "a KV cache of %lld tokens is too large", (long long)kv);
-    i->kv_size = (int32_t)kv;
-    i->batch = cfg->batch < i->parallel ? i->parallel : cfg->batch;
-    i->threads = cfg->threads > 0 ? cfg->threads : ic_cpu_cores_free(CPU_SAMPLE_MS);
-    return IC_OK;
+    i->ctx_size = p->sizes.ctx;
+    i->kv_size = p->sizes.kv;
+    i->parallel = p->sizes.parallel;
+    i->batch = p->sizes.batch;
+    i->gpu_layers = p->plan.layers;
+    i->layers = p->plan.layers_max;
 }
 
 static bool abort_trampoline(void *arg)
@@ -151,15 +129,9 @@ static bool abort_trampoline(void *arg)
 
 static enum ic_status make_context(struct ic_text_model *m, struct ic_err *err)
 {
-    struct llama_context_params p = llama_context_default_params();
+    struct llama_context_params p = ic_place_context_params(m->place);
 
-    p.n_ctx = (uint32_t)m->info.kv_size;
-    p.n_batch = p.n_ubatch = (uint32_t)m->info.batch;
-    p.n_seq_max = (uint32_t)m->info.parallel;
-    /* Only the last row of each sequence is asked for: without this the logits of a whole batch are reserved. */
-    p.n_outputs_max = (uint32_t)m->info.parallel;
     p.n_threads = p.n_threads_batch = m->info.threads;
-    p.kv_unified = true;
     p.abort_callback = abort_trampoline;
     p.abort_callback_data = m;
     m->ctx = llama_init_from_model(m->model, p);
@@ -225,55 +197,125 @@ static void adapt_threads(struct ic_text_model *m, int64_t wall, int64_t cpu)
 }
 
 /* The first decode pays for page faults of the weights and for building the graph; no client should. */
-static void warm_up(struct ic_text_model *m)
+static bool warm_up(struct ic_text_model *m)
 {
     int32_t token = llama_vocab_bos(m->vocab);
     struct ic_row row = {token >= 0 ? token : 0, 0, 0, true};
 
     if (ic_text_decode(m, &row, 1) != IC_DECODE_OK)
-        ic_warn("text", "the warm-up decode failed");
+        return false;
     llama_memory_clear(llama_get_memory(m->ctx), true);
+    return true;
+}
+
+/* Takes down what an attempt has made. */
+static void unload(struct ic_text_model *m)
+{
+    if (m->ctx) {
+        llama_detach_threadpool(m->ctx);
+        llama_free(m->ctx);
+    }
+    if (m->pool)
+        m->pool_free(m->pool);
+    if (m->batch.token)
+        llama_batch_free(m->batch);
+    llama_model_free(m->model);
+    m->ctx = NULL;
+    m->pool = NULL;
+    m->batch = (struct llama_batch){0};
+    m->model = NULL;
+    m->vocab = NULL;
+}
+
+static enum ic_status check_kind(struct ic_text_model *m, const char *path, struct ic_err *err)
+{
+    m->vocab = llama_model_get_vocab(m->model);
+    if (!llama_model_has_decoder(m->model) || llama_model_has_encoder(m->model) || llama_model_is_diffusion(m->model) ||
+        llama_vocab_type(m->vocab) == LLAMA_VOCAB_TYPE_NONE)
+        return ic_fail(err, IC_BAD_REQUEST, "model %s: not a decoder that generates text", path);
+    return IC_OK;
+}
+
+/* Loads, makes the context and decodes once, as planned. IC_OOM: another plan may do better. */
+static enum ic_status attempt(struct ic_text_model *m, const struct ic_text_config *cfg, struct ic_err *err)
+{
+    bool gpu = m->place->plan.layers > 0;
+    enum ic_status st;
+
+    m->model = llama_model_load_from_file(cfg->path, ic_place_model_params(m->place));
+    if (!m->model)
+        return gpu ? ic_fail(err, IC_OOM, "loading failed")
+                   : ic_fail(err, IC_BAD_REQUEST, "model %s: broken or of a kind that this llama.cpp does not know", cfg->path);
+    if ((st = check_kind(m, cfg->path, err)) != IC_OK)
+        return st;
+    fill_info(m);
+    m->info.threads = cfg->threads > 0 ? cfg->threads : ic_cpu_cores_free(CPU_SAMPLE_MS);
+    if (ic_place_injected(m->place))
+        return ic_fail(err, IC_OOM, "no memory (injected)");
+    if ((st = make_context(m, err)) != IC_OK)
+        return st;
+    start_threads(m, cfg);
+    if (!warm_up(m)) {
+        if (gpu)
+            return ic_fail(err, IC_OOM, "the first decode failed");
+        ic_warn("text", "the warm-up decode failed");
+    }
+    return IC_OK;
+}
+
+static enum ic_status bring_up(struct ic_text_model *m, const struct ic_text_config *cfg, struct ic_err *err)
+{
+    enum ic_status st;
+
+    for (;;) {
+        ic_meter_listen(&m->place->meter);
+        st = attempt(m, cfg, err);
+        ic_meter_listen(NULL);
+        if (st == IC_OK)
+            break;
+        unload(m);
+        if (st != IC_OOM || !ic_place_step_down(m->place, err->msg))
+            return st;
+        *err = (struct ic_err){0};
+    }
+    ic_place_settle(m->place);
+    return IC_OK;
+}
+
+static int32_t longest_piece(const struct llama_vocab *vocab)
+{
+    int32_t longest = 0;
+
+    for (int32_t t = 0, n = llama_vocab_n_tokens(vocab); t < n; t++) {
+        int32_t len = (int32_t)strlen(llama_vocab_get_text(vocab, t));
+        longest = len > longest ? len : longest;
+    }
+    return longest;
 }
 
 enum ic_status ic_text_model_open(struct ic_text_model **out, const struct ic_text_config *cfg, struct ic_err *err)
 {
+    struct ic_err own = {0};
     enum ic_status st;
 
     *out = NULL;
-    if ((st = check_file(cfg->path, err)) != IC_OK)
-        return st;
+    err = err ? err : &own;
     struct ic_text_model *m = calloc(1, sizeof *m);
     if (!m)
         return ic_fail(err, IC_OOM, "out of memory");
-    load_backends();
-    struct llama_model_params p = llama_model_default_params();
-    p.n_gpu_layers = cfg->gpu_layers;
-    m->model = llama_model_load_from_file(cfg->path, p);
-    if (!m->model) {
-        st = ic_fail(err, IC_BAD_REQUEST, "model %s: broken or of a kind that this llama.cpp does not know", cfg->path);
+    if ((st = ic_text_load_backends(cfg->backends, err)) != IC_OK ||
+        (st = ic_place_open(&m->place, cfg, false, err)) != IC_OK || (st = bring_up(m, cfg, err)) != IC_OK)
         goto out;
-    }
-    m->vocab = llama_model_get_vocab(m->model);
-    if (!llama_model_has_decoder(m->model) || llama_model_has_encoder(m->model) || llama_model_is_diffusion(m->model) ||
-        llama_vocab_type(m->vocab) == LLAMA_VOCAB_TYPE_NONE) {
-        st = ic_fail(err, IC_BAD_REQUEST, "model %s: not a decoder that generates text", cfg->path);
-        goto out;
-    }
     fill_names(m, cfg->path);
-    for (int32_t t = 0, n = llama_vocab_n_tokens(m->vocab); t < n; t++) {
-        int32_t len = (int32_t)strlen(llama_vocab_get_text(m->vocab, t));
-        m->max_piece = len > m->max_piece ? len : m->max_piece;
-    }
-    if ((st = pick_template(m, cfg->chat_template, err)) != IC_OK || (st = decide_sizes(m, cfg, err)) != IC_OK ||
-        (st = make_context(m, err)) != IC_OK)
+    m->max_piece = longest_piece(m->vocab);
+    if ((st = pick_template(m, cfg->chat_template, err)) != IC_OK)
         goto out;
-    start_threads(m, cfg);
-    warm_up(m);
     /* Threads that wait for a GPU, or for the disk as in the warm-up, use no CPU either, and are not to be taken for
      * threads that do not get any. */
-    m->adapt = m->pool && cfg->gpu_layers == 0 && (m->threads.max > 1 || m->threads.now > 1);
-    ic_info("text", "%s (%s): %d tokens a conversation, %d in all, %d sequences, %d threads", m->info.name, m->info.desc,
-            m->info.ctx_size, m->info.kv_size, m->info.parallel, m->info.threads);
+    m->adapt = m->pool && m->info.gpu_layers == 0 && (m->threads.max > 1 || m->threads.now > 1);
+    ic_info("text", "%s (%s): %d tokens a conversation, %d in all, %d sequences, %d threads, %d of %d layers on the GPU",
+            m->info.name, m->info.desc, m->info.ctx_size, m->info.kv_size, m->info.parallel, m->info.threads,
+            m->info.gpu_layers, m->info.layers);
     *out = m;
     return IC_OK;
 out:
@@ -287,15 +329,8 @@ void ic_text_model_close(struct ic_text_model **mp)
 
     if (!m)
         return;
-    if (m->ctx) {
-        llama_detach_threadpool(m->ctx);
-        llama_free(m->ctx);
-    }
-    if (m->pool)
-        m->pool_free(m->pool);
-    if (m->batch.token)
-        llama_batch_free(m->batch);
-    llama_model_free(m->model);
+    unload(m);
+    ic_place_close(&m->place);
     free(m->template_copy);
     free(m);
     *mp = NULL;

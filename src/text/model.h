@@ -14,19 +14,33 @@
 #include "base/buf.h"
 #include "base/status.h"
 
+struct ic_ledger;
+
 struct ic_text_config {
     const char *path;          /* GGUF file (the first one of a split model) */
     const char *chat_template; /* NULL: the model's own; else a name that llama.cpp knows ("chatml") */
     int32_t ctx_size;          /* tokens of one conversation; 0: the model's, at most IC_CTX_DEFAULT_MAX */
     int32_t kv_size;           /* tokens (KV cells) of all conversations together; 0: IC_KV_CONVERSATIONS * ctx_size */
     int32_t parallel;          /* sequences decoded at once */
-    int32_t batch;             /* tokens of one decode at most */
+    int32_t batch;             /* tokens of one decode at most; 0: IC_BATCH_DEFAULT */
     int32_t threads;           /* compute threads; 0: the cores that are free now */
-    int32_t gpu_layers;        /* layers on the GPU; -1: all */
+    int32_t gpu_layers;        /* layers on the GPU, the output being one; 0: no GPU is touched; -1: all */
+    uint64_t vram_margin;      /* bytes of each device that stay free */
+    uint64_t vram_max;         /* bytes of each device that may be planned with; 0: what is free */
+    const char *backends;      /* folder of ggml's back ends; NULL: where llama.cpp's libraries lie */
+    struct ic_ledger *ledger;  /* shared with other engines, must outlive the model; NULL: one of its own */
+    /* Another opinion on what is free of a device (NVML's), by PCI address ("0000:01:00.0"); the lower one counts. NULL:
+     * the back end's alone. False: it does not know this device. Called during open. */
+    bool (*gpu_free)(void *arg, const char *pci, uint64_t *bytes);
+    void *gpu_free_arg;
 };
+/* Sizes that are 0 become smaller still where memory is short, before the model is refused. */
 
 #define IC_CTX_DEFAULT_MAX 4096
 #define IC_KV_CONVERSATIONS 4
+#define IC_BATCH_DEFAULT 512
+#define IC_GPU_LAYERS_ALL (-1)
+#define IC_GPU_LAYERS_AUTO (-2) /* as many as fit */
 
 /* Owned by the model. */
 struct ic_text_info {
@@ -34,17 +48,24 @@ struct ic_text_info {
     char desc[128]; /* architecture, size and type in words */
     int32_t n_vocab, n_ctx_train;
     int32_t ctx_size, kv_size, parallel, batch, threads; /* as decided */
+    int32_t gpu_layers, layers;                          /* on a GPU, of how many; the output is one */
     uint64_t n_params, model_bytes;
     bool has_chat_template;
 };
 
 struct ic_text_model;
 
-/* Loads the model and makes its context; seconds to minutes. IC_NOT_FOUND: no such file. IC_BAD_REQUEST: not a
- * model that can generate text, or a size that cannot be. IC_OOM: the context does not fit. */
+/* Loads the model and makes its context; seconds to minutes. What fits on the GPU is decided here and logged, item by
+ * item; when it does not fit after all, fewer layers are tried, down to none. IC_NOT_FOUND: no such file.
+ * IC_BAD_REQUEST: not a model that can generate text, or a size that cannot be. IC_OOM: the context does not fit. */
 enum ic_status ic_text_model_open(struct ic_text_model **out, const struct ic_text_config *cfg, struct ic_err *err);
 void ic_text_model_close(struct ic_text_model **m);
 const struct ic_text_info *ic_text_model_info(const struct ic_text_model *m);
+
+/* What open would decide, without loading the weights (seconds, mostly for the vocabulary): the table, line by line.
+ * vram_max then stands for what is free, and where there is no GPU, for one. Errors as above. */
+enum ic_status ic_text_plan(const struct ic_text_config *cfg, void (*line)(void *arg, const char *text), void *arg,
+                            struct ic_err *err);
 
 /* One token of one sequence in a decode. */
 struct ic_row {

@@ -1,0 +1,73 @@
+/* Bringing a model up on what there is: looks at the devices, measures, plans (text/plan.h), reserves in
+ * the ledger, and when loading fails all the same, says what to try next.
+ *
+ *   open ──► try ──works──► settle (the ledger gets the real figures)
+ *             ▲ └─fails──► step_down: fewer layers … none … a smaller cache, batch, context ──► false: give
+ * up └───────────────┘
+ *
+ * The thread that loads the model. */
+#ifndef IC_TEXT_PLACE_H
+#define IC_TEXT_PLACE_H
+
+#include <llama.h>
+
+#include "hw/ledger.h"
+#include "text/meter.h"
+#include "text/model.h"
+#include "text/plan.h"
+
+#define IC_CTX_SHRUNK_MIN 512 /* tokens: no context that nobody asked for becomes smaller than this */
+#define IC_BATCH_SHRUNK_MIN 64
+#define IC_MEASURE_ROUNDS 4 /* a split changes the buffers, and these the split: so often at most */
+#define IC_LEDGER_OWNER_TEXT "text"
+
+/* What a CUDA process takes beside what it asks for: the context itself, where free memory was read without
+ * one (NVML, an assumed card), and what comes later, cuBLAS with its workspace and kernels that are loaded
+ * when first used. */
+#define IC_CUDA_CONTEXT (UINT64_C(192) << 20)
+#define IC_CUDA_LATER (UINT64_C(96) << 20)
+
+struct ic_sizes {
+    int32_t ctx, kv, parallel, batch;
+};
+
+struct ic_place {
+    struct ic_gguf_facts facts;
+    struct ic_sizes sizes;
+    struct ic_plan_device device[IC_PLAN_DEVICES_MAX];
+    struct ic_plan_in in;
+    struct ic_plan plan;
+    struct ic_meter meter;               /* of the last load */
+    float measured[IC_PLAN_DEVICES_MAX]; /* the split that was measured last; all 0: none */
+    enum llama_flash_attn_type flash;
+    /* devices: llama.cpp's, ours, and what it is told to use */
+    ggml_backend_dev_t dev[IC_PLAN_DEVICES_MAX]; /* NULL: an assumed one */
+    char name[IC_PLAN_DEVICES_MAX][64], desc[IC_PLAN_DEVICES_MAX][128];
+    int ledger_id[IC_PLAN_DEVICES_MAX];
+    ggml_backend_dev_t used[IC_PLAN_DEVICES_MAX + 1];
+    float split[128]; /* llama_max_devices() of them are read */
+    struct ic_ledger *ledger, *own_ledger;
+    const char *path;
+    bool ctx_default, kv_default, batch_default; /* nobody asked for this size, so it may shrink */
+    int inject; /* for tests: so many attempts find no memory (IC_TEST_LOAD_FAIL) */
+};
+
+/* `plan_only`: devices may be assumed, nothing is reserved, and host buffers are measured too. Prints the
+ * table to the log otherwise. Back ends must be loaded. Errors as ic_text_model_open. */
+enum ic_status ic_place_open(struct ic_place **out, const struct ic_text_config *cfg, bool plan_only,
+                             struct ic_err *err);
+/* Gives everything back to the ledger. */
+void ic_place_close(struct ic_place **p);
+
+/* What llama.cpp is told. They point into *p and hold until it changes. */
+struct llama_model_params ic_place_model_params(struct ic_place *p);
+struct llama_context_params ic_place_context_params(const struct ic_place *p);
+
+/* Whether this attempt is to be taken for one that found no memory. */
+bool ic_place_injected(struct ic_place *p);
+/* After a failed attempt: the next one to try, logged with `why`. False: there is none. */
+bool ic_place_step_down(struct ic_place *p, const char *why);
+/* After one that works. */
+void ic_place_settle(struct ic_place *p);
+
+#endif
