@@ -274,6 +274,35 @@ test('text and laws in turn on one connection, pipelined, and left in the middle
     await s.idle();
   }));
 
+test('an answer for somebody who has left is not given to who took the place', () =>
+  withServer(['--law', LAW], async (s) => {
+    const [{ d_state: d }] = (await s.http('/v1/laws')).json.data;
+    const state = (f) => Buffer.from(Float32Array.from({ length: 16 * 16 * d * 2 }, (_, i) => f(i)).buffer);
+    const [mine, theirs] = [state(Math.sin), state(Math.cos)];
+    const predict = (body) => Buffer.concat([Buffer.from(`POST /predict?grid=16 HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: ${body.length}\r\n\r\n`), body]);
+    const ask = async (body) => {
+      const c = await rawSocket(s, predict(body));
+      await within(c.ended, 'an answer');
+      assert.match(c.got.toString('latin1'), /^HTTP\/1\.1 200 OK\r\n/);
+      return c.got.subarray(c.got.indexOf('\r\n\r\n') + 4);
+    };
+    const want = await ask(mine);
+    assert.notDeepEqual(await ask(theirs), want);
+    for (let i = 0; i < 30; i++) {
+      const c = await rawSocket(s, predict(theirs));
+      await sleep(i % 5); // at different points
+      c.destroy();
+      assert.deepEqual(await ask(mine), want);
+    }
+    const b = JSON.stringify({ prompt: PROMPT, grammar: 'root ::= "mine"' });
+    for (let i = 0; i < 15; i++) {
+      const c = await rawSocket(s, predict(theirs));
+      await sleep(i % 5);
+      c.destroy();
+      assert.equal((await s.http(TEXT, { method: 'POST', body: b })).json.choices[0].text, 'mine');
+    }
+  }));
+
 test('32 at once, of every kind, all come to their end', () =>
   withServer([...LONG, '--parallel', '16'], async (s) => {
     const c = await s.connect();
