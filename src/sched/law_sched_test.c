@@ -669,6 +669,18 @@ static void test_groups_take_turns(void **state)
     close_world(&w);
 }
 
+static void test_odd_grids_get_aligned_buffers(void **state)
+{
+    (void)state;
+    open_world(&w, NULL);
+    w.laws[1].d = 1; /* 3 x 3 cells of 8 bytes */
+    for (int i = 0; i < 5; i++)
+        run_steps(&w, create_on(&w, 1, 3, 1), 2);
+    tick(&w); /* the fake looks at them */
+    assert_int_equal(last_batch(&w)->n, 5);
+    close_world(&w);
+}
+
 static void test_batch_limit_is_honoured(void **state)
 {
     (void)state;
@@ -1189,19 +1201,35 @@ static void test_memory(void **state)
     close_world(&w);
 
     /* the longest unused goes first, and one in use never */
-    lim.memory_max = 3 * (1000 + 4 * psi) + psi;
+    lim.memory_max = 3 * (1000 + 4 * psi) + 2 * psi + 700;
     open_world(&w, &lim);
     w.laws[1] = w.laws[2] = w.laws[0];
     uint64_t keep = create_on(&w, 0, 4, 1), b = create_on(&w, 1, 4, 1);
     op(&w, IC_SIM_CLOSE, b);
     w.now += SEC;
     uint64_t c = create_on(&w, 2, 4, 1);
+    w.now += SEC;
     op(&w, IC_SIM_CLOSE, c);
+    assert_int_equal(w.plans, 3);
+    command(&w, (struct ic_sim_cmd){.op = IC_SIM_CREATE, .owner = 1, .sim = 99, .height = 4, .width = 8});
     drop_events(&w);
-    assert_int_equal(w.plans, 2); /* the second had to go for the third's simulation */
-    assert_non_null(sim_named(&w, keep));
+    assert_non_null(sim_named(&w, 99));
+    assert_int_equal(w.plans, 3);
     for (const struct group *g = w.s->groups; g; g = g->next)
         assert_int_not_equal(g->law, 1);
+    assert_non_null(sim_named(&w, keep));
+    close_world(&w);
+
+    /* they go for a simulation of a plan that is there, too */
+    lim.memory_max = 2 * (1000 + 4 * psi) + 2 * psi;
+    open_world(&w, &lim);
+    w.laws[1] = w.laws[0];
+    op(&w, IC_SIM_CLOSE, create_on(&w, 1, 4, 1));
+    for (int i = 0; i < 3; i++)
+        create_on(&w, 0, 4, 1);
+    drop_events(&w);
+    assert_int_equal(w.c.sims, 3);
+    assert_int_equal(w.plans, 1);
     close_world(&w);
 
     /* where a whole batch does not fit, a smaller one does */
@@ -1497,6 +1525,7 @@ int main(void)
         cmocka_unit_test(test_predictions_find_company_once_it_was_seen),
         cmocka_unit_test(test_everybody_gets_the_same),
         cmocka_unit_test(test_groups_take_turns),
+        cmocka_unit_test(test_odd_grids_get_aligned_buffers),
         cmocka_unit_test(test_batch_limit_is_honoured),
         cmocka_unit_test(test_a_rate_is_kept),
         cmocka_unit_test(test_any_rate_is_bearable),
