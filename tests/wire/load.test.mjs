@@ -57,9 +57,9 @@ test('past --queue a request is refused as busy, the others are served', () => w
   const s = Array.from({ length: 20 }, () => c.infer(STORY, { ...GREEDY, max_tokens: 5 }));
   await c.sync();
   const refused = s.filter((x) => x.error);
-  assert.equal(refused.length, 15);
+  assert.ok(refused.length === 15 || refused.length === 14, `${refused.length} refused`); // one may be between inbox and queue
   for (const x of refused) assert.equal((await x.refused()).code, 'busy');
-  assert.equal((await srv.http('/ready')).status, 503);
+  await until(async () => (await srv.http('/ready')).status === 503, '/ready to say so'); // once the engine has taken them
   assert.equal((await srv.http('/health')).status, 200);
   await c.ask({ op: 'abort', id: running.id }, 'abort');
   for (const x of s) if (!x.error) assert.equal((await x.done()).end.stats.tokens, 5);
