@@ -24,12 +24,13 @@
 
 struct conn *conn_new(struct ic_net *n, int fd)
 {
-    if (!n->free_count)
+    if (!n->free_count && !n->lobby_count)
         return NULL;
     struct conn *c = calloc(1, sizeof *c);
     if (!c)
         return NULL;
-    uint32_t slot = n->free_slots[--n->free_count];
+    c->lobby = !n->free_count;
+    uint32_t slot = c->lobby ? n->free_lobby[--n->lobby_count] : n->free_slots[--n->free_count];
     c->magic = IC_CONN_MAGIC;
     c->net = n;
     c->fd = fd;
@@ -38,7 +39,6 @@ struct conn *conn_new(struct ic_net *n, int fd)
     c->http.head.max = IC_HEAD_MAX;
     c->http.body.max = n->cfg->body_max + 1;
     c->ws.msg.max = n->cfg->message_max + 1;
-    c->lobby = n->used >= n->cfg->connections_max;
     n->slots[slot] = c;
     n->used++;
     conn_set_due(c, (int64_t)(c->lobby ? 2 : n->cfg->request_s) * 1000);
@@ -93,7 +93,10 @@ void conn_free(struct conn *c)
     uint32_t slot = c->peer.id.slot;
     n->slots[slot] = NULL;
     n->due[slot] = 0;
-    n->free_slots[n->free_count++] = slot;
+    if (slot < n->cfg->connections_max)
+        n->free_slots[n->free_count++] = slot;
+    else
+        n->free_lobby[n->lobby_count++] = slot;
     n->used--;
     c->magic = 0;
     free(c);

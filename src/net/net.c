@@ -154,15 +154,16 @@ static bool open_tables(struct ic_net *n)
     n->slots = calloc(n->slot_count, sizeof *n->slots);
     n->due = calloc(n->slot_count, sizeof *n->due);
     n->gens = calloc(n->slot_count, sizeof *n->gens);
-    n->free_slots = calloc(n->slot_count, sizeof *n->free_slots);
+    n->free_slots = calloc(n->cfg->connections_max, sizeof *n->free_slots);
+    n->free_lobby = calloc(IC_NET_LOBBY, sizeof *n->free_lobby);
     n->rx = malloc(IC_NET_RX);
     n->tx = malloc(LWS_PRE + IC_NET_TX_TLS);
-    if (!n->slots || !n->due || !n->gens || !n->free_slots || !n->rx || !n->tx || n->poller.fd < 0)
+    if (!n->slots || !n->due || !n->gens || !n->free_slots || !n->free_lobby || !n->rx || !n->tx || n->poller.fd < 0)
         return false;
-    while (n->free_count < n->slot_count) { /* low slots are given out first */
-        n->free_slots[n->free_count] = n->slot_count - 1 - n->free_count;
-        n->free_count++;
-    }
+    for (unsigned i = n->slot_count; i > n->cfg->connections_max; i--)
+        n->free_lobby[n->lobby_count++] = i - 1;
+    for (unsigned i = n->cfg->connections_max; i > 0; i--) /* low slots are given out first */
+        n->free_slots[n->free_count++] = i - 1;
     return true;
 }
 
@@ -369,6 +370,7 @@ void ic_net_close(struct ic_net **np)
     free(n->due);
     free(n->gens);
     free(n->free_slots);
+    free(n->free_lobby);
     free(n->rx);
     free(n->tx);
     free(n);

@@ -133,8 +133,8 @@ struct ic_net {
     struct conn **slots;
     int64_t *due;   /* when to look at the connection in this slot; INT64_MAX: never */
     uint32_t *gens;
-    uint32_t *free_slots;
-    unsigned slot_count, free_count, used;
+    uint32_t *free_slots, *free_lobby; /* the app has room for slots below connections_max; the lobby lies above */
+    unsigned slot_count, free_count, lobby_count, used;
     struct conn *dirty;
     uint8_t *rx;    /* IC_NET_RX */
     uint8_t *tx;    /* LWS_PRE + IC_NET_TX_TLS */

@@ -178,4 +178,21 @@ test('connections come and go by the thousand', async () => {
   await until(async () => (await server.metrics()).ic_ws_connections === before, 'the connections to be gone');
 });
 
+test('places are free again in whatever order they are left, those in the lobby too', async () => {
+  const s = await Server.start(['--connections', '4']);
+  for (let round = 0; round < 5; round++) {
+    const all = [];
+    while (all.length < 3) all.push(await rawSocket(s));
+    assert.equal((await s.http('/health')).status, 200); // the fourth place is free
+    while (all.length < 6) all.push(await rawSocket(s));
+    assert.equal((await s.http('/health')).status, 503);
+    for (const c of all) c.destroy();
+    await until(async () => (await s.http('/health').catch(() => ({}))).status === 200, 'a free place');
+    const c = await s.connect();
+    assert.equal((await s.http(TEXT, { method: 'POST', body: '{"prompt":"a dog","max_tokens":2}' })).status, 200);
+    await c.close();
+  }
+  await s.stop();
+});
+
 test('the server has survived', () => server.stop());
