@@ -91,7 +91,8 @@ test('load, play, draw, pause, go on, unload', async () => {
   await c.frame((x) => x.step > paused.step + 3);
   const idle = await c.answer('inference', 'unload', {}, 'inference_status_update');
   assert.equal(idle.status, 'idle');
-  await until(async () => (await sims(server)).length === 0, 'the simulation to go');
+  await until(async () => (await server.metrics()).ic_law_simulations === 0, 'the simulation to go');
+  assert.deepEqual(await sims(server), []);
   const n = await c.answer('inference', 'play', {}, 'notification');
   assert.equal(n.status, 'warning');
   await c.load(); // and it can be loaded again

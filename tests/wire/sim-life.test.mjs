@@ -80,6 +80,9 @@ test('frames give way to tokens: a slow client of both is not closed for its fra
     c.ws._socket.pause();
     const had = (await server.metrics()).ic_law_frames_total;
     await until(async () => (await server.metrics()).ic_law_frames_total > had + 300, 'frames to pile up');
+    // small ones now, in place of the large: the outbox is full to the last few hundred bytes
+    c.send({ op: 'sim_set', sim_id, encoding: 'u8', roi: { x: 0, y: 0, w: 8, h: 8 } });
+    await until(async () => (await server.metrics()).ic_law_frames_total > had + 2500, 'it to be full');
     const s = c.infer('Once upon a time', { temp: 0, max_tokens: 100 });
     await until(async () => (await server.metrics()).ic_text_tokens_total >= 100, 'the answer to be made');
     c.ws._socket.resume();
