@@ -1,5 +1,7 @@
 #include "base/log.h"
 
+#include <fcntl.h>
+#include <pthread.h>
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -32,6 +34,37 @@ enum ic_status ic_log_parse_level(const char *name, enum ic_log_level *level)
     return IC_BAD_REQUEST;
 }
 
+static int own_fd = STDERR_FILENO;
+static pthread_once_t own_once = PTHREAD_ONCE_INIT;
+
+/* A descriptor of our own for where stderr led at first, so that stderr itself can be muted for a while. */
+static void open_own(void)
+{
+    int fd = fcntl(STDERR_FILENO, F_DUPFD_CLOEXEC, 3);
+    if (fd >= 0)
+        own_fd = fd;
+}
+
+static int log_fd(void)
+{
+    pthread_once(&own_once, open_own);
+    return own_fd;
+}
+
+void ic_log_mute_stderr(bool on)
+{
+    int fd = log_fd(), nowhere;
+
+    if (fd == STDERR_FILENO)
+        return; /* no descriptor to come back to */
+    if (!on) {
+        dup2(fd, STDERR_FILENO);
+    } else if ((nowhere = open("/dev/null", O_WRONLY | O_CLOEXEC)) >= 0) {
+        dup2(nowhere, STDERR_FILENO);
+        close(nowhere);
+    }
+}
+
 void ic_log(enum ic_log_level level, const char *module, const char *fmt, ...)
 {
     char text[IC_LOG_LINE_MAX];
@@ -53,7 +86,8 @@ void ic_log(enum ic_log_level level, const char *module, const char *fmt, ...)
     clock_gettime(CLOCK_REALTIME, &ts);
     gmtime_r(&ts.tv_sec, &tm);
     struct ic_buf line = {0};
-    if (isatty(STDERR_FILENO)) {
+    int fd = log_fd();
+    if (isatty(fd)) {
         ic_buf_printf(&line, "%02d:%02d:%02d.%03ld %-5s %-5s %.*s", tm.tm_hour, tm.tm_min, tm.tm_sec,
                       ts.tv_nsec / 1000000, level_names[level], module, (int)len, text);
     } else {
@@ -66,7 +100,7 @@ void ic_log(enum ic_log_level level, const char *module, const char *fmt, ...)
         ic_buf_puts(&line, "}");
     }
     ic_buf_puts(&line, "\n");
-    if (!line.failed && write(STDERR_FILENO, line.data, line.len) < 0) {
+    if (!line.failed && write(fd, line.data, line.len) < 0) {
         /* nowhere left to report it */
     }
     ic_buf_deinit(&line);

@@ -3,6 +3,8 @@
 #ifndef IC_BASE_LOG_H
 #define IC_BASE_LOG_H
 
+#include <stdbool.h>
+
 #include "base/status.h"
 
 enum ic_log_level { IC_LOG_ERROR, IC_LOG_WARN, IC_LOG_INFO, IC_LOG_DEBUG, IC_LOG_TRACE };
@@ -17,6 +19,10 @@ enum ic_log_level ic_log_level_now(void);
 
 void ic_log(enum ic_log_level level, const char *module, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));
+
+/* Between on and off, what libraries write to stderr by themselves goes nowhere; our lines go where they always go. For
+ * calls that would print what a client sent. One thread at a time. */
+void ic_log_mute_stderr(bool on);
 
 #define ic_error(module, ...) ic_log(IC_LOG_ERROR, module, __VA_ARGS__)
 #define ic_warn(module, ...) ic_log(IC_LOG_WARN, module, __VA_ARGS__)

@@ -13,6 +13,7 @@
 struct stream {
     struct ic_text_req *req; /* our reference; NULL: the entry is free */
     uint64_t session;        /* handle, 0: none */
+    char session_id[IC_SESSION_ID_LEN + 1]; /* "": none; kept here, since the session may be closed before the end */
     char id[IC_ID_MAX + 1];
     bool silenced;           /* aborted: tokens that were on their way are not sent any more */
 };
@@ -89,7 +90,6 @@ void ic_conn_error(struct ic_server *s, struct conn *c, const char *id, const ch
 /* Begins a message {"op":op in s->out. */
 struct ic_buf *ic_reply(struct ic_server *s, const char *op);
 void ic_stream_free(struct ic_server *s, struct conn *c, struct stream *st);
-const char *ic_session_name(const struct conn *c, uint64_t handle); /* NULL: gone */
 
 /* native.c: the protocol of docs/protocol.md §1 */
 void ic_native_hello(struct ic_server *s, struct conn *c);

@@ -238,6 +238,9 @@ static void op_close_session(struct ic_server *s, struct conn *c, const struct m
         return;
     }
     memcpy(id, se->id, sizeof id);
+    for (int i = 0; c->streams && i < s->cfg.requests_max; i++)
+        if (c->streams[i].req && c->streams[i].session == se->handle)
+            c->streams[i].silenced = true; /* its end follows, no token */
     ic_text_engine_session_close(s->text, se->handle);
     *se = c->sessions[--c->n_sessions];
     ic_json_kstr(ic_reply(s, "session_closed"), "session_id", id);
@@ -347,6 +350,8 @@ static void op_infer(struct ic_server *s, struct conn *c, const struct msg *m)
     }
     st->req = req;
     st->session = req->session;
+    if (se)
+        strcpy(st->session_id, se->id);
     if (m->id[0])
         strcpy(st->id, m->id);
     else
@@ -511,14 +516,13 @@ out:
 
 /* ---- events ------------------------------------------------------------------------------------------------------ */
 
-static struct ic_buf *stream_reply(struct ic_server *s, const struct conn *c, const struct stream *st, const char *op)
+static struct ic_buf *stream_reply(struct ic_server *s, const struct stream *st, const char *op)
 {
-    const char *session = st->session ? ic_session_name(c, st->session) : NULL;
     struct ic_buf *b = ic_reply(s, op);
 
     ic_json_kstr(b, "id", st->id);
-    if (session)
-        ic_json_kstr(b, "session_id", session);
+    if (*st->session_id)
+        ic_json_kstr(b, "session_id", st->session_id);
     return b;
 }
 
@@ -573,21 +577,21 @@ void ic_native_event(struct ic_server *s, struct conn *c, struct stream *st, con
         return;
     switch (ev->kind) {
     case IC_EVENT_QUEUED:
-        ic_json_kint(stream_reply(s, c, st, "queued"), "position", ev->index);
+        ic_json_kint(stream_reply(s, st, "queued"), "position", ev->index);
         ic_conn_send(s, c, 0);
         break;
     case IC_EVENT_TOKEN:
         if (st->silenced)
             break;
-        put_token(stream_reply(s, c, st, "token"), ev);
+        put_token(stream_reply(s, st, "token"), ev);
         ic_conn_send(s, c, ev->stamp_ns);
         break;
     case IC_EVENT_ERROR:
         ic_fail(&err, ev->code, "%s", ev->text);
-        ic_conn_error(s, c, st->id, st->session ? ic_session_name(c, st->session) : NULL, &err);
+        ic_conn_error(s, c, st->id, *st->session_id ? st->session_id : NULL, &err);
         break;
     default: /* END */
-        put_end(stream_reply(s, c, st, "end"), ev);
+        put_end(stream_reply(s, st, "end"), ev);
         ic_conn_send(s, c, 0);
         break;
     }

@@ -178,14 +178,6 @@ void ic_stream_free(struct ic_server *s, struct conn *c, struct stream *st)
     s->active--;
 }
 
-const char *ic_session_name(const struct conn *c, uint64_t handle)
-{
-    for (int i = 0; i < c->n_sessions; i++)
-        if (c->sessions[i].handle == handle)
-            return c->sessions[i].id;
-    return NULL;
-}
-
 /* ---- what the network calls -------------------------------------------------------------------------------- */
 
 /* Credentials in the handshake's headers. Returns false when there are none. */

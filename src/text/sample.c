@@ -5,6 +5,7 @@
 #include <string.h>
 #include <sys/random.h>
 
+#include "base/log.h"
 #include "text/internal.h"
 
 struct ic_sampler {
@@ -98,9 +99,14 @@ enum ic_status ic_sampler_open(struct ic_sampler **out, const struct ic_text_mod
         st = ic_fail(err, IC_OOM, "out of memory");
         goto fail;
     }
-    if (p->grammar && !(s->grammar = llama_sampler_init_grammar(m->vocab, p->grammar, "root"))) {
-        st = ic_fail(err, IC_BAD_REQUEST, "the grammar does not parse as GBNF with a rule `root`");
-        goto fail;
+    if (p->grammar) {
+        ic_log_mute_stderr(true); /* the parser prints what is wrong with a client's text there, and the text */
+        s->grammar = llama_sampler_init_grammar(m->vocab, p->grammar, "root");
+        ic_log_mute_stderr(false);
+        if (!s->grammar) {
+            st = ic_fail(err, IC_BAD_REQUEST, "the grammar does not parse as GBNF with a rule `root`");
+            goto fail;
+        }
     }
     for (int32_t i = n > IC_REPEAT_LAST_N ? n - IC_REPEAT_LAST_N : 0; i < n; i++)
         llama_sampler_accept(s->chain, prompt[i]);

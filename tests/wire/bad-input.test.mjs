@@ -260,4 +260,4 @@ test('checkError knows what an error must look like', () => {
 });
 
 // llama.cpp's grammar parser writes its complaints to stderr itself.
-test('the server has survived', () => server.stop({ foreign_log: true }));
+test('the server has survived', () => server.stop());

@@ -288,4 +288,4 @@ test('a short question has no endless answer', () =>
     assert.equal((await s.http('/detokenize', json({ tokens: Array(1000).fill(long) }))).status, 200);
   }));
 
-test('the server has survived', () => server.stop({ foreign_log: true }));
+test('the server has survived', () => server.stop());

@@ -172,4 +172,4 @@ test('more sessions than sequences: idle ones lose their KV, not their words', a
   await few.stop();
 });
 
-test('the server has survived', () => server.stop({ foreign_log: true }));
+test('the server has survived', () => server.stop());
