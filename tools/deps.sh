@@ -25,10 +25,15 @@ build  libinih-dev        -
 build  zlib1g-dev         -
 test   libcmocka-dev      -
 test   python3            python3
+test   python3-websockets -
+test   chromium           chromium
+test   wrk                wrk
 lint   clang-format       clang-format
 lint   clang-tidy         clang-tidy
 lint   shellcheck         shellcheck
 bench  g++                g++
+bench  curl               curl
+bench  python3-torch      -
 vulkan libvulkan1         -
 vulkan mesa-vulkan-drivers -
 '
