@@ -19,7 +19,7 @@ struct ic_text_model {
     struct llama_model *model;
     struct llama_context *ctx;
     const struct llama_vocab *vocab;
-    struct ggml_threadpool *pool;
+    struct ggml_threadpool *pool, *old_pool; /* old: replaced, until the next decode is done */
     struct ggml_threadpool *(*pool_make)(struct ggml_threadpool_params *);
     void (*pool_free)(struct ggml_threadpool *);
     struct ic_threads threads;

@@ -145,19 +145,28 @@ static enum ic_status make_context(struct ic_text_model *m, struct ic_err *err)
     return m->batch.token ? IC_OK : ic_fail(err, IC_OOM, "out of memory");
 }
 
-/* Without a pool of its own ggml starts and joins its threads anew for every decode. */
+/* Without a pool of its own ggml starts and joins its threads anew for every decode. The CPU back end keeps a pointer to
+ * the pool it computed with last, and pauses that one when the next decode brings another: a pool that is replaced
+ * must live until that decode is done. */
 static void make_pool(struct ic_text_model *m, int32_t threads)
 {
     struct ggml_threadpool_params p = ggml_threadpool_params_default(threads);
 
+    IC_ASSERT(!m->old_pool);
+    m->old_pool = m->pool;
     llama_detach_threadpool(m->ctx);
-    if (m->pool)
-        m->pool_free(m->pool);
     p.poll = THREADPOOL_POLL;
     m->pool = m->pool_make(&p);
     if (m->pool)
         llama_attach_threadpool(m->ctx, m->pool, m->pool);
     llama_set_n_threads(m->ctx, threads, threads);
+}
+
+static void free_old_pool(struct ic_text_model *m)
+{
+    if (m->old_pool)
+        m->pool_free(m->old_pool);
+    m->old_pool = NULL;
 }
 
 static void start_threads(struct ic_text_model *m, const struct ic_text_config *cfg)
@@ -215,6 +224,7 @@ static void unload(struct ic_text_model *m)
         llama_detach_threadpool(m->ctx);
         llama_free(m->ctx);
     }
+    free_old_pool(m);
     if (m->pool)
         m->pool_free(m->pool);
     if (m->batch.token)
@@ -364,6 +374,7 @@ enum ic_decode ic_text_decode(struct ic_text_model *m, const struct ic_row *rows
     int32_t rc = llama_decode(m->ctx, *b);
     if (rc == 0) {
         llama_synchronize(m->ctx);
+        free_old_pool(m);
         if (m->adapt)
             adapt_threads(m, ic_now_ns() - wall, ic_cpu_self_ns() - cpu);
         return IC_DECODE_OK;
