@@ -425,12 +425,17 @@ static struct ic_buf *begin_binary(struct ic_server *s, const char *op, const st
     return b;
 }
 
-static void put_shape(struct ic_buf *b, const size_t *shape, unsigned n)
+static void put_shape_as(struct ic_buf *b, const char *key, const size_t *shape, unsigned n)
 {
-    ic_json_key(b, "shape");
+    ic_json_key(b, key);
     for (unsigned i = 0; i < n; i++)
         ic_buf_printf(b, "%s%zu", i ? "," : "[", shape[i]);
     ic_buf_puts(b, "]");
+}
+
+static void put_shape(struct ic_buf *b, const size_t *shape, unsigned n)
+{
+    put_shape_as(b, "shape", shape, n);
 }
 
 static void send_frame(struct ic_server *s, struct conn *c, const struct ic_event *ev)
@@ -463,6 +468,10 @@ static void send_state(struct ic_server *s, struct conn *c, const struct ic_even
     if (*id)
         ic_json_kstr(b, "id", id);
     put_shape(b, shape, 4);
+    if (ic_law_engine_law(s->law, i->law)->memory) {
+        size_t memory[4] = {2, 4 * (size_t)ic_law_engine_law(s->law, i->law)->b, i->height / 4, i->width / 4};
+        put_shape_as(b, "memory_shape", memory, 4); /* h, then c, behind psi */
+    }
     ic_json_kstr(b, "dtype", "f32");
     finish_binary(b, ev->text, ev->len);
     if (b->failed)

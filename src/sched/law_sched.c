@@ -657,12 +657,12 @@ static void control(struct ic_law_sched *s, struct sim *m, const struct ic_sim_c
             redraw = true;
             break;
         case IC_SIM_STATE:
-            if (m->g->plan->psi_bytes > s->lim.frame_max) { /* before it is copied: it could not be sent */
+            if (m->bytes > s->lim.frame_max) { /* before it is copied: it could not be sent */
                 st = ic_fail(&err, IC_TOO_LARGE, "a state of %zu bytes does not fit into an outbox of %zu",
-                             m->g->plan->psi_bytes, s->lim.frame_max);
+                             m->bytes, s->lim.frame_max);
                 break;
             }
-            emit_sim(s, m, IC_EVENT_SIM_STATE, cmd->rid, m->psi, m->g->plan->psi_bytes);
+            emit_sim(s, m, IC_EVENT_SIM_STATE, cmd->rid, m->psi, m->bytes);
             return;
         case IC_SIM_CLOSE:
             emit_sim(s, m, IC_EVENT_SIM_CLOSED, cmd->rid, NULL, 0);

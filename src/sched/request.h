@@ -56,7 +56,7 @@ enum ic_event_kind {
     IC_EVENT_SIM_CREATED,
     IC_EVENT_SIM_STATUS,    /* answers a command, or the run is over */
     IC_EVENT_SIM_FRAME,     /* text[0..len): pixels (frame.bytes), extras; frame, metrics */
-    IC_EVENT_SIM_STATE,     /* text[0..len): psi, float32 [H,W,d,2] */
+    IC_EVENT_SIM_STATE,     /* text[0..len): psi, float32 [H,W,d,2], then h and c where the law has memory */
     IC_EVENT_SIM_CLOSED,
     IC_EVENT_SIM_PREDICTED, /* text[0..len): psi, then h and c where the law has memory */
 };

@@ -2,7 +2,7 @@
 import test, { afterEach } from 'node:test';
 import assert from 'node:assert/strict';
 import { tempDir } from './lib.mjs';
-import { SimClient, dropClients, floats, lawServer, stepByHand } from './simlib.mjs';
+import { CONVLSTM, SimClient, dropClients, floats, lawServer, stepByHand } from './simlib.mjs';
 
 const server = await lawServer(['--simulations-per-connection', '64']);
 
@@ -66,6 +66,22 @@ test('alone or among twenty-four others: the same bits; and everybody is served'
   assert.ok((after.ic_law_steps_total - before.ic_law_steps_total) / (after.ic_law_batches_total - before.ic_law_batches_total) > 4);
   assert.ok(Math.min(...steps) >= 60, steps.join());
   await Promise.all([...others, c].map((o) => o.close()));
+});
+
+test('a state with its memory, saved and uploaded, goes on where it was', async () => {
+  const keeper = await lawServer(['--law', CONVLSTM]);
+  const c = await SimClient.open(keeper);
+  const { sim_id: a } = await c.create({ seed: 5 });
+  await c.steps(a, 4);
+  const saved = await c.sim('sim_state', { sim_id: a });
+  assert.deepEqual(saved.memory_shape, [2, 32, 4, 4]);
+  const { sim_id: b } = await c.upload(saved.bytes);
+  const { sim_id: bare } = await c.upload(saved.bytes.subarray(0, saved.shape.reduce((x, y) => x * y, 4)));
+  for (const s of [a, b, bare]) await c.steps(s, 3);
+  const [sa, sb, sc] = [await c.state(a), await c.state(b), await c.state(bare)];
+  assert.equal(Buffer.compare(sa, sb), 0);
+  assert.notEqual(Buffer.compare(sa, sc), 0, 'without its memory it goes another way');
+  await keeper.stop();
 });
 
 test('the server has survived', async () => {

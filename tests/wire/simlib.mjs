@@ -28,7 +28,8 @@ export function parseBinary(data) {
   const m = JSON.parse(new TextDecoder('utf-8', { fatal: true }).decode(data.subarray(4, 4 + n)));
   const size = { u8: 1, f32: 4 }[m.dtype];
   assert.ok(size, `dtype ${m.dtype}`);
-  assert.equal(data.length - 4 - n, m.shape.reduce((a, b) => a * b, size), 'shape and dtype give the bytes that follow');
+  const memory = m.memory_shape ? m.memory_shape.reduce((a, b) => a * b, size) : 0; // h and c behind psi
+  assert.equal(data.length - 4 - n, m.shape.reduce((a, b) => a * b, size) + memory, 'shape and dtype give the bytes that follow');
   m.bytes = Buffer.from(data.subarray(4 + n));
   Object.defineProperty(m, 'values', {
     get: () => (m.dtype === 'u8' ? Uint8Array.from(m.bytes) : new Float32Array(Uint8Array.from(m.bytes).buffer)),
