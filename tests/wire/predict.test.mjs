@@ -142,12 +142,15 @@ test('many callers at once get what one alone gets, in batches', async () => {
   const alone = [];
   for (const s of states) alone.push((await raw('?grid=16', s)).bytes);
   const before = await server.metrics();
-  for (let round = 0; round < 5; round++)
+  let rounds = 0, after;
+  do { // until two have met: on a busy machine the engine may be done with each before the next has come
     (await Promise.all(states.map((s) => raw('?grid=16', s)))).forEach((r, i) => assert.deepEqual(r.bytes, alone[i]));
-  const after = await server.metrics();
-  assert.equal(after.ic_law_predictions_total - before.ic_law_predictions_total, 40);
+    rounds++;
+    after = await server.metrics();
+  } while (rounds < 5 || (rounds < 200 && after.ic_law_batched_steps_total === before.ic_law_batched_steps_total));
+  assert.equal(after.ic_law_predictions_total - before.ic_law_predictions_total, 8 * rounds);
   assert.ok(after.ic_law_batched_steps_total > before.ic_law_batched_steps_total, 'they were stepped together');
-  assert.equal(after.ic_law_simulations, 0);
+  await until(async () => (await server.metrics()).ic_law_simulations === 0, 'the last one to be forgotten');
 });
 
 function checkHttpError(r, status, code, what) {
