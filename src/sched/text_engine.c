@@ -3,6 +3,7 @@
 #include "sched/text_engine.h"
 
 #include <pthread.h>
+#include <sched.h>
 #include <stdlib.h>
 
 #include "base/clock.h"
@@ -57,6 +58,7 @@ static enum ic_decode be_decode(void *arg, const struct ic_row *rows, int32_t n)
 {
     struct ic_text_engine *e = arg;
     atomic_store(&e->beat, ic_now_ns());
+    sched_yield(); /* the loop first, when it was woken on this core: it has the tokens of the last tick to write */
     ic_turn_take(e->cfg.turn);
     int64_t t0 = ic_now_ns();
     enum ic_decode rc = ic_text_decode(e->model, rows, n);
