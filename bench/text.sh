@@ -209,7 +209,7 @@ tick=$(pick "$tmp/abort" tick_ms_p50)
 echo
 echo "load:    $(cut -d' ' -f1-3 /proc/loadavg) at the end, after $((SECONDS - start)) s; cores in use by others before a turn:" \
   "median $(median others), most $(worst others)"
-grep -ho '[0-9]* instead of [0-9]* compute threads' "$tmp/main.log" | sort | uniq -c | sed 's/^ */threads: /; s/ \([0-9]\)/ times \1/' || true
+grep -ho '[0-9]* instead of [0-9]* compute threads: [a-z ]*' "$tmp/main.log" | sort | uniq -c | sed 's/^ *\([0-9]*\) /threads: \1 times /' || true
 echo
 printf '%-43s %15s %15s %8s\n' "" ours "llama.cpp" figure
 row "1 stream, tokens/s (llama-bench tg128)" "$(median one.tps)" "$(median llama_bench)" \
