@@ -105,6 +105,20 @@ static enum ic_status read_root(const json_t *root, struct ic_law_config *c, str
     return s == IC_OK ? check_engine(root, err) : s;
 }
 
+enum ic_status ic_law_config_parse(const char *text, size_t len, struct ic_law_config *out,
+                                   struct ic_err *err)
+{
+    *out = (struct ic_law_config){.gamma = (double)NAN};
+    if (len > IC_LAW_CONFIG_MAX)
+        return ic_fail(err, IC_TOO_LARGE, "config: past IC_LAW_CONFIG_MAX (%zu bytes)", IC_LAW_CONFIG_MAX);
+    json_error_t je;
+    json_t *root = json_loadb(text, len, JSON_REJECT_DUPLICATES, &je);
+    enum ic_status s = root ? read_root(root, out, err)
+                            : ic_fail(err, IC_BAD_REQUEST, "config: line %d: %s", je.line, je.text);
+    json_decref(root);
+    return s;
+}
+
 enum ic_status ic_law_config_read(const char *path, struct ic_law_config *out, struct ic_err *err)
 {
     *out = (struct ic_law_config){.gamma = (double)NAN};
@@ -124,13 +138,8 @@ enum ic_status ic_law_config_read(const char *path, struct ic_law_config *out, s
     else
         s = ic_pread_all(fd, 0, text, (size_t)st.st_size, err);
     close(fd);
-    json_error_t je;
-    json_t *root = s == IC_OK ? json_loadb(text, (size_t)st.st_size, JSON_REJECT_DUPLICATES, &je) : NULL;
-    if (s == IC_OK && !root)
-        s = ic_fail(err, IC_BAD_REQUEST, "config: line %d: %s", je.line, je.text);
     if (s == IC_OK)
-        s = read_root(root, out, err);
-    json_decref(root);
+        s = ic_law_config_parse(text, (size_t)st.st_size, out, err);
     free(text);
     return s;
 }

@@ -25,5 +25,8 @@ struct ic_law_config {
 
 /* Codes: NOT_FOUND, BAD_REQUEST, TOO_LARGE, INTERNAL. */
 enum ic_status ic_law_config_read(const char *path, struct ic_law_config *out, struct ic_err *err);
+/* The same of text in memory; codes: BAD_REQUEST, TOO_LARGE. */
+enum ic_status ic_law_config_parse(const char *text, size_t len, struct ic_law_config *out,
+                                   struct ic_err *err);
 
 #endif

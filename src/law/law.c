@@ -14,6 +14,7 @@
 #include "base/utf8.h"
 #include "law/config.h"
 #include "law/plan.h"
+#include "law/quant.h"
 #include "model/tensors.h"
 
 #define GAMMA_STANDARD 0.01
@@ -158,6 +159,10 @@ static enum ic_status choose_sizes(const struct ic_tensors *set, const struct si
     char shape[160];
     if (!t)
         return ic_fail(err, IC_BAD_REQUEST, "tensor %s is missing", sign->output);
+    law->d = config->d;
+    law->b = config->b;
+    if (t->dtype == IC_DTYPE_U8 && law->d && law->b)
+        return IC_OK; /* quantised: its shape is in its layout, which load_weights checks */
     if (t->ndim != 4 || t->shape[0] < 2 || t->shape[0] % 2 || t->shape[0] > 2 * IC_LAW_D_MAX ||
         t->shape[1] < 1 || t->shape[1] > IC_LAW_B_MAX)
         return ic_fail(err, IC_BAD_REQUEST,
@@ -199,51 +204,64 @@ static size_t spec_count(const struct ic_law_spec *s)
     return (size_t)s->dim[0] * s->dim[1] * s->dim[2] * s->dim[3];
 }
 
-static size_t padded(size_t count)
-{
-    const size_t line = IC_LAW_ALIGN / sizeof(float);
-    return (count + line - 1) / line * line;
-}
-
-/* Places one more weight at data + *at (elements) and steps over it. */
-static struct ic_law_weight *place(struct ic_law *law, const struct ic_law_spec *spec, size_t *at)
+/* Takes the next weight's place from the law's block, *at bytes into it, and steps over it. */
+static struct ic_law_weight *place(struct ic_law *law, const struct ic_law_spec *spec,
+                                   enum ic_law_precision precision, bool twice, size_t *at)
 {
     struct ic_law_weight *w = &law->weights[law->weight_count++];
     memcpy(w->name, spec->name, sizeof w->name);
     w->ndim = spec->ndim;
     memcpy(w->dim, spec->dim, sizeof w->dim);
     w->count = spec_count(spec);
-    w->data = law->data + *at;
-    *at += padded(w->count);
+    ic_law_weight_place(w, precision, twice, (char *)law->data + *at);
+    *at += ic_law_weight_room(precision, twice, w->count);
+    if (precision > law->precision)
+        law->precision = precision;
     return w;
 }
 
 /* conv_neighbors (depthwise 3x3, output channel 8i+r reads input i) followed by the first 1x1 layer P is
  * the 3x3 convolution  F[o,i,ky,kx] = sum_r P[o,8i+r] K[8i+r,ky,kx]  (law-m.md §2.6). Exact for any K. */
-static enum ic_status fold_neighbours(struct ic_law *law, size_t *at, struct ic_err *err)
+static enum ic_status fold_taps(const struct ic_law *law, const float *k, const float *p, float *out,
+                                struct ic_err *err)
 {
-    const struct ic_law_weight *k = &law->weights[ic_law_weight_find(law, "conv_neighbors.weight")];
-    const struct ic_law_weight *p = &law->weights[ic_law_weight_find(law, "processing_net.0.weight")];
-    const struct ic_law_weight *bias = &law->weights[ic_law_weight_find(law, "processing_net.0.bias")];
-    unsigned in = 2 * law->d;
-    struct ic_law_spec spec = {.name = IC_LAW_FOLDED ".weight", .ndim = 4, .dim = {law->b, in, 3, 3}};
-    struct ic_law_weight *f = place(law, &spec, at);
-    float *out = law->data + (f->data - law->data);
+    const size_t in = 2 * law->d;
     for (size_t o = 0; o < law->b; o++)
         for (size_t i = 0; i < in; i++)
             for (size_t tap = 0; tap < 9; tap++) {
                 double sum = 0;
                 for (size_t r = 8 * i; r < 8 * i + 8; r++)
-                    sum += (double)p->data[o * 8 * in + r] * (double)k->data[r * 9 + tap];
+                    sum += (double)p[o * 8 * in + r] * (double)k[r * 9 + tap];
                 if (!isfinite((float)sum))
                     return ic_fail(err, IC_BAD_REQUEST,
                                    "processing_net.0.weight and conv_neighbors.weight overflow");
                 out[(o * in + i) * 9 + tap] = (float)sum;
             }
-    spec = (struct ic_law_spec){.name = IC_LAW_FOLDED ".bias", .ndim = 1, .dim = {law->b, 1, 1, 1}};
-    f = place(law, &spec, at);
-    memcpy(law->data + (f->data - law->data), bias->data, bias->count * sizeof(float));
     return IC_OK;
+}
+
+/* The folded layer is float32 whatever its parts are kept in. */
+static enum ic_status fold_neighbours(struct ic_law *law, size_t *at, struct ic_err *err)
+{
+    const struct ic_law_weight *k = &law->weights[ic_law_weight_find(law, "conv_neighbors.weight")];
+    const struct ic_law_weight *p = &law->weights[ic_law_weight_find(law, "processing_net.0.weight")];
+    const struct ic_law_weight *bias = &law->weights[ic_law_weight_find(law, "processing_net.0.bias")];
+    struct ic_law_spec spec = {
+        .name = IC_LAW_FOLDED ".weight", .ndim = 4, .dim = {law->b, 2 * law->d, 3, 3}};
+    float *taps = malloc((k->count + p->count) * sizeof *taps);
+    if (!taps)
+        return ic_fail(err, IC_OOM, "no memory to fold a layer");
+    ic_law_weight_read(k, 0, k->count, taps);
+    ic_law_weight_read(p, 0, p->count, taps + k->count);
+    float *out = (float *)(void *)((char *)law->data + *at);
+    place(law, &spec, IC_LAW_FP32, false, at);
+    enum ic_status s = fold_taps(law, taps, taps + k->count, out, err);
+    free(taps);
+    spec = (struct ic_law_spec){.name = IC_LAW_FOLDED ".bias", .ndim = 1, .dim = {law->b, 1, 1, 1}};
+    out = (float *)(void *)((char *)law->data + *at);
+    place(law, &spec, IC_LAW_FP32, false, at);
+    memcpy(out, bias->data, bias->count * sizeof(float));
+    return s;
 }
 
 /* A LIF is a threshold only where the threshold is positive: else the reset would act in the same step. */
@@ -264,14 +282,16 @@ static bool is_known_extra(const char *name)
     return has_tail(name, ".mem") || has_tail(name, ".reset_mechanism_val") || has_tail(name, ".syn");
 }
 
-static void warn_unexpected(const struct ic_tensors *set, const struct ic_law_spec *specs, size_t n)
+static void warn_unexpected(const struct ic_tensors *set, const struct ic_law_spec *specs, size_t n,
+                            bool quantised)
 {
     size_t unexpected = 0;
     const char *first = NULL;
     for (size_t i = 0; i < set->count; i++) {
         bool known = is_known_extra(set->list[i].name);
+        const size_t stem = quantised ? ic_law_file_stem(set->list[i].name) : strlen(set->list[i].name);
         for (size_t k = 0; k < n && !known; k++)
-            known = strcmp(set->list[i].name, specs[k].name) == 0;
+            known = strlen(specs[k].name) == stem && memcmp(set->list[i].name, specs[k].name, stem) == 0;
         if (!known && unexpected++ == 0)
             first = set->list[i].name;
     }
@@ -280,41 +300,105 @@ static void warn_unexpected(const struct ic_tensors *set, const struct ic_law_sp
                 first);
 }
 
-static enum ic_status load_weights(const struct ic_tensors *set, struct ic_law *law, struct ic_err *err)
+/* What each tensor will be kept in. */
+struct form {
+    enum ic_law_precision precision;
+    bool twice;
+};
+
+/* Checks the file's tensor against its spec and the policy, and says how the law keeps it. */
+static enum ic_status form_of(const struct ic_tensors *set, const struct ic_law *law,
+                              const struct ic_law_spec *spec, const struct ic_law_policy *policy,
+                              bool quantised, struct form *form, struct ic_err *err)
+{
+    const struct ic_tensor *t = ic_tensors_find(set, spec->name);
+    const enum ic_law_precision wanted = policy ? ic_law_policy_of(policy, law->arch, spec) : IC_LAW_FP32;
+    enum ic_status s = IC_OK;
+    *form = (struct form){wanted, policy && policy->twice};
+    if (quantised)
+        s = ic_law_file_precision(set, spec, &form->precision, &form->twice, err);
+    if (s == IC_OK && policy && form->precision != wanted)
+        s = ic_fail(
+            err, IC_BAD_REQUEST,
+            "tensor %s is stored as %s and cannot become %s: quantise the original checkpoint again",
+            spec->name, ic_law_precision_name(form->precision), ic_law_precision_name(wanted));
+    if (s == IC_OK && !(quantised && form->precision == IC_LAW_NF4)) /* else its shape is in the layout */
+        s = check_spec(spec, t, err);
+    return s;
+}
+
+/* One tensor at a time in float32, where it is not stored as it is kept. */
+static enum ic_status load_weight(const struct ic_tensors *set, const struct ic_law_spec *spec,
+                                  struct ic_law_weight *w, bool quantised, struct ic_err *err)
+{
+    const struct ic_tensor *t = ic_tensors_find(set, spec->name);
+    if (!t)
+        return ic_law_weight_fill(w, &spec->standard, err);
+    if (quantised)
+        return ic_law_file_read(set, w, err);
+    float *x = malloc(w->count * sizeof *x);
+    if (!x)
+        return ic_fail(err, IC_OOM, "no memory for %zu weights", w->count);
+    enum ic_status s = ic_tensors_read_f32(set, t, x, w->count, err);
+    if (s == IC_OK)
+        s = ic_law_weight_fill(w, x, err);
+    free(x);
+    return s;
+}
+
+static double weight_abs_max(const struct ic_law_weight *w)
+{
+    float x[256];
+    double top = 0;
+    for (size_t at = 0; at < w->count; at += 256) {
+        const size_t n = w->count - at < 256 ? w->count - at : 256;
+        ic_law_weight_read(w, at, n, x);
+        for (size_t i = 0; i < n; i++)
+            top = fmax(top, fabs((double)x[i]));
+    }
+    return top;
+}
+
+static enum ic_status load_weights(const struct ic_tensors *set, struct ic_law *law,
+                                   const struct ic_law_policy *policy, struct ic_err *err)
 {
     struct ic_law_spec specs[IC_LAW_SPECS_MAX];
+    struct form forms[IC_LAW_SPECS_MAX];
     size_t n = ic_law_arch_specs(law->arch, law->d, law->b, specs), total = 0, at = 0;
-    bool fold = law->arch == IC_LAW_DEEP_QCA;
+    bool fold = law->arch == IC_LAW_DEEP_QCA, quantised;
+    enum ic_status s = ic_law_file_is_quantised(set, &quantised, err);
+    if (s == IC_OK && policy)
+        s = ic_law_policy_check(policy, law->arch, err);
     /* All shapes first: nothing is allocated for weights that the file does not hold. */
-    for (size_t i = 0; i < n; i++) {
-        enum ic_status s = check_spec(&specs[i], ic_tensors_find(set, specs[i].name), err);
-        if (s != IC_OK)
-            return s;
-        total += padded(spec_count(&specs[i]));
+    for (size_t i = 0; i < n && s == IC_OK; i++) {
+        s = form_of(set, law, &specs[i], policy, quantised, &forms[i], err);
+        if (s == IC_OK)
+            total += ic_law_weight_room(forms[i].precision, forms[i].twice, spec_count(&specs[i]));
         law->params += specs[i].parameter ? spec_count(&specs[i]) : 0;
     }
+    if (s != IC_OK)
+        return s;
     if (fold)
-        total += padded((size_t)law->b * 2 * law->d * 9) + padded(law->b);
+        total += ic_law_weight_room(IC_LAW_FP32, false, (size_t)law->b * 2 * law->d * 9) +
+                 ic_law_weight_room(IC_LAW_FP32, false, law->b);
     law->weights = calloc(n + 2, sizeof *law->weights);
-    law->data = aligned_alloc(IC_LAW_ALIGN, total * sizeof(float));
+    law->data = aligned_alloc(IC_LAW_WEIGHT_ALIGN, total);
     if (!law->weights || !law->data)
-        return ic_fail(err, IC_OOM, "no memory for %zu bytes of weights", total * sizeof(float));
-    memset(law->data, 0, total * sizeof(float));
-    law->weight_bytes = total * sizeof(float);
-    for (size_t i = 0; i < n; i++) {
-        const struct ic_tensor *t = ic_tensors_find(set, specs[i].name);
-        float *to = law->data + at;
-        struct ic_law_weight *w = place(law, &specs[i], &at);
-        if (!t)
-            *to = specs[i].standard;
-        enum ic_status s = t ? ic_tensors_read_f32(set, t, to, w->count, err) : IC_OK;
+        return ic_fail(err, IC_OOM, "no memory for %zu bytes of weights", total);
+    memset(law->data, 0, total);
+    law->weight_bytes = total;
+    for (size_t i = 0; i < n && s == IC_OK; i++) {
+        struct ic_law_weight *w = place(law, &specs[i], forms[i].precision, forms[i].twice, &at);
+        s = load_weight(set, &specs[i], w, quantised, err);
         if (s != IC_OK)
-            return s;
-        for (size_t k = 0; k < w->count; k++)
-            law->weight_abs_max = fmax(law->weight_abs_max, fabs((double)to[k]));
+            break;
+        law->weight_abs_max = fmax(law->weight_abs_max, weight_abs_max(w));
+        law->param_bytes += specs[i].parameter ? ic_law_weight_bytes(w) : 0;
     }
-    warn_unexpected(set, specs, n);
-    enum ic_status s = check_spikes(law, err);
+    if (s != IC_OK)
+        return s;
+    warn_unexpected(set, specs, n, quantised);
+    s = check_spikes(law, err);
     return s == IC_OK && fold ? fold_neighbours(law, &at, err) : s;
 }
 
@@ -355,10 +439,32 @@ static void take_config(struct ic_law *law, const struct ic_law_config *c)
              c->initial_mode[0] ? c->initial_mode : "complex_noise");
 }
 
+/* What the file itself says where config.json is silent (a quantised law carries it along). */
+static enum ic_status complete_config(const struct ic_tensors *set, bool has_config,
+                                      struct ic_law_config *config, struct ic_err *err)
+{
+    struct ic_law_config inside;
+    const char *text = ic_tensors_meta(set, "ic.config");
+    if (!text)
+        return IC_OK;
+    enum ic_status s = ic_law_config_parse(text, strlen(text), &inside, err);
+    if (s != IC_OK)
+        return s;
+    if (!has_config)
+        *config = inside;
+    config->d = config->d ? config->d : inside.d;
+    config->b = config->b ? config->b : inside.b;
+    if (!config->arch[0])
+        memcpy(config->arch, inside.arch, sizeof config->arch);
+    return IC_OK;
+}
+
 static enum ic_status fill(struct ic_law *law, const char *path, const struct ic_tensors *set,
-                           const struct ic_law_config *config, const char *arch_option, struct ic_err *err)
+                           const struct ic_law_config *config, const struct ic_law_open_opts *opts,
+                           struct ic_err *err)
 {
     const struct sign *sign;
+    const char *arch_option = opts ? opts->arch : NULL;
     const char *said = arch_option ? arch_option : config->arch[0] ? config->arch : NULL;
     enum ic_status s = choose_arch(set, said, arch_option ? "--arch" : "config.json", law, &sign, err);
     if (s == IC_OK)
@@ -372,7 +478,7 @@ static enum ic_status fill(struct ic_law *law, const char *path, const struct ic
     law->episode = set->episode;
     take_config(law, config);
     name_law(law, config, path);
-    return load_weights(set, law, err);
+    return load_weights(set, law, opts ? opts->policy : NULL, err);
 }
 
 static enum ic_status find_config_for(const char *path, const struct ic_law_open_opts *opts,
@@ -413,7 +519,9 @@ enum ic_status ic_law_open(const char *path, const struct ic_law_open_opts *opts
     if (s == IC_OK)
         s = ic_tensors_open(path, &set, err);
     if (s == IC_OK)
-        s = fill(law, path, set, &config, opts ? opts->arch : NULL, err);
+        s = complete_config(set, law->has_config, &config, err);
+    if (s == IC_OK)
+        s = fill(law, path, set, &config, opts, err);
     ic_tensors_close(&set);
     if (s != IC_OK)
         ic_law_close(&law);

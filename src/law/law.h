@@ -1,4 +1,5 @@
-/* A Law M in memory: a checkpoint's weights, checked, in float32, and what config.json says of it.
+/* A Law M in memory: a checkpoint's weights, checked, each in the precision that a policy gives it
+ * (law/policy.h; float32 where there is none), and what config.json says of it.
  *
  * `ic_law_open` reads Atheria's `.pth` (torch zip), or safetensors, beside an optional config.json,
  * and either yields a complete law or fails with one sentence and leaves nothing behind. A law is
@@ -13,11 +14,15 @@
 
 #include "base/status.h"
 #include "law/arch.h"
+#include "law/nf4.h"
+#include "law/policy.h"
 
 #define IC_LAW_NAME_MAX 128
 #define IC_LAW_MODE_MAX 32
 
-/* One weight tensor: float32, contiguous, row-major, PyTorch's order of dimensions:
+#define IC_LAW_WEIGHT_ALIGN 64 /* bytes; of every pointer in struct ic_law_weight */
+
+/* One weight tensor: contiguous, row-major, PyTorch's order of dimensions:
  *   Conv2d           [out, in, kh, kw]
  *   ConvTranspose2d  [in, out, kh, kw]
  *   bias, norm scale/shift [c];  scalars: ndim 0, one element
@@ -25,10 +30,17 @@
 struct ic_law_weight {
     char name[IC_LAW_TENSOR_NAME_MAX];
     unsigned ndim;
-    uint32_t dim[4];   /* unused: 1 */
-    size_t count;      /* elements */
-    const float *data; /* 64-byte aligned */
+    uint32_t dim[4]; /* unused: 1 */
+    size_t count;    /* elements */
+    enum ic_law_precision precision;
+    const float *data;    /* FP32: the values; else NULL. Always FP32 where ndim < 4 */
+    const uint16_t *half; /* FP16 (IEEE binary16), BF16: the values; else NULL */
+    struct ic_nf4 nf4;    /* NF4: codes and scales (law/nf4.h); else zero */
 };
+
+/* out[0..n) = values from..from+n of w in float32, whatever it is kept in; from + n <= w->count. */
+void ic_law_weight_read(const struct ic_law_weight *w, size_t from, size_t n, float *out);
+size_t ic_law_weight_bytes(const struct ic_law_weight *w); /* padding not counted */
 
 struct ic_law {
     char name[IC_LAW_NAME_MAX]; /* EXPERIMENT_NAME, else the file's stem; valid UTF-8 */
@@ -50,16 +62,21 @@ struct ic_law {
 
     uint64_t params; /* parameters in the checkpoint's sense (buffers not counted) */
     size_t weight_count;
-    struct ic_law_weight *weights; /* what the plan's ops index; owned */
-    size_t weight_bytes;           /* of `data`, padding included */
-    float *data;                   /* one block behind all weights; owned */
-    double weight_abs_max;         /* for people */
+    struct ic_law_weight *weights;   /* what the plan's ops index; owned */
+    size_t weight_bytes;             /* of `data`, padding included */
+    void *data;                      /* one block behind all weights; owned */
+    enum ic_law_precision precision; /* the least that a weight is kept in */
+    uint64_t param_bytes;            /* of the parameters as kept, scales included, padding not */
+    double weight_abs_max;           /* for people */
 };
 
 /* Zero-initialise, then set what is known. Borrowed for the call. */
 struct ic_law_open_opts {
     const char *config; /* path of config.json; NULL: the one in the checkpoint's folder, if any */
     const char *arch;   /* name as in config.json; NULL: config, else the tensors decide */
+    /* NULL: as the file has it. A quantised file (law/quant.h) is taken as it is; a policy that differs
+     * from it is BAD_REQUEST, since what was rounded away is gone. */
+    const struct ic_law_policy *policy;
 };
 
 /* `path`: a .pth/.pt/.safetensors file, or a folder (its latest checkpoint by the rule of law-m.md §3.1

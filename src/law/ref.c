@@ -8,12 +8,16 @@
 #include "law/plan.h"
 
 struct ic_law_packed {
-    const struct ic_law *law; /* the reference reads the law's own weights */
+    const struct ic_law *law; /* the reference reads the law's own weights where they are float32 */
+    float *wide;              /* the others in float32, one after the other; owned */
+    size_t wide_count;
+    const float **weights; /* per weight of the law; owned */
 };
 
 struct ic_law_exec {
     const struct ic_law_plan *plan;
     const struct ic_law *law;
+    const float *const *weights;
     char *arena;
     double *sums; /* one row: `width` float64 */
     float *part;  /* one row: `width` float32 */
@@ -29,7 +33,7 @@ static float *sample(const struct ic_law_exec *e, int tensor, unsigned i)
 
 static const float *weights(const struct ic_law_exec *e, int index)
 {
-    return index < 0 ? NULL : e->law->weights[index].data;
+    return index < 0 ? NULL : e->weights[index];
 }
 
 static float activate(float x, const struct ic_law_op *op)
@@ -291,26 +295,50 @@ static void ref_step(struct ic_law_exec *e, const struct ic_law_io *io, unsigned
             run_op(e, &e->plan->ops[k], &io[i], i);
 }
 
-static enum ic_status ref_pack(const struct ic_law *law, unsigned threads, struct ic_law_packed **out,
-                               struct ic_err *err)
-{
-    (void)threads;
-    *out = malloc(sizeof **out);
-    if (!*out)
-        return ic_fail(err, IC_OOM, "no memory for weights");
-    (*out)->law = law;
-    return IC_OK;
-}
-
 static void ref_unpack(struct ic_law_packed **packed)
 {
+    if (!packed || !*packed)
+        return;
+    free((*packed)->wide);
+    free((void *)(uintptr_t)(*packed)->weights);
     free(*packed);
     *packed = NULL;
 }
 
+static enum ic_status ref_pack(const struct ic_law *law, unsigned threads, struct ic_law_packed **out,
+                               struct ic_err *err)
+{
+    (void)threads;
+    *out = NULL;
+    struct ic_law_packed *p = calloc(1, sizeof *p);
+    if (!p)
+        return ic_fail(err, IC_OOM, "no memory for weights");
+    p->law = law;
+    for (size_t i = 0; i < law->weight_count; i++)
+        p->wide_count += law->weights[i].data ? 0 : law->weights[i].count;
+    p->wide = malloc((p->wide_count + 1) * sizeof *p->wide);
+    p->weights = calloc(law->weight_count, sizeof *p->weights);
+    if (!p->wide || !p->weights) {
+        ref_unpack(&p);
+        return ic_fail(err, IC_OOM, "no memory for weights");
+    }
+    float *at = p->wide;
+    for (size_t i = 0; i < law->weight_count; i++) {
+        const struct ic_law_weight *w = &law->weights[i];
+        p->weights[i] = w->data ? w->data : at;
+        if (w->data)
+            continue;
+        ic_law_weight_read(w, 0, w->count, at);
+        at += w->count;
+    }
+    *out = p;
+    return IC_OK;
+}
+
 static size_t ref_packed_bytes(const struct ic_law_packed *packed)
 {
-    return sizeof *packed;
+    return sizeof *packed + packed->wide_count * sizeof(float) +
+           packed->law->weight_count * sizeof *packed->weights;
 }
 
 static void ref_close(struct ic_law_exec **e)
@@ -334,6 +362,7 @@ static enum ic_status ref_open(const struct ic_law_packed *packed, const struct 
         return ic_fail(err, IC_OOM, "no memory for a plan");
     e->plan = plan;
     e->law = packed->law;
+    e->weights = packed->weights;
     for (size_t i = 0; i < plan->tensor_count; i++)
         e->width = e->width > plan->tensors[i].width ? e->width : plan->tensors[i].width;
     e->arena = aligned_alloc(IC_LAW_ALIGN, plan->arena_bytes);

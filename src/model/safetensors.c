@@ -60,6 +60,32 @@ static enum ic_status read_entry(struct ic_tensors *set, const char *name, const
     return ic_tensors_add(set, &t, name, strlen(name), err);
 }
 
+/* Of the metadata, what is this project's own. */
+static enum ic_status read_meta(struct ic_tensors *set, const json_t *j, struct ic_err *err)
+{
+    const size_t prefix = strlen(IC_TENSORS_META_PREFIX);
+    const char *key;
+    json_t *v;
+    json_object_foreach((json_t *)(uintptr_t)j, key, v)
+    {
+        if (strncmp(key, IC_TENSORS_META_PREFIX, prefix) != 0)
+            continue;
+        if (!json_is_string(v) || strlen(json_string_value(v)) != json_string_length(v))
+            return ic_fail(err, IC_BAD_REQUEST, "safetensors: metadata %.100s is not a plain string", key);
+        if (set->meta_count == IC_TENSORS_META_MAX)
+            return ic_fail(err, IC_TOO_LARGE, "safetensors: metadata past IC_TENSORS_META_MAX (%d)",
+                           IC_TENSORS_META_MAX);
+        if (!set->meta && !(set->meta = calloc(IC_TENSORS_META_MAX, sizeof *set->meta)))
+            return ic_fail(err, IC_OOM, "no memory for metadata");
+        struct ic_tensors_meta *m = &set->meta[set->meta_count++];
+        m->key = strdup(key);
+        m->value = strdup(json_string_value(v));
+        if (!m->key || !m->value)
+            return ic_fail(err, IC_OOM, "no memory for metadata");
+    }
+    return IC_OK;
+}
+
 static int by_place(const void *a, const void *b)
 {
     const struct ic_tensor *x = a, *y = b;
@@ -115,8 +141,9 @@ enum ic_status ic_safetensors_read(struct ic_tensors *set, struct ic_err *err)
     json_t *v;
     json_object_foreach(root, key, v)
     {
-        if (s == IC_OK && strcmp(key, "__metadata__") != 0)
-            s = read_entry(set, key, v, 8 + len, err);
+        if (s == IC_OK)
+            s = strcmp(key, "__metadata__") == 0 ? read_meta(set, v, err)
+                                                 : read_entry(set, key, v, 8 + len, err);
     }
     json_decref(root);
     free(text);

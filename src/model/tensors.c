@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "base/utf8.h"
+#include "model/half.h"
 #include "model/safetensors.h"
 #include "model/torch.h"
 #include "model/zip.h"
@@ -101,6 +102,11 @@ void ic_tensors_close(struct ic_tensors **set)
     for (size_t i = 0; i < (*set)->count; i++)
         free((*set)->list[i].name);
     free((*set)->list);
+    for (size_t i = 0; i < (*set)->meta_count; i++) {
+        free((*set)->meta[i].key);
+        free((*set)->meta[i].value);
+    }
+    free((*set)->meta);
     close((*set)->fd);
     free(*set);
     *set = NULL;
@@ -111,6 +117,14 @@ const struct ic_tensor *ic_tensors_find(const struct ic_tensors *set, const char
     for (size_t i = 0; i < set->count; i++)
         if (strcmp(set->list[i].name, name) == 0)
             return &set->list[i];
+    return NULL;
+}
+
+const char *ic_tensors_meta(const struct ic_tensors *set, const char *key)
+{
+    for (size_t i = 0; i < set->meta_count; i++)
+        if (strcmp(set->meta[i].key, key) == 0)
+            return set->meta[i].value;
     return NULL;
 }
 
@@ -213,22 +227,6 @@ enum ic_status ic_tensors_open(const char *path, struct ic_tensors **out, struct
 
 /* ---- Values ---------------------------------------------------------------------------------- */
 
-static float f16_to_f32(uint16_t h)
-{
-    uint32_t sign = (uint32_t)(h & 0x8000) << 16, e = (h >> 10) & 31, m = h & 0x3FF, bits;
-    if (e == 31)
-        bits = sign | 0x7F800000 | m << 13;
-    else if (e)
-        bits = sign | (e + 112) << 23 | m << 13;
-    else {
-        float sub = (float)m * 0x1p-24f; /* exact */
-        return sign ? -sub : sub;
-    }
-    float f;
-    memcpy(&f, &bits, sizeof f);
-    return f;
-}
-
 /* Real part number `part` of the element at p, as float32; the file is little endian, like every
  * machine this runs on. */
 static float value_at(enum ic_dtype t, const uint8_t *p, unsigned part)
@@ -247,7 +245,7 @@ static float value_at(enum ic_dtype t, const uint8_t *p, unsigned part)
     case IC_DTYPE_C64: memcpy(&v.f, p + 4 * part, 4); return v.f;
     case IC_DTYPE_F64: memcpy(&v.d, p, 8); return (float)v.d;
     case IC_DTYPE_C128: memcpy(&v.d, p + 8 * part, 8); return (float)v.d;
-    case IC_DTYPE_F16: memcpy(&v.u16, p, 2); return f16_to_f32(v.u16);
+    case IC_DTYPE_F16: memcpy(&v.u16, p, 2); return ic_f16_to_f32(v.u16);
     case IC_DTYPE_BF16:
         memcpy(&v.u16, p, 2);
         v.u32 = (uint32_t)v.u16 << 16;

@@ -85,7 +85,15 @@ struct ic_tensors {
     char form[64];  /* "bare state dict", "model_state_dict", "safetensors" … for people */
     bool stripped;  /* keys began with `_orig_mod.` and lost it */
     size_t ignored; /* values in the state dict that are not tensors */
+    /* safetensors' metadata whose key begins with IC_TENSORS_META_PREFIX; strings owned by the set. */
+    struct ic_tensors_meta {
+        char *key, *value; /* NUL-terminated valid UTF-8 */
+    } * meta;
+    size_t meta_count;
 };
+
+#define IC_TENSORS_META_PREFIX "ic." /* this project's own keys; all others are skipped */
+#define IC_TENSORS_META_MAX 64       /* such pairs in one file */
 
 /* Opens by content: a zip (torch) or safetensors. Codes: NOT_FOUND, BAD_REQUEST, TOO_LARGE, OOM,
  * INTERNAL. On failure *out is NULL. */
@@ -93,6 +101,9 @@ enum ic_status ic_tensors_open(const char *path, struct ic_tensors **out, struct
 void ic_tensors_close(struct ic_tensors **set);
 /* NULL: no such tensor. */
 const struct ic_tensor *ic_tensors_find(const struct ic_tensors *set, const char *name);
+
+/* The value of a metadata key, or NULL. */
+const char *ic_tensors_meta(const struct ic_tensors *set, const char *key);
 
 /* Materialises t as float32, row-major, contiguous: t->count * parts values (complex becomes Re, Im
  * pairs), which must equal `n`. Strides are honoured. NaN and Inf in the file, and float64 values
