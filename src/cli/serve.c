@@ -26,6 +26,7 @@
 #include "hw/cpu.h"
 #include "hw/ledger.h"
 #include "net/net.h"
+#include "ops/notify.h"
 #include "proto/server.h"
 
 #define CANCEL_GRACE_MS 2000 /* after the drain time: for the engine to end what is left */
@@ -45,6 +46,7 @@ struct serve {
     struct ic_monitor *monitor;
     struct ic_server *server;
     struct ic_net *net;
+    struct ic_notify notify; /* the service manager, where there is one */
     pthread_t signals;
     atomic_int signal;  /* the first one received */
     enum phase phase;
@@ -86,6 +88,7 @@ static void enter(struct serve *s, enum phase p)
 
 static void finish(struct serve *s, int code)
 {
+    ic_notify_stopping(&s->notify);
     s->exit_code = code;
     ic_net_stop(s->net);
 }
@@ -108,6 +111,7 @@ static void advance(void *arg)
     struct serve *s = arg;
     int64_t for_ms = (ic_now_ns() - s->phase_ns) / IC_MS;
 
+    ic_notify_tick(&s->notify, ic_now_ns(), NULL, NULL);
     switch (s->phase) {
     case PHASE_SERVING:
         if (s->text && ic_text_engine_state(s->text) == IC_ENGINE_FAILED)
@@ -118,10 +122,12 @@ static void advance(void *arg)
                  (!s->law || ic_law_engine_state(s->law) == IC_ENGINE_READY)) {
             s->announced = true;
             ic_info("serve", "ready on ws%s://%s:%d", s->opt.tls_cert ? "s" : "", s->opt.host, ic_net_port(s->net));
+            ic_notify_ready(&s->notify, "serving on %s:%d", s->opt.host, ic_net_port(s->net));
         }
         if (atomic_load(&s->signal)) {
             ic_info("serve", "%s: draining for at most %lld s", strsignal(atomic_load(&s->signal)),
                     (long long)s->opt.drain_s);
+            ic_notify_stopping(&s->notify);
             ic_net_stop_accepting(s->net);
             if (s->text)
                 ic_text_engine_drain(s->text);
@@ -320,6 +326,8 @@ int ic_cli_serve(int argc, char **argv)
     }
     if (!s.keys && !is_loopback(s.opt.host))
         ic_warn("serve", "listening on %s without --keys: whoever reaches this port may use it", s.opt.host);
+    if (ic_notify_open(&s.notify, &err) != IC_OK)
+        ic_warn("serve", "the service manager is not told how we are: %s", err.msg);
     block_signals();
     ic_events_init(&s.events, wake_loop, &s);
     ic_turn_init(&s.turn);
@@ -350,6 +358,7 @@ int ic_cli_serve(int argc, char **argv)
     ic_turn_deinit(&s.turn);
     ic_ledger_close(&s.ledger);
     ic_keys_free(&s.keys);
+    ic_notify_close(&s.notify);
     if (code == IC_EXIT_OK)
         ic_info("serve", "bye");
 out:
