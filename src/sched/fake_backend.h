@@ -40,6 +40,8 @@ struct fake {
     int64_t now;
     int64_t ns_base, ns_row;
     int32_t cells_real;      /* where FULL really begins; kv_size unless a test says otherwise */
+    bool gone; /* no model is open: nothing of it may be touched */
+    int epoch; /* how often it has been opened anew */
     bool recurrent, add_bos; /* recurrent: a sequence can be forgotten, not cut */
     uint64_t rng;
     /* Of 1000 calls so many go wrong. */
@@ -97,7 +99,7 @@ static enum ic_decode fake_decode(void *arg, const struct ic_row *rows, int32_t 
     struct fake *f = arg;
     int32_t next[FAKE_SEQS], logits[FAKE_SEQS] = {0};
 
-    IC_ASSERT(n > 0 && n <= f->be.batch);
+    IC_ASSERT(!f->gone && n > 0 && n <= f->be.batch);
     for (int i = 0; i < FAKE_SEQS; i++)
         next[i] = f->seq[i].n;
     for (int32_t i = 0; i < n; i++) {
@@ -141,7 +143,7 @@ static bool fake_seq_rm(void *arg, int32_t seq, int32_t from)
 {
     struct fake *f = arg;
 
-    IC_ASSERT(seq >= 0 && seq < f->be.parallel && from >= 0);
+    IC_ASSERT(!f->gone && seq >= 0 && seq < f->be.parallel && from >= 0);
     if (f->recurrent && from > 0 && from < f->seq[seq].n) {
         f->seq[seq].n = 0;
         return false;
@@ -187,7 +189,7 @@ static enum ic_status fake_tokenize(void *arg, const char *s, size_t len, bool f
     struct fake *f = arg;
     int32_t *t = malloc(sizeof *t * (len + 1));
 
-    IC_ASSERT(t && max >= 0);
+    IC_ASSERT(!f->gone && t && max >= 0);
     return fake_give(f, t, fake_tokens(f, s, len, first, t), max, out, n, err);
 }
 
@@ -230,12 +232,13 @@ struct fake_sampler {
     uint64_t key;
     bool ends;
     int32_t logprobs;
+    int epoch, drawn; /* of which model; how often it has drawn */
 };
 
 /* An odd seed: the model comes to an end by itself now and then; an even one: never. */
 static struct fake_sampler fake_sampler_of(uint32_t seed, const int32_t *prompt, int32_t n)
 {
-    struct fake_sampler s = {fake_mix(7, seed), seed & 1, 0};
+    struct fake_sampler s = {fake_mix(7, seed), seed & 1, 0, 0, 0};
     for (int32_t i = 0; i < n; i++)
         s.key = fake_mix(s.key, (uint64_t)prompt[i]);
     return s;
@@ -255,13 +258,14 @@ static enum ic_status fake_sampler_open(void *arg, void **sampler, const struct 
     struct fake_sampler *s = malloc(sizeof *s);
 
     *sampler = NULL;
-    IC_ASSERT(s && n > 0);
+    IC_ASSERT(!f->gone && s && n > 0);
     if (fake_chance(f, f->open_fails)) {
         free(s);
         return ic_fail(err, IC_BAD_REQUEST, "injected");
     }
     *s = fake_sampler_of(p->seed, prompt, n);
     s->logprobs = p->logprobs;
+    s->epoch = f->epoch;
     *sampler = s;
     f->samplers++;
     return IC_OK;
@@ -271,10 +275,12 @@ static enum ic_status fake_draw(void *arg, void *sampler, int32_t row, struct ic
 {
     struct fake *f = arg;
 
-    IC_ASSERT(row >= 0 && row < f->n_rows && f->row_hash[row]);
+    IC_ASSERT(!f->gone && row >= 0 && row < f->n_rows && f->row_hash[row]);
+    IC_ASSERT(((struct fake_sampler *)sampler)->epoch == f->epoch);
     if (fake_chance(f, f->draw_fails))
         return ic_fail(err, IC_INTERNAL, "injected");
     memset(out, 0, sizeof *out);
+    ((struct fake_sampler *)sampler)->drawn++;
     out->token = fake_next(sampler, f->row_hash[row]);
     out->eog = out->token == FAKE_EOG;
     out->prob = 0.5f;
@@ -290,6 +296,35 @@ static void fake_sampler_close(void *arg, void *sampler)
     struct fake *f = arg;
     f->samplers--;
     free(sampler);
+}
+
+static enum ic_status fake_sampler_rebind(void *arg, void *sampler, const struct ic_text_params *p, const int32_t *said,
+                                          int32_t n, struct ic_err *err)
+{
+    struct fake *f = arg;
+    struct fake_sampler *s = sampler;
+
+    (void)p;
+    (void)said;
+    IC_ASSERT(!f->gone && s->drawn == n && s->epoch <= f->epoch);
+    if (fake_chance(f, f->open_fails))
+        return ic_fail(err, IC_OOM, "injected");
+    s->epoch = f->epoch;
+    return IC_OK;
+}
+
+/* The device is lost, or the model is closed: what it held is gone. */
+static inline void fake_lose(struct fake *f)
+{
+    for (int i = 0; i < FAKE_SEQS; i++)
+        f->seq[i].n = 0;
+    f->gone = true;
+}
+
+static inline void fake_reopen(struct fake *f)
+{
+    f->gone = false;
+    f->epoch++;
 }
 
 static int64_t fake_now(void *arg)
@@ -322,6 +357,7 @@ static inline void fake_init(struct fake *f, int32_t parallel, int32_t batch, in
         .sampler_open = fake_sampler_open,
         .draw = fake_draw,
         .sampler_close = fake_sampler_close,
+        .sampler_rebind = fake_sampler_rebind,
         .now_ns = fake_now,
         .emit = fake_emit,
     };

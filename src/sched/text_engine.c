@@ -104,6 +104,13 @@ static void be_sampler_close(void *arg, void *sampler)
     ic_sampler_close(&s);
 }
 
+static enum ic_status be_sampler_rebind(void *arg, void *sampler, const struct ic_text_params *p, const int32_t *said,
+                                        int32_t n, struct ic_err *err)
+{
+    struct ic_text_engine *e = arg;
+    return ic_sampler_rebind(sampler, e->model, p, said, n, err);
+}
+
 static int64_t be_now(void *arg)
 {
     (void)arg;
@@ -152,6 +159,7 @@ static enum ic_status load(struct ic_text_engine *e)
         .sampler_open = be_sampler_open,
         .draw = be_draw,
         .sampler_close = be_sampler_close,
+        .sampler_rebind = be_sampler_rebind,
         .now_ns = be_now,
         .emit = be_emit,
     };

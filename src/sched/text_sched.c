@@ -62,6 +62,7 @@ struct ic_text_sched {
     struct ic_row *rows;
     struct ic_sessions sessions;
     double ns_decode_tick, ns_prompt_row; /* moving averages, 0: not known yet */
+    bool parked;  /* there is no model now */
     bool crowded; /* the back end had fewer cells than it said: nobody joins before somebody has ended */
     struct ic_buf text;
 };
@@ -157,7 +158,7 @@ static void cut(struct ic_text_sched *s, int32_t slot, int32_t keep)
 
     if (sl->n_past <= keep && keep > 0)
         return;
-    if (!s->be->seq_rm(s->be->arg, slot, keep))
+    if (!s->parked && !s->be->seq_rm(s->be->arg, slot, keep))
         keep = 0;
     sl->n_past = keep;
     if (sl->session && sl->session->n_past > keep)
@@ -747,6 +748,8 @@ bool ic_text_sched_tick(struct ic_text_sched *s)
     int32_t n_prompt;
 
     ic_text_sched_reap(s, NULL);
+    if (s->parked)
+        return s->waiting != NULL;
     admit(s);
     int32_t n = build(s, &n_prompt);
     atomic_store(&s->c->kv_used, cells_used(s));
@@ -789,6 +792,112 @@ bool ic_text_sched_batch_is_dead(void *sched)
     return any;
 }
 
+/* ---- the model goes and comes back ------------------------------------------------------------------------- */
+
+/* Back to the head of the queue: nothing is lost, only computed again. */
+static void requeue(struct ic_text_sched *s, struct run *r)
+{
+    int32_t slot = r->slot;
+
+    leave_slot(s, r);
+    evict(s, slot);
+    r->n_keep = r->rows = 0;
+    insert_waiting(s, r, true);
+}
+
+/* Everybody leaves; the device has been, or is, emptied. */
+static void vacate(struct ic_text_sched *s)
+{
+    while (s->n_running > 0) /* the last first, so that they come back in their order */
+        requeue(s, s->order[s->n_running - 1]);
+    for (int32_t i = 0; i < s->n_slots; i++)
+        evict(s, i);
+    s->crowded = false;
+    s->parked = true;
+    atomic_store(&s->c->kv_used, 0);
+}
+
+void ic_text_sched_park(struct ic_text_sched *s)
+{
+    if (!s->parked)
+        vacate(s);
+}
+
+void ic_text_sched_forget_kv(struct ic_text_sched *s, const char *why)
+{
+    struct ic_err err = {0};
+
+    if (s->parked)
+        return;
+    s->parked = true; /* from here on nothing on the device is touched */
+    ic_fail(&err, IC_INTERNAL, "%s", why);
+    for (int32_t i = s->n_running - 1; i >= 0; i--)
+        if (s->order[i]->rows)
+            finish(s, s->order[i], IC_END_ERROR, &err);
+    vacate(s);
+}
+
+/* A request that was prepared for the old model. */
+static enum ic_status rebind_run(struct ic_text_sched *s, struct run *r, struct ic_err *err)
+{
+    const struct ic_text_backend *be = s->be;
+
+    if (r->n_tokens >= be->ctx_size)
+        return ic_fail(err, IC_TOO_LARGE, "the model came back with a context of %d tokens, this request holds %d",
+                       be->ctx_size, r->n_tokens);
+    return be->sampler_rebind ? be->sampler_rebind(be->arg, r->sampler, &r->req->params, r->tokens + r->n_prompt,
+                                                   r->n_tokens - r->n_prompt, err)
+                              : IC_OK;
+}
+
+static enum ic_status make_slots(struct ic_text_sched *s, const struct ic_text_backend *be, struct ic_err *err)
+{
+    IC_ASSERT(be->parallel <= be->batch && be->ctx_size <= be->kv_size);
+    struct slot *slots = calloc((size_t)be->parallel, sizeof *slots);
+    struct run **order = calloc((size_t)be->parallel, sizeof(struct run *));
+    struct ic_row *rows = calloc((size_t)be->batch, sizeof *rows);
+
+    if (!slots || !order || !rows) {
+        free(slots);
+        free(order);
+        free(rows);
+        return ic_fail(err, IC_OOM, "out of memory");
+    }
+    free(s->slots);
+    free(s->order);
+    free(s->rows);
+    s->slots = slots;
+    s->order = order;
+    s->rows = rows;
+    s->n_slots = be->parallel;
+    s->be = be;
+    return IC_OK;
+}
+
+enum ic_status ic_text_sched_unpark(struct ic_text_sched *s, const struct ic_text_backend *be, struct ic_err *err)
+{
+    struct run *next;
+
+    IC_ASSERT(s->parked);
+    enum ic_status st = make_slots(s, be, err);
+    if (st != IC_OK)
+        return st;
+    s->parked = false;
+    s->ns_decode_tick = s->ns_prompt_row = 0; /* it may have come back on another device */
+    for (struct run *r = s->waiting; r; r = next) {
+        struct ic_err own = {0};
+        next = r->next;
+        if (r->prepared && rebind_run(s, r, &own) != IC_OK)
+            finish(s, r, IC_END_ERROR, &own);
+    }
+    return IC_OK;
+}
+
+bool ic_text_sched_is_parked(const struct ic_text_sched *s)
+{
+    return s->parked;
+}
+
 /* ---- open, close, submit --------------------------------------------------------------------------------- */
 
 enum ic_status ic_text_sched_open(struct ic_text_sched **out, const struct ic_text_backend *be,
@@ -797,18 +906,13 @@ enum ic_status ic_text_sched_open(struct ic_text_sched **out, const struct ic_te
     struct ic_text_sched *s = calloc(1, sizeof *s);
 
     *out = NULL;
-    IC_ASSERT(be->parallel <= be->batch && be->ctx_size <= be->kv_size);
-    if (s) {
-        s->be = be;
-        s->c = c;
-        s->n_slots = be->parallel;
-        s->slots = calloc((size_t)be->parallel, sizeof *s->slots);
-        s->order = calloc((size_t)be->parallel, sizeof *s->order);
-        s->rows = calloc((size_t)be->batch, sizeof *s->rows);
-    }
-    if (!s || !s->slots || !s->order || !s->rows) {
-        ic_text_sched_close(&s);
+    if (!s)
         return ic_fail(err, IC_OOM, "out of memory");
+    s->c = c;
+    enum ic_status st = make_slots(s, be, err);
+    if (st != IC_OK) {
+        free(s);
+        return st;
     }
     *out = s;
     return IC_OK;

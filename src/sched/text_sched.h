@@ -24,6 +24,10 @@ struct ic_text_backend {
                                    int32_t n, struct ic_err *err);
     enum ic_status (*draw)(void *arg, void *sampler, int32_t row, struct ic_sampled *out, struct ic_err *err);
     void (*sampler_close)(void *arg, void *sampler);
+    /* The model has been opened anew (ic_text_sched_unpark): makes a sampler of the old one go on with the new one.
+     * `said`: the n tokens drawn so far. NULL: samplers do not depend on the model. */
+    enum ic_status (*sampler_rebind)(void *arg, void *sampler, const struct ic_text_params *p, const int32_t *said,
+                                     int32_t n, struct ic_err *err);
     int64_t (*now_ns)(void *arg);
     void (*emit)(void *arg, struct ic_event *ev); /* takes ev */
 };
@@ -56,6 +60,29 @@ bool ic_text_sched_tick(struct ic_text_sched *s);
 /* The part of a tick that computes nothing: obeys cancels and deadlines. Lowers *until (NULL: not wanted), a time on the
  * backend's clock, to the next deadline. False when no request is left. */
 bool ic_text_sched_reap(struct ic_text_sched *s, int64_t *until);
+
+/* ---- the model goes and comes back (idle unload, a rebuilt engine) -------------------------------------------
+ *
+ *      serving ──park──► parked ──unpark──► serving
+ *         └───forget_kv───►┘
+ *
+ * While parked nothing is computed, but all of the above may be called: requests are taken and wait, cancels,
+ * deadlines and closed sessions are obeyed. tick() then only reaps, and true means that somebody waits: time to open the
+ * model again. Of the old back end only now_ns, emit and sampler_close are called then; `arg` and these three must
+ * go on working. No event is sent for parking itself; no token is lost or repeated by it. */
+
+/* Orderly: the device still answers. Running requests go back to the head of the queue; what the KV cache holds
+ * of them and of idle sessions is kept in host memory as far as there is room (--cache-ram), the rest is computed
+ * again when it is needed. Does nothing when parked. */
+void ic_text_sched_park(struct ic_text_sched *s);
+/* The device is lost: nothing on it is touched any more. Those that had rows in the last decode fail with IC_INTERNAL
+ * and `why`, everybody else who was running goes back to the head of the queue and is computed again. When parked:
+ * forgets nothing (what lies in host memory is good), does nothing. */
+void ic_text_sched_forget_kv(struct ic_text_sched *s, const char *why);
+/* Goes on with `be` (borrowed as in open; may be the old pointer, filled anew), whose sizes may have changed: requests
+ * that do not fit any more end with an error. IC_OOM: still parked, try again. Only when parked. */
+enum ic_status ic_text_sched_unpark(struct ic_text_sched *s, const struct ic_text_backend *be, struct ic_err *err);
+bool ic_text_sched_is_parked(const struct ic_text_sched *s);
 
 /* During a decode, from any thread: true when everybody in it has been cancelled. */
 bool ic_text_sched_batch_is_dead(void *sched);

@@ -117,6 +117,23 @@ fail:
     return st;
 }
 
+/* Penalties and the random numbers know nothing of the model; only the grammar holds its vocabulary. */
+enum ic_status ic_sampler_rebind(struct ic_sampler *s, const struct ic_text_model *m, const struct ic_text_params *p,
+                                 const int32_t *said, int32_t n, struct ic_err *err)
+{
+    if (m->info.n_vocab != s->n_vocab)
+        return ic_fail(err, IC_INTERNAL, "the model came back with another vocabulary");
+    s->vocab = m->vocab;
+    if (!s->grammar)
+        return IC_OK;
+    llama_sampler_free(s->grammar);
+    if (!(s->grammar = llama_sampler_init_grammar(m->vocab, p->grammar, "root")))
+        return ic_fail(err, IC_OOM, "out of memory");
+    for (int32_t i = 0; i < n; i++)
+        llama_sampler_accept(s->grammar, said[i]);
+    return IC_OK;
+}
+
 void ic_sampler_close(struct ic_sampler **sp)
 {
     struct ic_sampler *s = *sp;

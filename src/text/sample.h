@@ -56,9 +56,14 @@ struct ic_text_model;
 struct ic_sampler;
 
 /* `prompt` (n tokens, borrowed for the call) primes the penalties. IC_BAD_REQUEST: the grammar does not
- * parse. The sampler must not outlive the model. */
+ * parse. Beyond the model's life it may only be closed or
+ * rebound. */
 enum ic_status ic_sampler_open(struct ic_sampler **out, const struct ic_text_model *m,
                                const struct ic_text_params *p, const int32_t *prompt, int32_t n, struct ic_err *err);
+/* The model has been closed and opened again: the sampler goes on with the new one (same file), as if nothing had
+ * happened. `said`: the n tokens drawn so far. On failure it can only be closed. */
+enum ic_status ic_sampler_rebind(struct ic_sampler *s, const struct ic_text_model *m, const struct ic_text_params *p,
+                                 const int32_t *said, int32_t n, struct ic_err *err);
 /* Samples from `logits` (n_vocab floats, read only) and advances the sampler. IC_INTERNAL when no token
  * has a finite logit. */
 enum ic_status ic_sampler_draw(struct ic_sampler *s, const float *logits, struct ic_sampled *out, struct ic_err *err);
