@@ -1,7 +1,7 @@
 /* Steps per second of the CPU back end on UNET_UNITARY, against what this machine's cores can do.
  *
  *   law-cpu-bench [--threads N] [--isa NAME] [--direct] [--micro N] [--d N] [--b N] [--repeat N]
- *                 [--case GRID,BATCH]… [--ops] [--dump FOLDER]
+ *                 [--case GRID,BATCH]… [--ops] [--dump FOLDER] [--precision P] [--expand BYTES]
  *
  * Prints per case the median and the fastest step, GFLOP/s counted as direct convolutions (so that
  * Winograd's savings show as speed, and numbers compare with PyTorch's), and the share of the measured
@@ -21,7 +21,7 @@ struct options {
     struct ic_law_cpu_opts pack;
     unsigned d, b, repeat, cases, grid[CASES_MAX], batch[CASES_MAX];
     bool ops;
-    const char *dump;
+    const char *dump, *precision;
 };
 
 static int by_value(const void *a, const void *b)
@@ -158,6 +158,10 @@ static struct options parse(int argc, char **argv)
             o.repeat = (unsigned)atoi(v);
         else if (strcmp(a, "--dump") == 0)
             o.dump = v;
+        else if (strcmp(a, "--precision") == 0)
+            o.precision = v;
+        else if (strcmp(a, "--expand") == 0)
+            o.pack.expand_bytes = (size_t)atoll(v);
         else if (strcmp(a, "--case") == 0 && o.cases < CASES_MAX &&
                  sscanf(v, "%u,%u", &o.grid[o.cases], &o.batch[o.cases]) == 2)
             o.cases++;
@@ -180,13 +184,21 @@ int main(int argc, char **argv)
     struct ic_law *law = synth_law(IC_LAW_UNET_UNITARY, o.d, o.b, 1);
     struct ic_law_packed *packed;
     struct ic_err err = {0};
+    struct ic_law_policy policy;
+    if (law && o.precision &&
+        (ic_law_policy_parse(o.precision, NULL, &policy, &err) != IC_OK ||
+         !synth_requantise(law, &policy))) {
+        fprintf(stderr, "%s: %s\n", o.precision, err.msg);
+        return 1;
+    }
     if (!law || ic_law_cpu_pack(law, &o.pack, &packed, &err) != IC_OK) {
         fprintf(stderr, "%s\n", err.msg);
         return 1;
     }
     const double peak = ic_law_cpu_peak(packed);
-    printf("UNET_UNITARY d %u b %u, %s, %s; packed weights %.2f MiB; FMA peak %.1f GFLOP/s\n", o.d, o.b,
-           ic_law_cpu_isa(packed), o.pack.direct ? "direct" : "Winograd F(4x4,3x3)",
+    printf("UNET_UNITARY d %u b %u %s, %s, %s; packed weights %.2f MiB; FMA peak %.1f GFLOP/s\n", o.d, o.b,
+           o.precision ? o.precision : "fp32", ic_law_cpu_isa(packed),
+           o.pack.direct ? "direct" : "Winograd F(4x4,3x3)",
            (double)ic_law_backend_cpu.packed_bytes(packed) / 1048576.0, peak / 1e9);
     if (o.dump)
         dump(&o, law, packed);

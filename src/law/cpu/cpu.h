@@ -24,11 +24,20 @@ struct ic_law_cpu_opts {
     bool direct;          /* 3x3 convolutions without Winograd; IC_LAW_CONV=direct does the same. Always
                              so for SNN_UNET: a rounding difference would flip spikes */
     unsigned micro_batch; /* 0: chosen from the grid */
+    size_t expand_bytes;  /* 0: IC_LAW_CPU_EXPAND_BYTES */
 };
+
+/* Weights that the law keeps in 4 or 16 bits are packed in as many, and expanded to float32 a pass of
+ * output panels at a time into one scratch that all plans of the law share: about this many bytes, or one
+ * panel where that is more. Measured with docs/benchmarks-law.md. */
+#define IC_LAW_CPU_EXPAND_BYTES ((size_t)16 << 20)
 
 /* ic_law_backend.pack with options. BAD_REQUEST: no such instruction set, or not on this machine. */
 enum ic_status ic_law_cpu_pack(const struct ic_law *law, const struct ic_law_cpu_opts *opts,
                                struct ic_law_packed **out, struct ic_err *err);
+
+/* Of packed_bytes: the scratch for expanded weights; 0 where all are float32. */
+size_t ic_law_cpu_expand_bytes(const struct ic_law_packed *packed);
 
 const char *ic_law_cpu_isa(const struct ic_law_packed *packed);
 /* The i-th instruction set this build knows, best first, or NULL past the last. */

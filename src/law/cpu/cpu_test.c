@@ -157,7 +157,20 @@ static void resync(struct sim *to, const struct sim *from)
     }
 }
 
-static void against_reference(const char *isa, bool direct)
+static void requantise(struct ic_law *law, const char *precision, const char *layers)
+{
+    struct ic_law_policy policy;
+    struct ic_err err = {0};
+    char rule[80];
+    const bool nf4 = strncmp(precision, "nf4", 3) == 0;
+    snprintf(rule, sizeof rule, "%s=%s", layers, nf4 ? "nf4" : precision);
+    assert_int_equal(ic_law_policy_parse(precision, rule, &policy, &err), IC_OK);
+    assert_true(synth_requantise(law, &policy));
+}
+
+/* Every layer in `precision` (NULL: float32), on both sides: the reference reads the same rounded weights.
+ */
+static void against_reference(const char *isa, bool direct, const char *precision, size_t expand_bytes)
 {
     double most = 0;
     for (size_t i = 0; i < LAWS; i++) {
@@ -165,9 +178,14 @@ static void against_reference(const char *isa, bool direct)
         if (h * w > CELLS_MAX)
             continue;
         struct ic_law *law = synth_law(laws[i].arch, laws[i].d, laws[i].b, i + 1);
+        if (precision)
+            requantise(law, precision, "all");
         struct rig ref = rig_open(law, NULL, h, w, batch);
-        struct rig cpu = rig_open(
-            law, &(struct ic_law_cpu_opts){.isa = isa, .threads = 2, .direct = direct}, h, w, batch);
+        struct rig cpu =
+            rig_open(law,
+                     &(struct ic_law_cpu_opts){
+                         .isa = isa, .threads = 2, .direct = direct, .expand_bytes = expand_bytes},
+                     h, w, batch);
         struct sim a[2], b[2];
         struct ic_law_io ia[2], ib[2];
         for (unsigned s = 0; s < batch; s++) {
@@ -227,9 +245,54 @@ static void matches_reference(void **state)
             print_message("skipped: this machine has no %s\n", isa);
             continue;
         }
-        against_reference(isa, false);
-        against_reference(isa, true);
+        against_reference(isa, false, NULL, 0);
+        against_reference(isa, true, NULL, 0);
     }
+}
+
+/* Weights in few bits, expanded on the way: in one pass, and one panel of outputs at a time. */
+static void few_bits_match_reference(void **state)
+{
+    static const char *const precisions[] = {"fp16", "bf16", "nf4", "nf4dq"};
+    (void)state;
+    for (unsigned i = 0; ic_law_cpu_isa_known(i); i++) {
+        const char *isa = ic_law_cpu_isa_known(i);
+        for (unsigned p = 0; p < 4 && ic_law_cpu_isa_usable(isa); p++) {
+            print_message("%s: ", precisions[p]);
+            against_reference(isa, p == 3, precisions[p], p % 2);
+        }
+    }
+}
+
+/* What is packed stays in few bits: 4 per parameter, beside biases; and the scratch keeps to its size. */
+static void few_bits_stay_few(void **state)
+{
+    static const struct {
+        const char *precision;
+        double bits;
+    } want[] = {{"nf4", 4}, {"bf16", 16}, {"fp16", 16}};
+    (void)state;
+    for (unsigned i = 0; i < 3; i++)
+        for (size_t expand = 1; expand <= 1 << 22; expand <<= 22) {
+            struct ic_law *law = synth_law(IC_LAW_UNET_UNITARY, 8, 32, 1);
+            struct ic_law_packed *packed;
+            struct ic_err err = {0};
+            double values = 0;
+            for (size_t k = 0; k < law->weight_count; k++)
+                values += law->weights[k].ndim == 4 ? (double)law->weights[k].count : 0;
+            requantise(law, want[i].precision, "all");
+            assert_int_equal(
+                ic_law_cpu_pack(law, &(struct ic_law_cpu_opts){.threads = 1, .expand_bytes = expand},
+                                &packed, &err),
+                IC_OK);
+            const size_t scratch = ic_law_cpu_expand_bytes(packed);
+            const double bytes = (double)(ic_law_backend_cpu.packed_bytes(packed) - scratch);
+            assert_true(bytes >= values * want[i].bits / 8 && bytes < values * want[i].bits / 8 + 50000);
+            /* one panel of the largest layer, 256 inputs wide: 36 points of 256 x 32 */
+            assert_true(scratch > 0 && scratch < (expand > 1 ? expand : (size_t)37 * 256 * 33 * 4));
+            ic_law_backend_cpu.unpack(&packed);
+            synth_free(law);
+        }
 }
 
 /* Runs `n` simulations (seeds 1..n) for `steps` steps in one batch; returns their final states. */
@@ -258,9 +321,11 @@ static void assert_same(const struct sim *a, const struct sim *b)
 }
 
 /* Alone with one thread; in 16, last and first, with 1..4 threads and several micro-batches. */
-static void same_bits(const char *isa, size_t which)
+static void same_bits(const char *isa, size_t which, const char *precision)
 {
     struct ic_law *law = synth_law(laws[which].arch, laws[which].d, laws[which].b, 3);
+    if (precision)
+        requantise(law, precision, "all");
     const unsigned h = laws[which].h, w = laws[which].w;
     static const struct ic_law_cpu_opts ways[] = {{.threads = 1},
                                                   {.threads = 2},
@@ -295,7 +360,7 @@ static void bits_do_not_depend_on_batch_or_threads(void **state)
         if (ic_law_cpu_isa_usable(ic_law_cpu_isa_known(i)))
             for (size_t l = 0; l < LAWS; l++)
                 if (laws[l].h * laws[l].w <= (CELLS_MAX < 1024 ? CELLS_MAX / 2 : 1024))
-                    same_bits(ic_law_cpu_isa_known(i), l);
+                    same_bits(ic_law_cpu_isa_known(i), l, l % 4 == 1 ? "nf4" : l % 4 == 3 ? "bf16" : NULL);
 }
 
 /* A plan for 16 run with fewer, threads changed between steps, two execs of one packed law. */
@@ -444,6 +509,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(pool_does_each_unit_once),
         cmocka_unit_test(matches_reference),
+        cmocka_unit_test(few_bits_match_reference),
+        cmocka_unit_test(few_bits_stay_few),
         cmocka_unit_test(bits_do_not_depend_on_batch_or_threads),
         cmocka_unit_test(fewer_samples_and_threads),
         cmocka_unit_test(execs_run_side_by_side),

@@ -37,8 +37,11 @@ struct phase {
     double flops; /* one sample */
     uint64_t ns;
     void (*plain)(const struct ic_cpu_plain *, unsigned);
-    bool by_block; /* plain: a unit is a block of a sample, else a row */
-    bool to_y;     /* its last output is the network's: written to the sample's place in `y` */
+    bool by_block;    /* plain: a unit is a block of a sample, else a row */
+    bool to_y;        /* its last output is the network's: written to the sample's place in `y` */
+    unsigned expands; /* weights kept in few bits: expanded before each pass; a chain's all at once */
+    unsigned panels_at_once;
+    struct ic_cpu_expand expand[IC_CPU_CHAIN_MAX];
     union {
         struct ic_cpu_conv conv;
         struct ic_cpu_chain chain;
@@ -171,7 +174,9 @@ static struct ic_cpu_conv conv_of(const struct builder *b, size_t index)
     struct ic_cpu_conv c = {.out_blocks = ic_cpu_blocks(op->cout),
                             .act = act_of(op),
                             .splits = 1,
-                            .u = pk->data + pk->ops[index].u,
+                            .panel_to = (ic_cpu_blocks(op->cout) + 1) / 2,
+                            .tap_stride = (size_t)pk->ops[index].k * pk->ops[index].n,
+                            .u = pk->ops[index].form == IC_CPU_F32 ? pk->data + pk->ops[index].u : NULL,
                             .bias =
                                 pk->ops[index].bias != SIZE_MAX ? pk->data + pk->ops[index].bias : NULL};
     for (int i = 0; i < 2; i++)
@@ -183,6 +188,25 @@ static struct ic_cpu_conv conv_of(const struct builder *b, size_t index)
     c.height = b->plan->tensors[op->in[0]].height;
     c.width = b->plan->tensors[op->in[0]].width;
     return c;
+}
+
+/* Where the conv of op `index`, just added to phase p, reads weights that must be expanded first. */
+static void add_expand(const struct builder *b, struct phase *p, struct ic_cpu_conv *c, size_t index)
+{
+    const struct ic_law_packed *pk = b->e->packed;
+    if (pk->ops[index].form == IC_CPU_F32)
+        return;
+    struct ic_cpu_expand *x = &p->expand[p->expands];
+    *x = ic_cpu_expand_of(pk, b->plan, index);
+    /* the links of a chain lie one after the other */
+    if (p->expands)
+        x->u = p->expand[p->expands - 1].u +
+               (size_t)(p->expand[p->expands - 1].blocks + 1) / 2 * p->expand[p->expands - 1].panel_stride;
+    x->block_to = x->blocks;
+    c->u = x->u;
+    c->pad = x->pad;
+    p->panels_at_once = pk->ops[index].panels_at_once;
+    p->expands++;
 }
 
 static double conv_flops(const struct ic_law_op *op, unsigned taps)
@@ -236,7 +260,8 @@ static void add_conv3(struct builder *b)
     const struct ic_law_op *op = op_at(b, b->at), *norm = op_at(b, b->at + 1);
     const bool wino = !b->e->packed->direct;
     struct phase *p = add(b, wino ? WINO : DIRECT, wino ? "wino" : "direct", op->out);
-    p->a.conv = conv_of(b, b->at++);
+    p->a.conv = conv_of(b, b->at);
+    add_expand(b, p, &p->a.conv, b->at++);
     p->flops = conv_flops(op, 9);
     if (norm && (norm->kind == IC_LAW_OP_GROUPNORM || norm->kind == IC_LAW_OP_RMSNORM) &&
         norm->in[0] == op->out) {
@@ -254,7 +279,8 @@ static void add_chain(struct builder *b)
         .cells = (size_t)op->height * op->width, .d = b->plan->law->d, .product = b->plan->law->product};
     for (;;) {
         op = op_at(b, b->at);
-        c->conv[c->count++] = conv_of(b, b->at++);
+        c->conv[c->count] = conv_of(b, b->at);
+        add_expand(b, p, &c->conv[c->count++], b->at++);
         p->flops += conv_flops(op, 1);
         const struct ic_law_op *next = op_at(b, b->at);
         if (!next || next->in[0] != op->out)
@@ -310,7 +336,8 @@ static enum ic_status build(struct ic_law_exec *e, struct ic_err *err)
         case IC_LAW_OP_UPDATE: add_plain(&b, "update", k->update, false); break;
         case IC_LAW_OP_CONVT2X2: {
             struct phase *p = add(&b, CONVT, "convt", op->out);
-            p->a.conv = conv_of(&b, b.at++);
+            p->a.conv = conv_of(&b, b.at);
+            add_expand(&b, p, &p->a.conv, b.at++);
             p->flops = 2.0 * op->cin[0] * op->cout * op->height * op->width;
             break;
         }
@@ -399,6 +426,20 @@ struct job {
     const struct phase *p;
 };
 
+static void do_expand(void *ctx, unsigned unit, unsigned worker)
+{
+    const struct job *j = ctx;
+    (void)worker;
+    for (unsigned i = 0; i < j->p->expands; i++) { /* the links of a chain, counted through */
+        const unsigned n = ic_cpu_expand_units(&j->p->expand[i]);
+        if (unit < n) {
+            j->e->packed->kernels->expand(&j->p->expand[i], unit);
+            return;
+        }
+        unit -= n;
+    }
+}
+
 static void do_unit(void *ctx, unsigned unit, unsigned worker)
 {
     const struct job *j = ctx;
@@ -426,7 +467,7 @@ static unsigned prepare(struct ic_law_exec *e, struct phase *p, const struct ic_
         c->samples = n;
         c->splits = 1;
         c->splits = splits_for(p->kind == WINO ? ic_cpu_wino_units(c) : ic_cpu_direct_units(c),
-                               (c->out_blocks + 1) / 2, threads);
+                               c->panel_to - c->panel_from, threads);
         return p->kind == WINO ? ic_cpu_wino_units(c) : ic_cpu_direct_units(c);
     case CONVT: c->samples = n; return n * c->height;
     case CHAIN:
@@ -447,6 +488,31 @@ static unsigned prepare(struct ic_law_exec *e, struct phase *p, const struct ic_
     return 0;
 }
 
+/* Expands the weights of the pass that begins at `panel`, if the phase has any that need it; returns where
+ * the next pass begins, 0: nowhere. */
+static unsigned next_pass(struct ic_law_exec *e, struct phase *p, unsigned panel)
+{
+    if (!p->expands)
+        return 0;
+    unsigned units = 0, next = 0;
+    if (p->kind != CHAIN) {
+        struct ic_cpu_expand *x = &p->expand[0];
+        struct ic_cpu_conv *c = &p->a.conv;
+        const unsigned panels = (x->blocks + 1) / 2;
+        next = panel + p->panels_at_once < panels ? panel + p->panels_at_once : panels;
+        c->panel_from = panel;
+        c->panel_to = next;
+        x->block_from = 2 * panel;
+        x->block_to = 2 * next < x->blocks ? 2 * next : x->blocks;
+        c->tap_stride = x->tap_stride = (size_t)x->k * 16 * (x->block_to - x->block_from);
+        next = next < panels ? next : 0;
+    }
+    for (unsigned i = 0; i < p->expands; i++)
+        units += ic_cpu_expand_units(&p->expand[i]);
+    ic_cpu_pool_run(e->packed->pool, do_expand, &(struct job){e, p}, units);
+    return next;
+}
+
 static void cpu_step(struct ic_law_exec *e, const struct ic_law_io *io, unsigned n)
 {
     struct ic_cpu_pool *pool = e->packed->pool;
@@ -458,9 +524,12 @@ static void cpu_step(struct ic_law_exec *e, const struct ic_law_io *io, unsigned
         for (size_t i = 0; i < e->phase_count; i++) {
             struct phase *p = &e->phases[i];
             const int64_t start = e->profile ? ic_now_ns() : 0;
-            const unsigned units = prepare(e, p, io + at, e->y + at * e->y_stride, m, threads);
-            struct job job = {e, p};
-            ic_cpu_pool_run(pool, do_unit, &job, units);
+            unsigned panel = 0;
+            do {
+                panel = next_pass(e, p, panel);
+                const unsigned units = prepare(e, p, io + at, e->y + at * e->y_stride, m, threads);
+                ic_cpu_pool_run(pool, do_unit, &(struct job){e, p}, units);
+            } while (panel);
             if (e->profile)
                 p->ns += (uint64_t)(ic_now_ns() - start);
         }
@@ -541,7 +610,7 @@ static enum ic_status cpu_pack(const struct ic_law *law, unsigned threads, struc
 
 static size_t cpu_packed_bytes(const struct ic_law_packed *p)
 {
-    return p->data_bytes + sizeof *p;
+    return p->data_bytes + p->small_bytes + p->expanded_bytes + p->maps_count * sizeof *p->maps + sizeof *p;
 }
 
 static size_t cpu_exec_bytes(const struct ic_law_exec *e)
@@ -561,6 +630,11 @@ const struct ic_law_backend ic_law_backend_cpu = {
     .step = cpu_step,
     .net_out = cpu_net_out,
 };
+
+size_t ic_law_cpu_expand_bytes(const struct ic_law_packed *packed)
+{
+    return packed->expanded_bytes;
+}
 
 const char *ic_law_cpu_isa(const struct ic_law_packed *packed)
 {

@@ -8,7 +8,13 @@
 
 /* The weights of one op of the plan, by the op's index (the list is the same on every grid). */
 struct ic_cpu_weights {
-    size_t u, bias; /* floats from `data`; bias: SIZE_MAX where there is none */
+    enum ic_cpu_form form;
+    size_t u, bias; /* floats from `data`; SIZE_MAX where there is none. u: F32 alone */
+    size_t small;   /* bytes from `small`: the weight in fewer bits (kernels.h) */
+    size_t maps;    /* from `maps`: PyTorch's channel at each input place, then at each output place */
+    unsigned k, n;  /* padded inputs and outputs */
+    unsigned taps;  /* 9, 4 or 1 */
+    unsigned panels_at_once; /* that the scratch for expanded weights holds */
 };
 
 struct ic_law_packed {
@@ -21,7 +27,20 @@ struct ic_law_packed {
     struct ic_cpu_weights ops[IC_LAW_PLAN_OPS_MAX];
     float *data; /* owned, 64-byte aligned */
     size_t data_bytes;
+    uint8_t *small; /* owned, 64-byte aligned; NULL where every weight is float32 */
+    size_t small_bytes;
+    int32_t *maps; /* owned */
+    size_t maps_count;
+    float *expanded; /* owned, 64-byte aligned: one pass of one layer; used under the pool's lock */
+    size_t expanded_bytes;
 };
+
+/* The task of expanding op's weights; its pass (block_from, block_to) is set by the caller. */
+struct ic_cpu_expand ic_cpu_expand_of(const struct ic_law_packed *packed, const struct ic_law_plan *plan,
+                                      size_t op);
+/* Floats of expanded weights of `panels` panels, of which the last may be narrow. */
+size_t ic_cpu_expanded_floats(const struct ic_law_packed *packed, const struct ic_cpu_weights *w,
+                              unsigned panels);
 
 void ic_cpu_unpack(struct ic_law_packed **packed);
 

@@ -16,6 +16,7 @@
 #include <stdint.h>
 
 #include "law/plan.h"
+#include "model/half.h"
 
 #define IC_CPU_LANES 16u /* channels in a block, on every instruction set */
 #define IC_CPU_PANEL 32u /* output channels of one weight panel; the last may be 16 */
@@ -54,7 +55,48 @@ struct ic_cpu_conv {
     float *stats;
     unsigned samples;
     unsigned splits; /* each group of tiles is cut in this many units by output panel */
+    /* Weights that are kept in fewer bits are expanded and used a pass of panels at a time: u then holds
+     * panels panel_from..panel_to alone. All of them otherwise. */
+    unsigned panel_from, panel_to;
+    unsigned pad;      /* 3x3: floats between the end of a point's (tap's) rows and the next */
+    size_t tap_stride; /* transposed 2x2: floats from tap to tap of u */
 };
+
+enum ic_cpu_form { IC_CPU_F32, IC_CPU_F16, IC_CPU_BF16, IC_CPU_NF4 };
+
+/* How the absmax blocks of an NF4 weight lie under 16 outputs: */
+enum ic_cpu_scales {
+    IC_CPU_SCALES_ROWS, /* an output's row is whole blocks: all 16 change scale at the same input and tap */
+    IC_CPU_SCALES_ONE,  /* transposed: 16 outputs of one input are one block */
+    IC_CPU_SCALES_ANY
+};
+
+#define IC_CPU_EXPAND_CHUNK 32u /* inputs of a unit; a multiple of 8 */
+#define IC_CPU_EXPAND_PAD 16u   /* floats */
+
+/* Weights in few bits -> the float32 u of a pass. Kept as, of each block of 16 outputs and each input, all
+ * taps: 16 bits: [block][K][taps][16]; NF4: [block][K/8][taps][16] words, of whose nibbles, the lowest
+ * first, nibble n of word j is value 8j + n of the eight inputs' taps. Padding is 0. */
+struct ic_cpu_expand {
+    enum ic_cpu_form form;
+    enum ic_cpu_scales scales; /* NF4 */
+    bool wino, transposed;
+    unsigned taps, k, blocks; /* 9, 4 or 1; padded inputs; blocks of outputs in all */
+    unsigned cin, cout;       /* PyTorch's */
+    const uint16_t *half;
+    const uint32_t *words;
+    const struct ic_nf4 *nf4;
+    const int32_t *chan_in, *chan_out; /* PyTorch's channel at a place, -1: padding */
+    float *u;
+    size_t panel_stride, tap_stride; /* floats */
+    unsigned pad;
+    unsigned block_from, block_to; /* of this pass; even, or the end */
+};
+
+static inline unsigned ic_cpu_expand_units(const struct ic_cpu_expand *x)
+{
+    return (x->block_to - x->block_from) * ((x->k + IC_CPU_EXPAND_CHUNK - 1) / IC_CPU_EXPAND_CHUNK);
+}
 
 /* A segment is what one partial statistic covers: a run of `run` tiles (Winograd; 4 rows high) or
  * cells (direct; 1 row high) of one row. */
@@ -119,6 +161,7 @@ struct ic_cpu_plain { /* the small ones: input, memory, lstm, resize, pool, upda
 
 struct ic_cpu_kernels {
     const char *name;
+    void (*expand)(const struct ic_cpu_expand *x, unsigned unit);
     void (*wino)(const struct ic_cpu_conv *c, unsigned unit, float *scratch);
     void (*direct)(const struct ic_cpu_conv *c, unsigned unit, float *scratch);
     void (*convt)(const struct ic_cpu_conv *c, unsigned unit, float *scratch); /* unit: an input row */

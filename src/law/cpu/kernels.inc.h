@@ -9,10 +9,13 @@
 
 #include "law/cpu/wino.inc.h"
 
+#include "law/cpu/expand.inc.h"
+
 #include "law/cpu/point.inc.h"
 
 const struct ic_cpu_kernels IC_KERNELS = {
     .name = IC_ISA,
+    .expand = expand,
     .wino = wino,
     .direct = direct,
     .convt = convt,

@@ -183,7 +183,8 @@ static double conv_case_run(const struct ic_cpu_kernels *k, const struct conv_ca
                             .act = {.kind = t->act},
                             .stats = stats,
                             .samples = t->samples,
-                            .splits = t->splits};
+                            .splits = t->splits,
+                            .panel_to = (blocks + 1) / 2};
     for (int i = 0; i < 2; i++) {
         c.in[i].p = xb[i];
         c.in[i].blocks = l.in.blocks[i];
@@ -287,7 +288,8 @@ static void spikes(void **state)
                                       .u = u,
                                       .act = {IC_LAW_ACT_SPIKE, 1, 2},
                                       .samples = 1,
-                                      .splits = 1};
+                                      .splits = 1,
+                                      .panel_to = 1};
         for (unsigned n = 0; n < ic_cpu_direct_units(&c); n++)
             k->direct(&c, n, scratch);
         static const float want[6] = {0, 0, 2, 0, 2, 0}; /* strictly above */
@@ -329,7 +331,9 @@ static void convt2x2(void **state)
                                           .u = u,
                                           .bias = b,
                                           .samples = samples,
-                                          .splits = 1};
+                                          .splits = 1,
+                                          .panel_to = (l.out.blocks[0] + 1) / 2,
+                                          .tap_stride = (size_t)l.k * l.n};
             for (unsigned n = 0; n < samples * h; n++)
                 k->convt(&c, n, scratch);
             for (unsigned s = 0; s < samples; s++)
@@ -443,7 +447,8 @@ static void moments_far_from_zero(void **state)
                                           .bias = b,
                                           .stats = stats,
                                           .samples = 1,
-                                          .splits = 1};
+                                          .splits = 1,
+                                          .panel_to = 1};
             for (unsigned n = wino ? ic_cpu_wino_units(&c) : ic_cpu_direct_units(&c); n-- > 0;)
                 (wino ? k->wino : k->direct)(&c, n, scratch);
             check_moments(k, &t, &c, wino, 2); /* mean 30, deviation 0.006 */

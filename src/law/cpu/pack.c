@@ -32,7 +32,8 @@ static bool runs_here(const struct ic_cpu_kernels *k)
                __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
                __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     if (k == &ic_cpu_kernels_avx2)
-        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+               __builtin_cpu_supports("f16c");
 #endif
     return k == &ic_cpu_kernels_base;
 }
@@ -79,6 +80,7 @@ struct layer {
     const float *w;
     unsigned cin, cout; /* PyTorch's */
     unsigned k, n;      /* padded */
+    bool transposed;
 };
 
 static struct layer layer_of(const struct ic_law_plan *plan, const struct ic_law_op *op)
@@ -91,6 +93,7 @@ static struct layer layer_of(const struct ic_law_plan *plan, const struct ic_law
     }
     l.out.channels[0] = op->cout;
     l.out.blocks[0] = ic_cpu_blocks(op->cout);
+    l.transposed = op->kind == IC_LAW_OP_CONVT2X2;
     l.in.pairs = plan->ops[0].kind == IC_LAW_OP_INPUT && op->in[0] == plan->ops[0].out;
     l.out.pairs = op->out == plan->net_out;
     l.k = (l.in.blocks[0] + l.in.blocks[1]) * 16;
@@ -167,59 +170,235 @@ static void pack_convt(const struct layer *l, float *u)
     }
 }
 
-static unsigned taps_of(const struct ic_law_packed *p, enum ic_law_op_kind kind)
+/* ---- Weights in few bits ----------------------------------------------------------------------- */
+
+static enum ic_cpu_form form_of(const struct ic_law_weight *w)
+{
+    switch (w->precision) {
+    case IC_LAW_FP16: return IC_CPU_F16;
+    case IC_LAW_BF16: return IC_CPU_BF16;
+    case IC_LAW_NF4: return IC_CPU_NF4;
+    default: return IC_CPU_F32;
+    }
+}
+
+/* Index of tap 0 in PyTorch's order, or SIZE_MAX for padding. */
+static size_t tap0(const struct layer *l, int o, int i, unsigned taps)
+{
+    if (o < 0 || i < 0)
+        return SIZE_MAX;
+    return (l->transposed ? (size_t)i * l->cout + (size_t)o : (size_t)o * l->cin + (size_t)i) * taps;
+}
+
+static void pack_half(const struct layer *l, const uint16_t *w, unsigned taps, uint16_t *out)
+{
+    for (unsigned block = 0; block < l->n / 16; block++)
+        for (unsigned k = 0; k < l->k; k++)
+            for (unsigned lane = 0; lane < 16; lane++) {
+                const size_t from =
+                    tap0(l, channel_at(&l->out, block * 16 + lane), channel_at(&l->in, k), taps);
+                for (unsigned tap = 0; tap < taps; tap++)
+                    out[(((size_t)block * l->k + k) * taps + tap) * 16 + lane] =
+                        from == SIZE_MAX ? 0 : w[from + tap];
+            }
+}
+
+static void pack_nf4(const struct layer *l, const struct ic_nf4 *q, unsigned taps, uint32_t *out)
+{
+    for (unsigned block = 0; block < l->n / 16; block++)
+        for (unsigned k = 0; k < l->k; k++)
+            for (unsigned lane = 0; lane < 16; lane++) {
+                const size_t from =
+                    tap0(l, channel_at(&l->out, block * 16 + lane), channel_at(&l->in, k), taps);
+                for (unsigned tap = 0; tap < taps; tap++) {
+                    const size_t at = from + tap;
+                    const unsigned n = k % 8 * taps + tap;
+                    const uint32_t code = from == SIZE_MAX
+                                              ? IC_NF4_ZERO
+                                              : (uint32_t)q->codes[at / 2] >> (at % 2 ? 0 : 4) & 15;
+                    out[(((size_t)block * l->k + k) / 8 * taps + n / 8) * 16 + lane] |= code << 4 * (n % 8);
+                }
+            }
+}
+
+static enum ic_cpu_scales scales_of(const struct layer *l, unsigned taps)
+{
+    const bool straight = !l->in.pairs && !l->out.pairs;
+    if (l->transposed)
+        return straight && taps == 4 && l->cout % 16 == 0 ? IC_CPU_SCALES_ONE : IC_CPU_SCALES_ANY;
+    return straight && l->in.channels[0] % 16 == 0 && l->in.channels[1] % 16 == 0 &&
+                   (size_t)l->cin * taps % IC_NF4_BLOCK == 0
+               ? IC_CPU_SCALES_ROWS
+               : IC_CPU_SCALES_ANY;
+}
+
+/* Points or taps of one (output, input) pair in the expanded form. */
+static unsigned points_of(const struct ic_law_packed *p, const struct ic_cpu_weights *w)
+{
+    return w->taps == 9 && !p->direct ? 36 : w->taps;
+}
+
+/* Only Winograd's points are streams that would share cache sets; direct kernels run over all taps at once.
+ */
+static unsigned pad_of(const struct ic_law_packed *p, const struct ic_cpu_weights *w)
+{
+    return points_of(p, w) == 36 ? IC_CPU_EXPAND_PAD : 0;
+}
+
+size_t ic_cpu_expanded_floats(const struct ic_law_packed *p, const struct ic_cpu_weights *w,
+                              unsigned panels)
+{
+    return (size_t)panels * points_of(p, w) * ((size_t)w->k * IC_CPU_PANEL + pad_of(p, w));
+}
+
+struct ic_cpu_expand ic_cpu_expand_of(const struct ic_law_packed *p, const struct ic_law_plan *plan,
+                                      size_t op)
+{
+    const struct ic_cpu_weights *w = &p->ops[op];
+    const struct layer l = layer_of(plan, &plan->ops[op]);
+    const uint8_t *small = p->small + w->small;
+    const unsigned pad = pad_of(p, w);
+    return (struct ic_cpu_expand){
+        .form = w->form,
+        .scales = scales_of(&l, w->taps),
+        .wino = points_of(p, w) == 36,
+        .transposed = l.transposed,
+        .taps = w->taps,
+        .k = l.k,
+        .blocks = l.n / 16,
+        .cin = l.cin,
+        .cout = l.cout,
+        .half = (const uint16_t *)(const void *)small,
+        .words = (const uint32_t *)(const void *)small,
+        .nf4 = &plan->law->weights[plan->ops[op].weight].nf4,
+        .chan_in = p->maps + w->maps,
+        .chan_out = p->maps + w->maps + l.k,
+        .u = p->expanded,
+        .panel_stride = l.transposed ? (size_t)l.k * IC_CPU_PANEL
+                                     : points_of(p, w) * ((size_t)l.k * IC_CPU_PANEL + pad),
+        .pad = pad,
+    };
+}
+
+/* ---- The whole --------------------------------------------------------------------------------- */
+
+static unsigned taps_of(enum ic_law_op_kind kind)
 {
     switch (kind) {
-    case IC_LAW_OP_CONV3X3: return p->direct ? 9 : 36;
+    case IC_LAW_OP_CONV3X3: return 9;
     case IC_LAW_OP_CONV1X1: return 1;
     case IC_LAW_OP_CONVT2X2: return 4;
     default: return 0;
     }
 }
 
-/* Room for every op's weights; returns floats. */
-static size_t lay_out(struct ic_law_packed *p, const struct ic_law_plan *plan)
+static size_t small_bytes(const struct layer *l, enum ic_cpu_form form, unsigned taps)
+{
+    const size_t values = (size_t)l->k * l->n * taps;
+    return ((form == IC_CPU_NF4 ? values / 2 : values * sizeof(uint16_t)) + 63) / 64 * 64;
+}
+
+/* Room for every op's weights. */
+static void lay_out(struct ic_law_packed *p, const struct ic_law_plan *plan, size_t expand_bytes)
 {
     size_t at = 0;
     p->op_count = plan->op_count;
     for (size_t i = 0; i < plan->op_count; i++) {
         const struct ic_law_op *op = &plan->ops[i];
-        const unsigned taps = taps_of(p, op->kind);
-        p->ops[i] = (struct ic_cpu_weights){SIZE_MAX, SIZE_MAX};
-        if (!taps)
+        struct ic_cpu_weights *w = &p->ops[i];
+        *w = (struct ic_cpu_weights){.u = SIZE_MAX, .bias = SIZE_MAX, .taps = taps_of(op->kind)};
+        if (!w->taps)
             continue;
         const struct layer l = layer_of(plan, op);
-        p->ops[i].u = at;
-        at += (size_t)taps * l.k * l.n;
+        w->form = form_of(&plan->law->weights[op->weight]);
+        w->k = l.k;
+        w->n = l.n;
+        if (w->form == IC_CPU_F32) {
+            w->u = at;
+            at += (size_t)points_of(p, w) * l.k * l.n;
+        } else {
+            const unsigned panels = (l.n + IC_CPU_PANEL - 1) / IC_CPU_PANEL;
+            const size_t fit = expand_bytes / (ic_cpu_expanded_floats(p, w, 1) * sizeof(float));
+            /* a chain's links are all expanded before it runs: whole (they are 1x1) */
+            w->panels_at_once = w->taps == 1 || fit >= panels ? panels : fit ? (unsigned)fit : 1;
+            w->small = p->small_bytes;
+            p->small_bytes += small_bytes(&l, w->form, w->taps);
+            w->maps = p->maps_count;
+            p->maps_count += l.k + l.n;
+            const size_t bytes = ic_cpu_expanded_floats(p, w, w->panels_at_once) * sizeof(float) *
+                                 (w->taps == 1 ? IC_CPU_CHAIN_MAX : 1);
+            p->expanded_bytes = p->expanded_bytes > bytes ? p->expanded_bytes : bytes;
+        }
         if (op->bias >= 0) {
-            p->ops[i].bias = at;
+            w->bias = at;
             at += l.n;
         }
     }
-    return at;
+    p->data_bytes = (at * sizeof(float) + 63) / 64 * 64;
+}
+
+static void fill_f32(const struct ic_law_packed *p, const struct ic_cpu_weights *w, const struct layer *l)
+{
+    float *u = p->data + w->u;
+    if (w->taps == 4)
+        pack_convt(l, u);
+    else if (w->taps == 1)
+        pack_taps(l, 1, 1, false, u);
+    else
+        pack_taps(l, 9, points_of(p, w), !p->direct, u);
+}
+
+static void fill_small(const struct ic_law_packed *p, const struct ic_cpu_weights *w, const struct layer *l,
+                       const struct ic_law_weight *from)
+{
+    void *to = p->small + w->small;
+    if (w->form == IC_CPU_NF4)
+        pack_nf4(l, &from->nf4, w->taps, to);
+    else
+        pack_half(l, from->half, w->taps, to);
+    for (unsigned k = 0; k < l->k; k++)
+        p->maps[w->maps + k] = channel_at(&l->in, k);
+    for (unsigned n = 0; n < l->n; n++)
+        p->maps[w->maps + l->k + n] = channel_at(&l->out, n);
 }
 
 static void fill(struct ic_law_packed *p, const struct ic_law_plan *plan)
 {
     for (size_t i = 0; i < plan->op_count; i++) {
         const struct ic_law_op *op = &plan->ops[i];
-        if (p->ops[i].u == SIZE_MAX)
+        const struct ic_cpu_weights *w = &p->ops[i];
+        if (!w->taps)
             continue;
         const struct layer l = layer_of(plan, op);
-        float *u = p->data + p->ops[i].u;
-        if (op->kind == IC_LAW_OP_CONVT2X2)
-            pack_convt(&l, u);
-        else if (op->kind == IC_LAW_OP_CONV1X1)
-            pack_taps(&l, 1, 1, false, u);
+        if (w->form == IC_CPU_F32)
+            fill_f32(p, w, &l);
         else
-            pack_taps(&l, 9, p->direct ? 9 : 36, !p->direct, u);
-        if (p->ops[i].bias == SIZE_MAX)
-            continue;
-        for (unsigned place = 0; place < l.n; place++) {
+            fill_small(p, w, &l, &plan->law->weights[op->weight]);
+        for (unsigned place = 0; w->bias != SIZE_MAX && place < l.n; place++) {
             const int o = channel_at(&l.out, place);
-            p->data[p->ops[i].bias + place] = o >= 0 ? plan->law->weights[op->bias].data[o] : 0.0f;
+            p->data[w->bias + place] = o >= 0 ? plan->law->weights[op->bias].data[o] : 0.0f;
         }
     }
+}
+
+static enum ic_status allocate(struct ic_law_packed *p, struct ic_err *err)
+{
+    /* one line more each: never zero bytes */
+    p->data = aligned_alloc(64, p->data_bytes + 64);
+    if (p->small_bytes) {
+        p->expanded_bytes = (p->expanded_bytes + 63) / 64 * 64;
+        p->small = aligned_alloc(64, p->small_bytes);
+        p->maps = malloc(p->maps_count * sizeof *p->maps);
+        p->expanded = aligned_alloc(64, p->expanded_bytes + 64);
+    }
+    if (!p->data || (p->small_bytes && (!p->small || !p->maps || !p->expanded)))
+        return ic_fail(err, IC_OOM, "no memory for %zu bytes of packed weights",
+                       p->data_bytes + p->small_bytes + p->expanded_bytes);
+    if (p->small_bytes) {
+        memset(p->small, 0, p->small_bytes);
+        memset(p->expanded, 0, p->expanded_bytes + 64); /* touched now, not in the first step */
+    }
+    return IC_OK;
 }
 
 void ic_cpu_unpack(struct ic_law_packed **packed)
@@ -228,6 +407,9 @@ void ic_cpu_unpack(struct ic_law_packed **packed)
         return;
     ic_cpu_pool_close(&(*packed)->pool);
     free((*packed)->data);
+    free((*packed)->small);
+    free((*packed)->maps);
+    free((*packed)->expanded);
     free(*packed);
     *packed = NULL;
 }
@@ -265,13 +447,11 @@ enum ic_status ic_law_cpu_pack(const struct ic_law *law, const struct ic_law_cpu
     if (s == IC_OK)
         s = ic_cpu_pool_open(opts->threads, &p->pool, err);
     if (s == IC_OK) {
-        p->data_bytes = (lay_out(p, plan) * sizeof(float) + 63) / 64 * 64;
-        p->data = aligned_alloc(64, p->data_bytes);
-        if (!p->data)
-            s = ic_fail(err, IC_OOM, "no memory for %zu bytes of packed weights", p->data_bytes);
-        else
-            fill(p, plan);
+        lay_out(p, plan, opts->expand_bytes ? opts->expand_bytes : IC_LAW_CPU_EXPAND_BYTES);
+        s = allocate(p, err);
     }
+    if (s == IC_OK)
+        fill(p, plan);
     ic_law_plan_close(&plan);
     if (s != IC_OK)
         ic_cpu_unpack(&p);

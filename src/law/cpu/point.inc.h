@@ -62,14 +62,14 @@ static void direct(const struct ic_cpu_conv *c, unsigned unit, float *scratch)
         for (unsigned kx = 0; kx < 3; kx++)
             for (kb = 0; kb < k_blocks; kb++)
                 off[at++] = (kb * 3 + ky) * row + kx * 16;
-    const unsigned panels = (c->out_blocks + 1) / 2;
-    for (unsigned panel = panels * split / c->splits; panel < panels * (split + 1) / c->splits; panel++) {
-        const unsigned width = c->out_blocks - panel * 2 >= 2 ? 32 : 16;
+    const unsigned panels = c->panel_to - c->panel_from;
+    for (unsigned i = panels * split / c->splits; i < panels * (split + 1) / c->splits; i++) {
+        const unsigned panel = c->panel_from + i, width = c->out_blocks - panel * 2 >= 2 ? 32 : 16;
         float *out = c->out + sample * c->out_stride + panel * 2 * plane + ((size_t)y * c->width + x0) * 16;
         struct gemm g = {.a = patch,
                          .off = off,
                          .steps = at,
-                         .u = c->u + (size_t)panel * 9 * k * 32,
+                         .u = c->u + (size_t)i * 9 * k * 32,
                          .width = width,
                          .init = c->bias ? c->bias + panel * 32 : NULL,
                          .c = out,
@@ -92,9 +92,9 @@ static void convt(const struct ic_cpu_conv *c, unsigned unit, float *scratch)
         off[i] = i * plane;
     const float *in = c->in[0].p + sample * c->in[0].stride + (size_t)y * c->width * 16;
     for (unsigned tap = 0; tap < 4; tap++)
-        for (unsigned panel = 0; panel < (c->out_blocks + 1) / 2; panel++) {
+        for (unsigned panel = c->panel_from; panel < c->panel_to; panel++) {
             const unsigned width = c->out_blocks - panel * 2 >= 2 ? 32 : 16;
-            const float *u = c->u + tap * k * c->out_blocks * 16 + panel * k * 32;
+            const float *u = c->u + tap * c->tap_stride + (panel - c->panel_from) * k * 32;
             struct gemm g = {.a = in,
                              .off = off,
                              .steps = k_blocks,

@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "law/law.h"
+#include "law/quant.h"
 
 static inline uint32_t synth_next(uint64_t *s)
 {
@@ -107,12 +108,12 @@ static inline struct ic_law *synth_law(enum ic_law_arch arch, unsigned d, unsign
     law->gamma = 0.01f;
     size_t at = 0;
     for (size_t i = 0; i < n; i++) {
-        synth_weight(&law->weights[i], &specs[i], law->data + at, &seed);
+        synth_weight(&law->weights[i], &specs[i], (float *)law->data + at, &seed);
         at += (law->weights[i].count + 15) / 16 * 16;
         law->weight_count++;
     }
     if (arch == IC_LAW_DEEP_QCA)
-        synth_fold(law, law->data + at);
+        synth_fold(law, (float *)law->data + at);
     law->weight_bytes = floats * sizeof(float);
     return law;
 }
@@ -122,6 +123,37 @@ static inline void synth_free(struct ic_law *law)
     free(law->weights);
     free(law->data);
     free(law);
+}
+
+/* Rewrites the law's weights in the precisions of a policy. False where memory is short, or fp16 too
+ * narrow. */
+static inline bool synth_requantise(struct ic_law *law, const struct ic_law_policy *policy)
+{
+    size_t total = 0, at = 0;
+    bool good = true;
+    struct ic_err err = {0};
+    enum ic_law_precision p[IC_LAW_SPECS_MAX + 2];
+    for (size_t i = 0; i < law->weight_count; i++) {
+        struct ic_law_spec spec = {.ndim = law->weights[i].ndim};
+        memcpy(spec.name, law->weights[i].name, sizeof spec.name);
+        const bool folded = strncmp(spec.name, IC_LAW_FOLDED, strlen(IC_LAW_FOLDED)) == 0;
+        p[i] = folded ? IC_LAW_FP32 : ic_law_policy_of(policy, law->arch, &spec);
+        total += ic_law_weight_room(p[i], policy->twice, law->weights[i].count);
+    }
+    char *data = aligned_alloc(IC_LAW_WEIGHT_ALIGN, total);
+    for (size_t i = 0; data && i < law->weight_count; i++) {
+        struct ic_law_weight *w = &law->weights[i];
+        const float *x = w->data;
+        ic_law_weight_place(w, p[i], policy->twice, data + at);
+        at += ic_law_weight_room(p[i], policy->twice, w->count);
+        good = ic_law_weight_fill(w, x, &err) == IC_OK && good;
+    }
+    if (!data)
+        return false;
+    free(law->data);
+    law->data = data;
+    law->weight_bytes = total;
+    return good;
 }
 
 /* Random field, unit norm per cell (initial mode `random`). */

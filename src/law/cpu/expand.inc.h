@@ -1,0 +1,219 @@
+/* Weights kept in 4 or 16 bits, made into the float32 form that the convolutions read, a pass of output
+ * panels at a time (exec.c): a unit is one block of 16 outputs and IC_CPU_EXPAND_CHUNK inputs of it.
+ *
+ * Vectors run along the output channels. A 4-bit code is looked up by one permutation of the codebook; a
+ * 3x3 kernel then goes through Winograd's G g G^T in float32 (pack.c does float32 weights in double; the
+ * difference is an ulp or two of a number that was rounded to 4 or 16 bits before). Points of a panel lie
+ * IC_CPU_EXPAND_PAD floats further apart than they are long: 36 streams of stores a power of two apart
+ * would all want the same cache set. */
+
+#if IC_VW == 16
+IC_INLINE vf nf4_value(vi code) /* only the low 4 bits of each lane count */
+{
+    return (vf)_mm512_permutexvar_ps((__m512i)code, _mm512_loadu_ps(ic_nf4_code));
+}
+
+IC_INLINE vf v_load_bf16(const uint16_t *p)
+{
+    return (vf)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i_u *)p)), 16);
+}
+
+IC_INLINE vf v_load_f16(const uint16_t *p)
+{
+    return (vf)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i_u *)p));
+}
+#elif IC_VW == 8
+IC_INLINE vf nf4_value(vi code)
+{
+    const __m256 lo = _mm256_permutevar8x32_ps(_mm256_loadu_ps(ic_nf4_code), (__m256i)code);
+    const __m256 hi = _mm256_permutevar8x32_ps(_mm256_loadu_ps(ic_nf4_code + 8), (__m256i)code);
+    return (vf)_mm256_blendv_ps(lo, hi, (__m256)(code << 28)); /* by bit 3 */
+}
+
+IC_INLINE vf v_load_bf16(const uint16_t *p)
+{
+    return (vf)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i_u *)p)), 16);
+}
+
+IC_INLINE vf v_load_f16(const uint16_t *p)
+{
+    return (vf)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i_u *)p));
+}
+#else
+IC_INLINE vf nf4_value(vi code)
+{
+    return (vf){ic_nf4_code[code[0] & 15], ic_nf4_code[code[1] & 15], ic_nf4_code[code[2] & 15],
+                ic_nf4_code[code[3] & 15]};
+}
+
+IC_INLINE vf v_load_bf16(const uint16_t *p)
+{
+    return (vf){ic_bf16_to_f32(p[0]), ic_bf16_to_f32(p[1]), ic_bf16_to_f32(p[2]), ic_bf16_to_f32(p[3])};
+}
+
+IC_INLINE vf v_load_f16(const uint16_t *p)
+{
+    return (vf){ic_f16_to_f32(p[0]), ic_f16_to_f32(p[1]), ic_f16_to_f32(p[2]), ic_f16_to_f32(p[3])};
+}
+#endif
+
+typedef uint32_t vu_mem __attribute__((vector_size(IC_VW * 4), aligned(4), may_alias));
+
+/* Three taps to six points: (1, p, p^2) / prod_j (p - q_j) for p = 0, +-a, +-b; the last tap for infinity.
+ */
+IC_INLINE void wino_g6(vf g0, vf g1, vf g2, vf *o0, vf *o1, vf *o2, vf *o3, vf *o4, vf *o5)
+{
+    const float a2 = PT_A * PT_A, b2 = PT_B * PT_B;
+    const float c0 = 1 / (a2 * b2), ca = 1 / (2 * a2 * (a2 - b2)), cb = 1 / (2 * b2 * (b2 - a2));
+    const vf ea = v_fma(v_set1(ca * a2), g2, v_set1(ca) * g0),
+             eb = v_fma(v_set1(cb * b2), g2, v_set1(cb) * g0);
+    *o0 = v_set1(c0) * g0;
+    *o1 = v_fma(v_set1(ca * PT_A), g1, ea);
+    *o2 = v_fma(v_set1(-ca * PT_A), g1, ea);
+    *o3 = v_fma(v_set1(cb * PT_B), g1, eb);
+    *o4 = v_fma(v_set1(-cb * PT_B), g1, eb);
+    *o5 = g2;
+}
+
+IC_INLINE void expand_wino(const vf *g, float *out, size_t point)
+{
+    vf t[18]; /* [6][3] */
+    UNROLL for (int j = 0; j < 3; j++)
+        wino_g6(g[j], g[3 + j], g[6 + j], &t[j], &t[3 + j], &t[6 + j], &t[9 + j], &t[12 + j], &t[15 + j]);
+    UNROLL for (int i = 0; i < 6; i++)
+    {
+        vf o[6];
+        wino_g6(t[3 * i], t[3 * i + 1], t[3 * i + 2], &o[0], &o[1], &o[2], &o[3], &o[4], &o[5]);
+        UNROLL for (int j = 0; j < 6; j++) v_store(out + (size_t)(i * 6 + j) * point, o[j]);
+    }
+}
+
+/* The scales of 16 outputs at one place of their rows: rows are whole blocks, so all switch together. */
+static void row_scales(const struct ic_cpu_expand *x, unsigned block, size_t at, float *out)
+{
+    const size_t per_row = (size_t)x->cin * x->taps / IC_NF4_BLOCK, b = at / IC_NF4_BLOCK;
+    for (unsigned l = 0; l < 16; l++) {
+        const size_t o = (size_t)block * 16 + l;
+        out[l] = o < x->cout ? ic_nf4_absmax(x->nf4, o * per_row + b) : 0;
+    }
+}
+
+/* Those of any one input channel of 16 outputs: the first cut[l] taps of an output have scale s[0][l], the
+ * rest s[1][l]. */
+static void any_scales(const struct ic_cpu_expand *x, unsigned block, unsigned k, float s[2][16],
+                       int32_t cut[16])
+{
+    const int i = x->chan_in[k];
+    for (unsigned l = 0; l < 16; l++) {
+        const int o = x->chan_out[block * 16 + l];
+        s[0][l] = s[1][l] = 0;
+        cut[l] = 0;
+        if (o < 0 || i < 0)
+            continue;
+        const size_t f =
+            (x->transposed ? (size_t)i * x->cout + (size_t)o : (size_t)o * x->cin + (size_t)i) * x->taps;
+        s[0][l] = ic_nf4_absmax(x->nf4, f / IC_NF4_BLOCK);
+        s[1][l] = ic_nf4_absmax(x->nf4, (f + x->taps - 1) / IC_NF4_BLOCK);
+        cut[l] = (int32_t)(IC_NF4_BLOCK - f % IC_NF4_BLOCK);
+    }
+}
+
+/* Scales of input k; those of k - 1 are in s. Returns how many taps have s[0] (IC_CPU_SCALES_ROWS). */
+static unsigned scales_of(const struct ic_cpu_expand *x, unsigned block, unsigned k, bool first,
+                          unsigned cut_before, float s[2][16], int32_t cut[16])
+{
+    if (x->scales == IC_CPU_SCALES_ANY) {
+        any_scales(x, block, k, s, cut);
+        return 0;
+    }
+    if (x->scales == IC_CPU_SCALES_ONE) { /* 16 outputs of 4 taps lie together: one block */
+        const float one =
+            ic_nf4_absmax(x->nf4, ((size_t)k * x->cout + (size_t)block * 16) * 4 / IC_NF4_BLOCK);
+        for (unsigned l = 0; l < 16; l++)
+            s[0][l] = one;
+        return x->taps;
+    }
+    const size_t at = (size_t)k * x->taps;
+    const unsigned until = IC_NF4_BLOCK - (unsigned)(at % IC_NF4_BLOCK);
+    if (first || until == IC_NF4_BLOCK)
+        row_scales(x, block, at, s[0]);
+    else if (cut_before < x->taps)
+        memcpy(s[0], s[1], sizeof s[0]);
+    if (until < x->taps)
+        row_scales(x, block, at + until, s[1]);
+    return until;
+}
+
+IC_INLINE void expand_chunk(const struct ic_cpu_expand *x, unsigned block, unsigned k0, float *u,
+                            unsigned width, size_t point, const enum ic_cpu_form form, const unsigned taps,
+                            const bool wino)
+{
+    float s[2][16] __attribute__((aligned(64))) = {{0}};
+    int32_t cut[16] __attribute__((aligned(64))) = {0};
+    unsigned until = taps;
+    const unsigned k1 = k0 + IC_CPU_EXPAND_CHUNK < x->k ? k0 + IC_CPU_EXPAND_CHUNK : x->k;
+    const uint16_t *half = form == IC_CPU_NF4 ? NULL : x->half + ((size_t)block * x->k + k0) * taps * 16;
+    const uint32_t *words =
+        form == IC_CPU_NF4 ? x->words + ((size_t)block * x->k + k0) / 8 * taps * 16 : NULL;
+    const bool any = x->scales == IC_CPU_SCALES_ANY;
+    for (unsigned k = k0; k < k1; k++) {
+        vf g[9];
+        float *out = u + (size_t)k * width;
+        if (form == IC_CPU_NF4)
+            until = scales_of(x, block, k, k == k0, until, s, cut);
+        for (unsigned v = 0; v < 16; v += IC_VW) {
+            UNROLL for (unsigned tap = 0; tap < taps; tap++)
+            {
+                const unsigned n = (k - k0) * taps + tap;
+                if (form == IC_CPU_BF16)
+                    g[tap] = v_load_bf16(half + (size_t)n * 16 + v);
+                else if (form == IC_CPU_F16)
+                    g[tap] = v_load_f16(half + (size_t)n * 16 + v);
+                else {
+                    const vu_mem w = *(const vu_mem *)(words + (size_t)(n / 8) * 16 + v);
+                    vf scale = v_load(s[!any && tap >= until] + v);
+                    if (any) {
+                        const vi first = *(const vi *)(const void *)(cut + v) > (int32_t)tap;
+                        scale = (vf)(((vi)scale & first) | ((vi)v_load(s[1] + v) & ~first));
+                    }
+                    g[tap] = nf4_value((vi)(w >> (4 * (n % 8)))) * scale;
+                }
+            }
+            if (wino)
+                expand_wino(g, out + v, point);
+            else
+                UNROLL for (unsigned tap = 0; tap < taps; tap++)
+                    v_store(out + (size_t)tap * point + v, g[tap]);
+        }
+    }
+}
+
+#define EXPAND_FN(form, taps, wino)                                                                        \
+    static __attribute__((noinline)) void expand_##form##_##taps##_##wino(                                 \
+        const struct ic_cpu_expand *x, unsigned block, unsigned k0, float *u, unsigned width,              \
+        size_t point)                                                                                      \
+    {                                                                                                      \
+        expand_chunk(x, block, k0, u, width, point, IC_CPU_##form, taps, wino);                            \
+    }
+#define EXPAND_FNS(form)                                                                                   \
+    EXPAND_FN(form, 9, 1) EXPAND_FN(form, 9, 0) EXPAND_FN(form, 4, 0) EXPAND_FN(form, 1, 0)
+EXPAND_FNS(F16)
+EXPAND_FNS(BF16)
+EXPAND_FNS(NF4)
+
+static void expand(const struct ic_cpu_expand *x, unsigned unit)
+{
+    typedef void (*fn)(const struct ic_cpu_expand *, unsigned, unsigned, float *, unsigned, size_t);
+    static const fn fns[][4] = {
+        [IC_CPU_F16] = {expand_F16_9_1, expand_F16_9_0, expand_F16_4_0, expand_F16_1_0},
+        [IC_CPU_BF16] = {expand_BF16_9_1, expand_BF16_9_0, expand_BF16_4_0, expand_BF16_1_0},
+        [IC_CPU_NF4] = {expand_NF4_9_1, expand_NF4_9_0, expand_NF4_4_0, expand_NF4_1_0},
+    };
+    const unsigned chunks = (x->k + IC_CPU_EXPAND_CHUNK - 1) / IC_CPU_EXPAND_CHUNK;
+    const unsigned block = x->block_from + unit / chunks, panel = block / 2;
+    const unsigned width = x->blocks - panel * 2 >= 2 ? 32 : 16;
+    const size_t point = x->transposed ? x->tap_stride : (size_t)x->k * width + x->pad;
+    float *u = x->u + (panel - x->block_from / 2) * x->panel_stride + block % 2 * 16;
+    const unsigned kind = x->taps == 9 ? !x->wino : x->taps == 4 ? 2 : 3;
+    fns[x->form][kind](x, block, unit % chunks * IC_CPU_EXPAND_CHUNK, u, width, point);
+}
