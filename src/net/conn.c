@@ -104,7 +104,9 @@ void conn_free(struct conn *c)
 
 void conn_set_due(struct conn *c, int64_t ms)
 {
-    c->net->due[c->peer.id.slot] = ms < 0 ? INT64_MAX : ic_now_ns() + ms * IC_MS;
+    int64_t at = ms < 0 ? INT64_MAX : ic_now_ns() + ms * IC_MS;
+    c->net->due[c->peer.id.slot] = at;
+    net_tick_by(c->net, at);
 }
 
 void conn_app_open(struct conn *c, enum ic_peer_kind kind)
@@ -442,12 +444,16 @@ static void timed_out(struct conn *c, int64_t now)
     }
 }
 
-void conn_tick(struct ic_net *n)
+int64_t conn_tick(struct ic_net *n)
 {
-    int64_t now = ic_now_ns();
-    for (unsigned i = 0; i < n->slot_count; i++)
+    int64_t now = ic_now_ns(), next = INT64_MAX;
+    for (unsigned i = 0; i < n->slot_count; i++) {
         if (n->slots[i] && n->due[i] <= now)
             timed_out(n->slots[i], now);
+        if (n->slots[i] && n->due[i] < next)
+            next = n->due[i];
+    }
+    return next;
 }
 
 /* ---- what both kinds of peer share ---- */

@@ -13,11 +13,12 @@
 #include <sys/epoll.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/timerfd.h>
 #include <unistd.h>
 
 #include "net/net_i.h"
 
-#define TICK_US 100000
+#define TICK_MIN_MS 100
 #define FDS_BESIDE 256 /* model files, GPUs, logs, the lobby … */
 #define FDS_LWS 4096   /* above what connections take: nothing else opens so many */
 
@@ -67,6 +68,7 @@ static void on_cancelled(struct lws *wsi)
         return;
     n->app->on_wake(n->arg);
     conn_settle_all(n);
+    n->app->on_settled(n->arg);
 }
 
 static int net_callback(struct lws *wsi, enum lws_callback_reasons why, void *user, void *in, size_t len)
@@ -124,15 +126,28 @@ static void on_lws_log(int level, const char *line)
     ic_log(to, "net", "%.*s", (int)(len > 1000 ? 1000 : len), line);
 }
 
-static void on_tick(lws_sorted_usec_list_t *sul)
+/* A timer of the kernel's, not one of lws': that one counts in whole milliseconds while it waits, and spins for the
+ * rest. Set anew at each tick and when something falls due before it. */
+void net_tick_by(struct ic_net *n, int64_t at_ns)
 {
-    struct ic_net *n = lws_container_of(sul, struct ic_net, tick);
-    lws_sul_schedule(n->ctx, 0, sul, on_tick, TICK_US);
-    if (n->closing)
+    if (at_ns >= n->tick_ns)
         return;
-    conn_tick(n);
+    n->tick_ns = at_ns;
+    struct itimerspec at = {.it_value = {(time_t)(at_ns / (1000 * IC_MS)), (long)(at_ns % (1000 * IC_MS))}};
+    timerfd_settime(n->ticker.fd, TFD_TIMER_ABSTIME, &at, NULL);
+}
+
+static void on_tick(struct source *s)
+{
+    struct ic_net *n = s->net;
+    uint64_t expired;
+    if (read(s->fd, &expired, sizeof expired) != sizeof expired || n->closing)
+        return;
+    n->tick_ns = INT64_MAX;
+    int64_t due = conn_tick(n), floor = ic_now_ns() + TICK_MIN_MS * IC_MS;
     n->app->on_tick(n->arg);
-    conn_settle_all(n);
+    net_tick_by(n, ic_now_ns() + (n->busy_ticks ? TICK_MIN_MS : IC_NET_TICK_MS) * IC_MS);
+    net_tick_by(n, due < floor ? floor : due);
 }
 
 /* ---- opening ---- */
@@ -158,7 +173,8 @@ static bool open_tables(struct ic_net *n)
     n->free_lobby = calloc(IC_NET_LOBBY, sizeof *n->free_lobby);
     n->rx = malloc(IC_NET_RX);
     n->tx = malloc(LWS_PRE + IC_NET_TX_TLS);
-    if (!n->slots || !n->due || !n->gens || !n->free_slots || !n->free_lobby || !n->rx || !n->tx || n->poller.fd < 0)
+    if (!n->slots || !n->due || !n->gens || !n->free_slots || !n->free_lobby || !n->rx || !n->tx || n->poller.fd < 0 ||
+        n->ticker.fd < 0)
         return false;
     for (unsigned i = n->slot_count; i > n->cfg->connections_max; i--)
         n->free_lobby[n->lobby_count++] = i - 1;
@@ -197,7 +213,7 @@ static struct lws_context *create_context(const struct lws_context_creation_info
 
 static enum ic_status open_lws(struct ic_net *n, struct ic_err *err)
 {
-    bool debug = ic_log_level_now() >= IC_LOG_DEBUG;
+    bool debug = ic_log_enabled(IC_LOG_DEBUG, "net");
     lws_set_log_level(LLL_ERR | LLL_WARN | (debug ? LLL_NOTICE : 0), on_lws_log);
     struct lws_context_creation_info info = {
         .port = CONTEXT_PORT_NO_LISTEN,
@@ -247,6 +263,8 @@ static enum ic_status adopt_source(struct ic_net *n, struct source *src, struct 
 static enum ic_status adopt_sources(struct ic_net *n, struct ic_err *err)
 {
     enum ic_status st = adopt_source(n, &n->poller, err);
+    if (!st)
+        st = adopt_source(n, &n->ticker, err);
     for (unsigned i = 0; !st && i < n->listener_count; i++)
         st = adopt_source(n, &n->listeners[i], err);
     return st;
@@ -265,6 +283,9 @@ enum ic_status ic_net_open(struct ic_net **out, const struct ic_net_config *cfg,
     n->arg = app_arg;
     n->spare_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
     n->poller = (struct source){.net = n, .fd = epoll_create1(EPOLL_CLOEXEC), .ready = plain_ready};
+    n->ticker = (struct source){.net = n, .fd = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC), .ready = on_tick};
+    n->tick_ns = INT64_MAX;
+    net_tick_by(n, ic_now_ns() + IC_NET_TICK_MS * IC_MS);
     raise_fd_limit(cfg->connections_max + FDS_BESIDE);
     enum ic_status st = open_tables(n) ? check_tls_files(cfg, err) : ic_fail(err, IC_OOM, "no memory for connections");
     if (!st)
@@ -277,7 +298,6 @@ enum ic_status ic_net_open(struct ic_net **out, const struct ic_net_config *cfg,
         ic_net_close(&n);
         return st;
     }
-    lws_sul_schedule(n->ctx, 0, &n->tick, on_tick, TICK_US);
     *out = n;
     return IC_OK;
 }
@@ -325,6 +345,8 @@ struct ic_peer *ic_net_peer(struct ic_net *n, struct ic_peer_id id)
 
 void ic_net_stop_accepting(struct ic_net *n)
 {
+    n->busy_ticks = true; /* the app is waiting for an end */
+    net_tick_by(n, ic_now_ns() + TICK_MIN_MS * IC_MS);
     for (unsigned i = 0; i < n->listener_count; i++) {
         struct source *l = &n->listeners[i];
         if (!l->wsi)
@@ -355,15 +377,15 @@ void ic_net_close(struct ic_net **np)
     for (unsigned i = 0; i < n->slot_count && n->slots; i++)
         if (n->slots[i])
             conn_free(n->slots[i]);
-    if (n->ctx) {
-        lws_sul_cancel(&n->tick);
+    if (n->ctx)
         lws_context_destroy(n->ctx);
-    }
     for (unsigned i = 0; i < n->listener_count; i++)
         if (n->listeners[i].fd >= 0)
             close(n->listeners[i].fd);
     if (n->poller.fd >= 0)
         close(n->poller.fd);
+    if (n->ticker.fd >= 0)
+        close(n->ticker.fd);
     if (n->spare_fd >= 0)
         close(n->spare_fd);
     free(n->slots);

@@ -22,6 +22,7 @@ struct ic_net_config {
     unsigned request_s;       /* handshake, request head and body must arrive within this, else 408/close */
 };
 
+#define IC_NET_TICK_MS 1000 /* between ticks while nothing falls due */
 #define IC_NET_CLOSE_MS 2000 /* how long a closing peer may take to read what is queued */
 
 struct ic_net;

@@ -129,7 +129,9 @@ struct ic_net {
     int spare_fd; /* given up for a moment to refuse a connection when fds have run out */
     bool draining, closing;
     atomic_bool wake, stop;
-    lws_sorted_usec_list_t tick;
+    struct source ticker;
+    int64_t tick_ns; /* when it goes off */
+    bool busy_ticks;
     struct conn **slots;
     int64_t *due;   /* when to look at the connection in this slot; INT64_MAX: never */
     uint32_t *gens;
@@ -174,7 +176,8 @@ void conn_rx(struct conn *c, const uint8_t *p, size_t len);
 void conn_eof(struct conn *c); /* the client will send no more */
 void conn_touch(struct conn *c); /* settle this one before lws gets the thread back */
 void conn_settle_all(struct ic_net *n);
-void conn_tick(struct ic_net *n);
+int64_t conn_tick(struct ic_net *n); /* when the next one is due (ic_now_ns) */
+void net_tick_by(struct ic_net *n, int64_t at_ns); /* the next tick comes then at the latest */
 void conn_set_due(struct conn *c, int64_t ms);
 void conn_linger(struct conn *c);
 void conn_dead(struct conn *c);

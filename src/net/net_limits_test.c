@@ -417,6 +417,7 @@ static void wake_latency(struct srv *s, const char *what)
     }
     print_times("wake to client ", what, ns, N);
     srv_wait(&s->written, first + N);
+    srv_wait(&s->written_at_settled, first + N); /* on_settled comes after the writing, and after the last one too */
     for (int i = 0; i < N; i++)
         ns[i] = s->written_ns[(first + i) % SRV_TIMES];
     print_times("wake to written", what, ns, N);

@@ -349,6 +349,14 @@ static void on_wake(void *app)
     s->command = CMD_NONE;
 }
 
+/* On the loop right after on_wake: by now what on_wake sent has been given to its socket. */
+static void on_settled(void *app)
+{
+    struct srv *s = app;
+    s->settled++;
+    s->written_at_settled = s->written;
+}
+
 static void on_tick(void *app)
 {
     (void)app;
@@ -364,7 +372,7 @@ static void on_written(void *app, int64_t ns)
 }
 
 static const struct ic_peer_app test_app = {on_handshake, on_open, on_message, on_refused, on_close,
-                                            on_http, on_wake, on_tick, on_written};
+                                            on_http, on_wake, on_settled, on_tick, on_written};
 
 /* ---- server ---- */
 

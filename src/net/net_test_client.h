@@ -37,6 +37,7 @@ struct srv {
     struct ic_net_config cfg;
     int port;
     unsigned long thread;
+    atomic_int settled, written_at_settled; /* on_settled: calls, and `written` as the last one saw it */
     atomic_int opened, closed, http, wakes, refused, written, command, busy;
     atomic_uint peers;
     atomic_ullong lost;

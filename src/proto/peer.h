@@ -88,7 +88,9 @@ struct ic_peer_app {
     void (*on_http)(void *app, struct ic_peer *, const struct ic_http_req *);
     /* Another thread called ic_net_wake: drain queues. */
     void (*on_wake)(void *app);
-    /* Every 100 ms or so. */
+    /* What on_wake queued has been written, as far as the sockets took it. */
+    void (*on_settled)(void *app);
+    /* Every IC_NET_TICK_MS or more often; every 100 ms from ic_net_stop_accepting on. */
     void (*on_tick)(void *app);
     /* A stamped message has been written to its socket; `ns` after its stamp. */
     void (*on_written)(void *app, int64_t ns);

@@ -339,12 +339,29 @@ static void route_text(struct ic_server *s, struct conn *c, const struct ic_even
         ic_stream_free(s, c, st);
 }
 
+/* How a request ended. What failed for reasons of ours is told in full; other texts may quote what a client sent. */
+static void log_end(const struct ic_server *s, struct conn *c, const struct ic_event *ev)
+{
+    struct stream *st = c ? stream_of(s, c, ev->rid) : NULL;
+    struct ic_log_ids ids = {.rid = ev->rid, .owner = ev->owner, .id = st ? st->id : NULL};
+    bool ours = ev->code == IC_INTERNAL || ev->code == IC_OOM;
+    const struct ic_text_stats *t = &ev->stats;
+
+    if (ev->kind == IC_EVENT_ERROR)
+        ic_log_about(&ids, ours ? IC_LOG_ERROR : IC_LOG_INFO, "request", "error %s%s%s", ic_status_name(ev->code),
+                     ours ? ": " : "", ours ? ev->text : "");
+    else if (ev->kind == IC_EVENT_END)
+        ic_log_about(&ids, IC_LOG_INFO, "request", "%s: %d tokens for a prompt of %d (%d known), %.1f ms, the first after %.1f",
+                     ic_end_name(ev->reason), t->tokens, t->prompt_tokens, t->cached_tokens, t->total_ms, t->ttft_ms);
+}
+
 static void route(struct ic_server *s, struct ic_event *ev)
 {
     uint32_t slot = (uint32_t)(ev->owner >> 32);
     struct conn *c = conn_of(s, ev->owner);
     struct ic_peer *p = slot < s->cfg.connections_max ? s->waiting[slot] : NULL;
 
+    log_end(s, c, ev);
     if (c && (ev->kind <= IC_EVENT_END || (ev->kind == IC_EVENT_ERROR && stream_of(s, c, ev->rid))))
         route_text(s, c, ev);
     else if (c)
@@ -367,12 +384,18 @@ static void on_wake(void *app)
         s->hooks.woken(s->hooks.arg);
 }
 
+static void on_settled(void *app)
+{
+    struct ic_server *s = app;
+    ic_events_written(s->events);
+}
+
 static void on_tick(void *app)
 {
     struct ic_server *s = app;
     int64_t now = ic_now_ns();
 
-    if (now - s->last_metrics_ns >= 1000 * IC_MS) {
+    if (now - s->last_metrics_ns >= 900 * IC_MS) { /* ticks come once a second, give or take */
         s->last_metrics_ns = now;
         ic_native_metrics(s);
     }
@@ -395,6 +418,7 @@ const struct ic_peer_app ic_server_app = {
     .on_close = on_close,
     .on_http = on_http,
     .on_wake = on_wake,
+    .on_settled = on_settled,
     .on_tick = on_tick,
     .on_written = on_written,
 };

@@ -47,7 +47,7 @@ extern const struct ic_peer_app ic_server_app;
 struct ic_server_hooks {
     void *arg;
     void (*woken)(void *arg);  /* after events were handled: engine states may have changed, signals come */
-    void (*ticked)(void *arg); /* every 100 ms or so */
+    void (*ticked)(void *arg); /* once a second, every 100 ms while draining */
 };
 void ic_server_set_hooks(struct ic_server *s, const struct ic_server_hooks *hooks);
 

@@ -1,12 +1,20 @@
 #include "sched/events.h"
 
 #include <stdlib.h>
+#include <time.h>
+
+#include "base/clock.h"
 
 void ic_events_init(struct ic_events *q, void (*wake)(void *), void *arg)
 {
     *q = (struct ic_events){.wake = wake, .wake_arg = arg};
     pthread_mutex_init(&q->lock, NULL);
     pthread_cond_init(&q->room, NULL);
+    pthread_condattr_t attr;
+    pthread_condattr_init(&attr);
+    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+    pthread_cond_init(&q->done, &attr);
+    pthread_condattr_destroy(&attr);
     q->tail = &q->head;
 }
 
@@ -21,6 +29,7 @@ void ic_events_put(struct ic_events *q, struct ic_event *ev)
         return;
     }
     bool was_empty = q->count++ == 0;
+    q->put++;
     ev->next = NULL;
     *q->tail = ev;
     q->tail = &ev->next;
@@ -38,8 +47,33 @@ struct ic_event *ic_events_take(struct ic_events *q)
     if (q->count >= IC_EVENTS_MAX)
         pthread_cond_broadcast(&q->room);
     q->count = 0;
+    q->taken = q->put;
     pthread_mutex_unlock(&q->lock);
     return list;
+}
+
+void ic_events_written(struct ic_events *q)
+{
+    pthread_mutex_lock(&q->lock);
+    q->written = q->taken;
+    if (q->waiters)
+        pthread_cond_broadcast(&q->done);
+    pthread_mutex_unlock(&q->lock);
+}
+
+void ic_events_hand_over(struct ic_events *q, int64_t limit_ns)
+{
+    int64_t until = ic_now_ns() + limit_ns;
+    struct timespec ts = {(time_t)(until / 1000000000), (long)(until % 1000000000)};
+
+    pthread_mutex_lock(&q->lock);
+    uint64_t mine = q->put;
+    q->waiters++;
+    while (q->written < mine && !q->closed)
+        if (pthread_cond_timedwait(&q->done, &q->lock, &ts))
+            break;
+    q->waiters--;
+    pthread_mutex_unlock(&q->lock);
 }
 
 void ic_events_close(struct ic_events *q)
@@ -47,6 +81,7 @@ void ic_events_close(struct ic_events *q)
     pthread_mutex_lock(&q->lock);
     q->closed = true;
     pthread_cond_broadcast(&q->room);
+    pthread_cond_broadcast(&q->done);
     pthread_mutex_unlock(&q->lock);
 }
 
@@ -58,4 +93,5 @@ void ic_events_deinit(struct ic_events *q)
     }
     pthread_mutex_destroy(&q->lock);
     pthread_cond_destroy(&q->room);
+    pthread_cond_destroy(&q->done);
 }

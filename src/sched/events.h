@@ -15,6 +15,9 @@ struct ic_events {
     struct ic_event *head, **tail;
     unsigned count;
     bool closed;
+    uint64_t put, taken, written; /* events so far; for ic_events_hand_over */
+    unsigned waiters;
+    pthread_cond_t done;
     void (*wake)(void *); /* called when the queue stops being empty; any thread */
     void *wake_arg;
 };
@@ -24,6 +27,11 @@ void ic_events_init(struct ic_events *q, void (*wake)(void *), void *arg);
 void ic_events_put(struct ic_events *q, struct ic_event *ev);
 /* Detaches everything that waits, oldest first; NULL when empty. Never blocks for long. */
 struct ic_event *ic_events_take(struct ic_events *q);
+/* The loop: what was taken so far has been given to its sockets, as far as they took it. */
+void ic_events_written(struct ic_events *q);
+/* An engine, before it keeps a core busy: waits until everything that was put has been written, at most limit_ns.
+ * For machines where the loop has no core to itself, and a token would wait for the next one to be computed. */
+void ic_events_hand_over(struct ic_events *q, int64_t limit_ns);
 /* No more waiting, no more events: for the end of the process. */
 void ic_events_close(struct ic_events *q);
 void ic_events_deinit(struct ic_events *q);

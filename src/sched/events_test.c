@@ -107,6 +107,51 @@ static void producers_wait_and_lose_nothing(void **state)
     ic_events_deinit(&s.q);
 }
 
+struct hand_over {
+    struct shared *s;
+    int64_t limit_ns;
+};
+
+static void *hand_over(void *arg)
+{
+    struct hand_over *h = arg;
+    ic_events_put(&h->s->q, event(1, 0));
+    ic_events_hand_over(&h->s->q, h->limit_ns);
+    atomic_fetch_add(&h->s->done, 1);
+    return NULL;
+}
+
+static void an_engine_hands_over_until_its_events_are_written(void **state)
+{
+    struct shared s = {0};
+    struct hand_over h = {&s, INT64_C(3600) * 1000000000}, hasty = {&s, 1000000};
+    pthread_t thread;
+
+    (void)state;
+    ic_events_init(&s.q, on_wake, &s);
+    ic_events_hand_over(&s.q, h.limit_ns); /* nothing to wait for */
+    assert_int_equal(pthread_create(&thread, NULL, hand_over, &h), 0);
+    struct ic_event *ev;
+    while (!(ev = ic_events_take(&s.q)))
+        usleep(1000);
+    free(ev);
+    usleep(20000);
+    assert_int_equal(s.done, 0); /* taken is not written */
+    ic_events_put(&s.q, event(2, 0)); /* somebody else's, later: not waited for */
+    ic_events_written(&s.q);
+    pthread_join(thread, NULL);
+    assert_int_equal(s.done, 1);
+
+    assert_int_equal(pthread_create(&thread, NULL, hand_over, &hasty), 0);
+    pthread_join(thread, NULL); /* nobody takes: the limit lets it go */
+    assert_int_equal(pthread_create(&thread, NULL, hand_over, &h), 0);
+    usleep(5000);
+    ic_events_close(&s.q);
+    pthread_join(thread, NULL);
+    assert_int_equal(s.done, 3);
+    ic_events_deinit(&s.q);
+}
+
 static void closing_lets_everybody_go(void **state)
 {
     struct shared s = {0};
@@ -140,6 +185,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(oldest_first_and_woken_once),
         cmocka_unit_test(producers_wait_and_lose_nothing),
+        cmocka_unit_test(an_engine_hands_over_until_its_events_are_written),
         cmocka_unit_test(closing_lets_everybody_go),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

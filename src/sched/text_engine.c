@@ -3,11 +3,13 @@
 #include "sched/text_engine.h"
 
 #include <pthread.h>
-#include <sched.h>
 #include <stdlib.h>
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "hw/cpu.h"
+
+#define HAND_OVER_NS IC_MS /* longer, and a loop that is busy with something else would slow down every stream */
 
 enum command_kind { CMD_SUBMIT, CMD_SESSION_CLOSE };
 
@@ -35,6 +37,7 @@ struct ic_text_engine {
     pthread_cond_t wake;
     struct command *head, **tail;
     bool kicked;
+    bool hand_over; /* computing takes every core: the loop needs one lent to it */
 };
 
 /* ---- the real model behind the scheduler ---------------------------------------------------------------- */
@@ -58,7 +61,8 @@ static enum ic_decode be_decode(void *arg, const struct ic_row *rows, int32_t n)
 {
     struct ic_text_engine *e = arg;
     atomic_store(&e->beat, ic_now_ns());
-    sched_yield(); /* the loop first, when it was woken on this core: it has the tokens of the last tick to write */
+    if (e->hand_over) /* else the tokens of the last tick may wait until this one is computed */
+        ic_events_hand_over(e->events, HAND_OVER_NS);
     ic_turn_take(e->cfg.turn);
     int64_t t0 = ic_now_ns();
     enum ic_decode rc = ic_text_decode(e->model, rows, n);
@@ -144,6 +148,7 @@ static enum ic_status load(struct ic_text_engine *e)
     if (st != IC_OK)
         return st;
     const struct ic_text_info *i = ic_text_model_info(e->model);
+    e->hand_over = i->threads >= ic_cpu_cores();
     e->be = (struct ic_text_backend){
         .arg = e,
         .ctx_size = i->ctx_size,
@@ -321,6 +326,9 @@ enum ic_status ic_text_engine_submit(struct ic_text_engine *e, struct ic_text_re
         return ic_fail(err, IC_OOM, "out of memory");
     c->kind = CMD_SUBMIT;
     c->req = req;
+    ic_log_about(&(struct ic_log_ids){.rid = req->rid, .owner = req->owner}, IC_LOG_DEBUG, "request",
+                 "taken: %zu bytes or %zu messages, at most %d tokens", req->prompt_len, req->n_msgs,
+                 (int)req->params.max_tokens);
     atomic_fetch_add(&e->inbox_requests, 1);
     put_command(e, c);
     return IC_OK;
