@@ -5,7 +5,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/log.h"
 #include "base/utf8.h"
+
+#define BUG_FLUSH_MS 500 /* the log may take for its lines before we abort */
 
 static const struct {
     const char *name;
@@ -49,6 +52,8 @@ enum ic_status ic_fail(struct ic_err *err, enum ic_status code, const char *fmt,
 
 _Noreturn void ic_assert_failed(const char *cond, const char *file, int line)
 {
+    ic_log(IC_LOG_ERROR, "bug", "%s does not hold at %s:%d", cond, file, line);
+    ic_log_flush(BUG_FLUSH_MS);
     fprintf(stderr, "inference-core: bug: %s does not hold at %s:%d\n", cond, file, line);
     abort();
 }

@@ -54,7 +54,11 @@
     S(tls_cert, "tls-cert", NULL, "FILE", "certificate chain (PEM); with tls-key: TLS only")                           \
     S(tls_key, "tls-key", NULL, "FILE", "private key (PEM)")                                                           \
     S(web_root, "web-root", NULL, "DIR", "folder of static files to serve at /")                                       \
-    S(log_level, "log-level", "info", "LEVEL", "error, warn, info, debug or trace")                                    \
+    S(log_level, "log-level", "info", "LEVELS", "error, warn, info, debug or trace; then of modules: info,net=debug")  \
+    S(log_file, "log-file", NULL, "FILE", "for the log, as JSON lines; none: stderr")                                  \
+    I(log_rotate, "log-rotate-bytes", 64 << 20, 64 << 10, 1LL << 40, "bytes", "of a log file, before a new one is begun") \
+    I(log_hours, "log-rotate-hours", 168, 0, 87600, "hours", "until a new log file is begun; 0: only by size")         \
+    I(log_total, "log-total-bytes", 512 << 20, 192 << 10, 1LL << 44, "bytes", "of all log files, three times log-rotate-bytes at least; the oldest goes") \
     S(config, "config", NULL, "FILE", "configuration file (INI): these names, without dashes in front")
 
 struct ic_options {

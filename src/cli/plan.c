@@ -52,13 +52,11 @@ static void print_line(void *arg, const char *text)
 static int plan(const struct ic_options *o, struct ic_err *err)
 {
     struct ic_text_config cfg;
-    enum ic_log_level level;
 
     if (!o->model)
         return ic_cli_fail(IC_EXIT_USAGE, "plan needs --model FILE.gguf");
-    if (ic_log_parse_level(o->log_level ? o->log_level : "info", &level) != IC_OK)
-        return ic_cli_fail(IC_EXIT_USAGE, "--log-level must be error, warn, info, debug or trace");
-    ic_log_set_level(level);
+    if (ic_log_set_levels(o->log_level ? o->log_level : "info", err) != IC_OK)
+        return ic_cli_fail(IC_EXIT_USAGE, err->msg);
     if (ic_cli_text_config(o, &cfg, err) != IC_OK)
         return ic_cli_fail(IC_EXIT_USAGE, err->msg);
     enum ic_status st = ic_text_plan(&cfg, print_line, NULL, err);

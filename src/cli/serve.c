@@ -3,10 +3,12 @@
  *   main thread   the loop: network, protocol (blocked signals)
  *   ic-text       the text engine, and the compute threads it starts
  *   ic-law        the Law M engine, likewise
+ *   ic-log        writes the log
  *   ic-signal     waits for signals; wakes the loop
  *
  *   starting ──model loaded──► serving ──SIGTERM/SIGINT──► draining ──nothing left, or time is up──► closing ──► exit 0
  *      └──model broken──► exit 4                      a second signal: exit at once
+ *   SIGHUP reopens the log file.
  */
 #include "cli/cli.h"
 
@@ -26,12 +28,15 @@
 #include "hw/cpu.h"
 #include "hw/ledger.h"
 #include "net/net.h"
+#include "ops/logfile.h"
 #include "ops/notify.h"
 #include "proto/server.h"
 
 #define CANCEL_GRACE_MS 2000 /* after the drain time: for the engine to end what is left */
 #define FRAME_HEAD_MAX 8192  /* bytes of a frame's JSON header at most, metrics included */
 #define CLOSE_GRACE_MS 3000  /* for clients to answer the close frame */
+#define LAST_LINES_MS 500    /* for the log, when a second signal ends all at once */
+#define HOUR_NS (3600 * 1000 * IC_MS)
 
 enum phase { PHASE_SERVING, PHASE_DRAINING, PHASE_CANCELLING, PHASE_CLOSING };
 
@@ -47,6 +52,8 @@ struct serve {
     struct ic_server *server;
     struct ic_net *net;
     struct ic_notify notify; /* the service manager, where there is one */
+    struct ic_logfile *logfile; /* NULL: the log goes to stderr */
+    atomic_bool hung_up;        /* SIGHUP came, and the manager does not know yet */
     pthread_t signals;
     atomic_int signal;  /* the first one received */
     enum phase phase;
@@ -70,11 +77,17 @@ static void *signal_main(void *arg)
     sigemptyset(&set);
     sigaddset(&set, SIGTERM);
     sigaddset(&set, SIGINT);
+    sigaddset(&set, SIGHUP);
     for (;;) {
         if (sigwait(&set, &sig) != 0)
             continue;
-        if (atomic_exchange(&s->signal, sig) != 0)
+        if (sig == SIGHUP) {
+            ic_log_reopen();
+            atomic_store(&s->hung_up, true);
+        } else if (atomic_exchange(&s->signal, sig) != 0) {
+            ic_log_flush(LAST_LINES_MS);
             _exit(128 + sig);
+        }
         ic_net_wake(s->net);
     }
     return NULL;
@@ -98,11 +111,25 @@ static int exit_for(enum ic_status st)
     return st == IC_OOM ? IC_EXIT_MEMORY : st == IC_NOT_FOUND || st == IC_BAD_REQUEST ? IC_EXIT_FILE : IC_EXIT_FAILED;
 }
 
+/* The one line of a failure, on stderr and in the log's file. */
+static int tell_failure(struct serve *s, int code, const char *text)
+{
+    ic_log_flush(LAST_LINES_MS); /* what led to it comes first */
+    if (s->logfile)
+        ic_error("serve", "%s", text);
+    return ic_cli_fail((enum ic_exit)code, text);
+}
+
 static void fail(struct serve *s, const struct ic_err *err)
 {
     if (!s->failed) /* once, though wakes may follow */
-        finish(s, ic_cli_fail(exit_for(err->code), err->msg));
+        finish(s, tell_failure(s, exit_for(err->code), err->msg));
     s->failed = true;
+}
+
+static void tell_ready(struct serve *s)
+{
+    ic_notify_ready(&s->notify, "serving on %s:%d", s->opt.host, ic_net_port(s->net));
 }
 
 /* Moves through the phases; called after every wake and tick. */
@@ -112,6 +139,11 @@ static void advance(void *arg)
     int64_t for_ms = (ic_now_ns() - s->phase_ns) / IC_MS;
 
     ic_notify_tick(&s->notify, ic_now_ns(), NULL, NULL);
+    if (atomic_load(&s->hung_up) && atomic_exchange(&s->hung_up, false) && s->phase == PHASE_SERVING && s->announced) {
+        ic_notify_reloading(&s->notify);
+        ic_info("serve", "the log was reopened");
+        tell_ready(s);
+    }
     switch (s->phase) {
     case PHASE_SERVING:
         if (s->text && ic_text_engine_state(s->text) == IC_ENGINE_FAILED)
@@ -122,7 +154,7 @@ static void advance(void *arg)
                  (!s->law || ic_law_engine_state(s->law) == IC_ENGINE_READY)) {
             s->announced = true;
             ic_info("serve", "ready on ws%s://%s:%d", s->opt.tls_cert ? "s" : "", s->opt.host, ic_net_port(s->net));
-            ic_notify_ready(&s->notify, "serving on %s:%d", s->opt.host, ic_net_port(s->net));
+            tell_ready(s);
         }
         if (atomic_load(&s->signal)) {
             ic_info("serve", "%s: draining for at most %lld s", strsignal(atomic_load(&s->signal)),
@@ -269,8 +301,40 @@ static void block_signals(void)
     sigemptyset(&set);
     sigaddset(&set, SIGTERM);
     sigaddset(&set, SIGINT);
+    sigaddset(&set, SIGHUP);
     pthread_sigmask(SIG_BLOCK, &set, NULL);
     signal(SIGPIPE, SIG_IGN);
+    signal(SIGXFSZ, SIG_IGN); /* a log file at the limit: write tells it too */
+}
+
+/* From here on lines are written by a thread of their own. */
+static enum ic_status start_log(struct serve *s, struct ic_err *err)
+{
+    struct ic_logfile_config cfg = {.path = s->opt.log_file,
+                                    .rotate_bytes = s->opt.log_rotate,
+                                    .rotate_ns = s->opt.log_hours * HOUR_NS,
+                                    .total_bytes = s->opt.log_total};
+    struct ic_log_sink sink;
+    enum ic_status st;
+
+    if (!s->opt.log_file)
+        return ic_log_start(NULL, err);
+    if ((st = ic_logfile_open(&s->logfile, &cfg, err)) != IC_OK)
+        return st;
+    sink = ic_logfile_sink(s->logfile);
+    return ic_log_start(&sink, err);
+}
+
+static void stop_log(struct serve *s)
+{
+    bool ended = ic_log_stop();
+    struct ic_log_stats n = ic_log_stats();
+
+    if (ended)
+        ic_logfile_close(&s->logfile); /* else the thread is still in there */
+    if (n.dropped || n.lost)
+        ic_warn("log", "%llu lines found the queue full, %llu could not be written", (unsigned long long)n.dropped,
+                (unsigned long long)n.lost);
 }
 
 static bool is_loopback(const char *host)
@@ -281,12 +345,15 @@ static bool is_loopback(const char *host)
 static int check_options(const struct ic_options *o)
 {
     struct ic_text_config text;
-    enum ic_log_level level;
     struct ic_err err;
 
-    if (ic_log_parse_level(o->log_level ? o->log_level : "info", &level) != IC_OK)
-        return ic_cli_fail(IC_EXIT_USAGE, "--log-level must be error, warn, info, debug or trace");
-    ic_log_set_level(level);
+    if (ic_log_set_levels(o->log_level ? o->log_level : "info", &err) != IC_OK) {
+        char text_of[IC_ERR_MSG_MAX + 20];
+        snprintf(text_of, sizeof text_of, "--log-level: %s", err.msg);
+        return ic_cli_fail(IC_EXIT_USAGE, text_of);
+    }
+    if (o->log_total / 3 < o->log_rotate)
+        return ic_cli_fail(IC_EXIT_USAGE, "--log-total-bytes must be at least three times --log-rotate-bytes");
     if (!o->model && !o->law)
         return ic_cli_fail(IC_EXIT_USAGE, "serve needs --model FILE.gguf, or --law PATH, or both");
     if (ic_cli_text_config(o, &text, &err) != IC_OK)
@@ -324,16 +391,20 @@ int ic_cli_serve(int argc, char **argv)
         code = ic_cli_fail(IC_EXIT_USAGE, err.msg);
         goto out;
     }
+    block_signals();
+    if ((st = start_log(&s, &err)) != IC_OK) {
+        code = ic_cli_fail(st == IC_OOM ? IC_EXIT_MEMORY : IC_EXIT_FILE, err.msg);
+        goto out;
+    }
     if (!s.keys && !is_loopback(s.opt.host))
         ic_warn("serve", "listening on %s without --keys: whoever reaches this port may use it", s.opt.host);
     if (ic_notify_open(&s.notify, &err) != IC_OK)
         ic_warn("serve", "the service manager is not told how we are: %s", err.msg);
-    block_signals();
     ic_events_init(&s.events, wake_loop, &s);
     ic_turn_init(&s.turn);
     st = start(&s, &err);
     if (st != IC_OK) {
-        code = ic_cli_fail(s.net ? IC_EXIT_FAILED : IC_EXIT_PORT, err.msg);
+        code = tell_failure(&s, s.net ? IC_EXIT_FAILED : IC_EXIT_PORT, err.msg);
     } else {
         advance(&s);
         ic_cpu_hurry(); /* this thread is the loop from here on; what computes has threads of its own */
@@ -361,6 +432,7 @@ int ic_cli_serve(int argc, char **argv)
     ic_notify_close(&s.notify);
     if (code == IC_EXIT_OK)
         ic_info("serve", "bye");
+    stop_log(&s);
 out:
     ic_options_deinit(&s.opt);
     return code;

@@ -6,6 +6,8 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
+#include "base/log.h"
+
 static void head(struct ic_buf *b, const char *name, const char *type, const char *help)
 {
     ic_buf_printf(b, "# HELP %s %s\n# TYPE %s %s\n", name, help, name, type);
@@ -85,6 +87,16 @@ void ic_prom_law(struct ic_buf *b, struct ic_law_counters *c)
 #undef X
     ic_prom_hist(b, "ic_law_batch_seconds", "Compute of one batch", &c->batch);
     ic_prom_hist(b, "ic_law_wait_seconds", "From readiness to the start of the batch", &c->wait);
+}
+
+void ic_prom_log(struct ic_buf *b)
+{
+    struct ic_log_stats s = ic_log_stats();
+
+    ic_prom_value(b, "ic_log_lines_total", "counter", "Lines logged", (double)s.lines);
+    head(b, "ic_log_lines_missing_total", "counter", "Lines that were not written: the queue was full, or the disk");
+    ic_buf_printf(b, "ic_log_lines_missing_total{reason=\"queue\"} %llu\n", (unsigned long long)s.dropped);
+    ic_buf_printf(b, "ic_log_lines_missing_total{reason=\"disk\"} %llu\n", (unsigned long long)s.lost);
 }
 
 static int count_dir(const char *path)

@@ -17,6 +17,8 @@ void ic_prom_text(struct ic_buf *b, struct ic_text_counters *c);
 void ic_prom_law(struct ic_buf *b, struct ic_law_counters *c);
 /* GPUs, the CPU's temperature, the thermal governor. */
 void ic_prom_hw(struct ic_buf *b, const struct ic_hw_view *v, const struct ic_thermal *t);
+/* Lines of the log, and those that are missing in it. */
+void ic_prom_log(struct ic_buf *b);
 /* The process: resident memory, CPU seconds, open files, threads. */
 void ic_prom_process(struct ic_buf *b);
 

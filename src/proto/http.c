@@ -117,6 +117,7 @@ static void get_metrics(struct ic_server *s, struct ic_peer *p, const struct ic_
     if (s->law)
         ic_prom_law(b, ic_law_engine_counters(s->law));
     ic_status_prom(s, b);
+    ic_prom_log(b);
     ic_prom_process(b);
     if (b->failed)
         p->vt->reply(p, 500, NULL, NULL, NULL, 0);
