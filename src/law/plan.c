@@ -336,20 +336,60 @@ static void line(struct ic_buf *out, const char *what, uint64_t bytes, const cha
                   note);
 }
 
-void ic_law_plan_report(const struct ic_law_plan *p, struct ic_buf *out)
+size_t ic_law_exec_size(const struct ic_law_backend *be, const struct ic_law_packed *packed,
+                        const struct ic_law *law, unsigned height, unsigned width, unsigned batch)
+{
+    struct ic_law_plan *plan;
+    if (ic_law_plan_open(law, height, width, batch, be->tensor_bytes, &plan, NULL) != IC_OK)
+        return 0;
+    const size_t size = be->exec_size ? be->exec_size(packed, plan) : plan->arena_bytes;
+    ic_law_plan_close(&plan);
+    return size;
+}
+
+unsigned ic_law_batch_fit(const struct ic_law_backend *be, const struct ic_law_packed *packed,
+                          const struct ic_law *law, unsigned height, unsigned width, size_t room,
+                          unsigned most)
+{
+    const size_t psi =
+        (ic_law_psi_bytes(law, height, width) + IC_LAW_ALIGN - 1) / IC_LAW_ALIGN * IC_LAW_ALIGN;
+    const size_t each = 2 * psi + ic_law_memory_bytes(law, height, width); /* state and delta */
+    unsigned lo = 0, hi = most;                                            /* lo fits */
+    while (lo < hi) {
+        const unsigned n = lo + (hi - lo + 1) / 2;
+        const size_t size = each > room / n ? 0 : ic_law_exec_size(be, packed, law, height, width, n);
+        if (size && size <= room - n * each)
+            lo = n;
+        else
+            hi = n - 1;
+    }
+    return lo;
+}
+
+void ic_law_plan_report(const struct ic_law_plan *p, const struct ic_law_backend *be,
+                        const struct ic_law_packed *packed, struct ic_buf *out)
 {
     const struct ic_law *law = p->law;
-    uint64_t own = p->psi_bytes + p->memory_bytes;
-    ic_buf_printf(out, "%s %s d %u b %u, grid %ux%u, batch %u: %zu ops, %.3f GFLOP a step and simulation\n",
-                  law->name, ic_law_arch_info(law->arch)->name, law->d, law->b, p->height, p->width,
-                  p->batch, p->op_count, (double)p->macs * 2e-9);
+    const uint64_t own = p->psi_bytes + p->memory_bytes, packed_bytes = be->packed_bytes(packed);
+    const uint64_t exec = ic_law_exec_size(be, packed, law, p->height, p->width, p->batch);
+    const uint64_t more = p->batch < IC_LAW_BATCH_MAX
+                              ? ic_law_exec_size(be, packed, law, p->height, p->width, p->batch + 1)
+                              : 0;
+    ic_buf_printf(out,
+                  "%s %s d %u b %u %s on %s, grid %ux%u, batch %u: %zu ops, %.3f GFLOP a step and "
+                  "simulation\n",
+                  law->name, ic_law_arch_info(law->arch)->name, law->d, law->b,
+                  ic_law_precision_name(law->precision), be->name, p->height, p->width, p->batch,
+                  p->op_count, (double)p->macs * 2e-9);
     line(out, "simulation: psi", p->psi_bytes, "each");
     if (p->memory_bytes)
         line(out, "simulation: h and c", p->memory_bytes, "each");
-    line(out, "simulation: sum", own, "each");
-    line(out, "arena", p->arena_bytes, "shared by the batch");
-    line(out, "arena, a simulation's share", p->arena_bytes / p->batch, "of the above");
-    line(out, "arena without reuse", p->tensors_bytes, "for comparison, not allocated");
-    line(out, "weights, float32", law->weight_bytes, "shared by all plans of the law");
-    line(out, "sum for the full batch", own * p->batch + p->arena_bytes + law->weight_bytes, "");
+    line(out, "simulation: delta", p->psi_bytes, "each, in a batch");
+    line(out, "plan: arena and scratch", exec, "shared by the batch");
+    if (more > exec)
+        line(out, "plan: one simulation more", more - exec, "would add so much to it");
+    line(out, "weights, as loaded", law->weight_bytes, "shared by all plans of the law");
+    line(out, "weights, packed", packed_bytes, "the same, with what expands them");
+    line(out, "sum for the full batch",
+         (own + p->psi_bytes) * p->batch + exec + law->weight_bytes + packed_bytes, "");
 }

@@ -127,9 +127,14 @@ void ic_law_plan_close(struct ic_law_plan **plan);
 
 const char *ic_law_op_name(enum ic_law_op_kind kind);
 
-/* Appends the itemised sum as text lines: what a simulation owns, the arena (shared by all
- * simulations of the batch), the weights (shared by all plans of the law). */
-void ic_law_plan_report(const struct ic_law_plan *plan, struct ic_buf *out);
+struct ic_law_backend;
+struct ic_law_packed;
+
+/* Appends the itemised sum as text lines: what a simulation owns, what the plan takes on this back end with
+ * these packed weights (shared by all simulations of the batch), the weights (shared by all plans of the
+ * law). Says what the back end would allocate, not what the plan's own arena comes to. */
+void ic_law_plan_report(const struct ic_law_plan *plan, const struct ic_law_backend *be,
+                        const struct ic_law_packed *packed, struct ic_buf *out);
 
 /* Plain float32 NCHW: channels * height * width * 4. */
 size_t ic_law_tensor_bytes_nchw(unsigned channels, unsigned height, unsigned width);
@@ -170,12 +175,30 @@ struct ic_law_backend {
     /* Copies the network output Y of sample i after a step to out [2d,H,W], NCHW float32. For tests;
      * NULL where the back end fuses Y away. */
     void (*net_out)(const struct ic_law_exec *exec, unsigned sample, float *out);
+    /* As `step`, `steps` (>= 1) times in a row, on a back end that can lose its device; NULL where `step`
+     * cannot fail. delta, where wanted, is the last step's. On failure psi, h and c are as before the
+     * call, and the exec is good for nothing but close. OOM, UNAVAILABLE (the device is gone), INTERNAL. */
+    enum ic_status (*run)(struct ic_law_exec *exec, const struct ic_law_io *io, unsigned n, unsigned steps,
+                          struct ic_err *err);
+    /* What exec_bytes would be after open, without allocating it; 0: the plan cannot be opened. NULL: not
+     * known beforehand (the plan's arena_bytes is a guess then). */
+    size_t (*exec_size)(const struct ic_law_packed *packed, const struct ic_law_plan *plan);
 };
+
+/* ic_law_backend.exec_size of `batch` simulations on a grid, or the guess; 0: no such plan. */
+size_t ic_law_exec_size(const struct ic_law_backend *be, const struct ic_law_packed *packed,
+                        const struct ic_law *law, unsigned height, unsigned width, unsigned batch);
+
+/* The largest batch, up to `most`, that fits `room` bytes: plan, and each simulation's state and delta
+ * besides; 0: not even one. The packed weights are not counted: they are there. */
+unsigned ic_law_batch_fit(const struct ic_law_backend *be, const struct ic_law_packed *packed,
+                          const struct ic_law *law, unsigned height, unsigned width, size_t room,
+                          unsigned most);
 
 extern const struct ic_law_backend ic_law_backend_ref; /* ref.c: plain C, NCHW */
 /* src/law/cpu/ adds `ic_law_backend_cpu`, declared in law/cpu/cpu.h. */
 
-/* "ref", and "cpu" where it is built in; NULL: no such back end. */
+/* "ref", and "cpu" where it is built in; NULL: no such back end. Plug-ins: law/plugin.h. */
 const struct ic_law_backend *ic_law_backend_find(const char *name);
 
 #endif

@@ -621,14 +621,54 @@ static void living_tensors_never_overlap(void **state)
                              IC_OK);
             check_layout(p);
             assert_int_equal(p->macs, 96 * ic_law_macs_per_cell(law->arch, 2, 9));
-            struct ic_buf text = {0};
-            ic_law_plan_report(p, &text);
-            assert_false(text.failed);
-            ic_buf_deinit(&text);
             ic_law_plan_close(&p);
         }
         ic_law_close(&law);
     }
+}
+
+/* The report says what opening the plan then takes; the largest batch fits, and one more does not. */
+static void sizes_are_told_beforehand(void **state)
+{
+    static const char *const backends[] = {"ref", "cpu"};
+    struct ic_err err = {0};
+    (void)state;
+    for (unsigned arch = 0; arch < IC_LAW_ARCH_COUNT; arch++)
+        for (unsigned i = 0; i < 2; i++) {
+            const struct ic_law_backend *be = ic_law_backend_find(backends[i]);
+            struct ic_law *law = fixture_law((enum ic_law_arch)arch, 2, 9, 3);
+            struct ic_law_plan *p;
+            struct ic_law_packed *packed;
+            struct ic_law_exec *exec;
+            if (!be) {
+                ic_law_close(&law);
+                continue;
+            }
+            assert_int_equal(ic_law_plan_open(law, 8, 12, 5, be->tensor_bytes, &p, &err), IC_OK);
+            assert_int_equal(be->pack(law, 1, &packed, &err), IC_OK);
+            assert_int_equal(be->open(packed, p, &exec, &err), IC_OK);
+            const size_t size = be->exec_bytes(exec);
+            assert_int_equal(be->exec_size(packed, p), size);
+            assert_int_equal(ic_law_exec_size(be, packed, law, 8, 12, 5), size);
+            const size_t each = 2 * ((p->psi_bytes + 63) / 64 * 64) + p->memory_bytes;
+            assert_int_equal(ic_law_batch_fit(be, packed, law, 8, 12, size + 5 * each, 1024), 5);
+            assert_int_equal(ic_law_batch_fit(be, packed, law, 8, 12, size + 5 * each - 1, 1024), 4);
+            assert_int_equal(ic_law_batch_fit(be, packed, law, 8, 12, size + 5 * each, 3), 3);
+            assert_int_equal(ic_law_batch_fit(be, packed, law, 8, 12, 100, 1024), 0);
+            struct ic_buf text = {0};
+            char want[64];
+            ic_law_plan_report(p, be, packed, &text);
+            ic_buf_put(&text, "", 1);
+            assert_false(text.failed);
+            assert_non_null(strstr(text.data, "arena and scratch"));
+            snprintf(want, sizeof want, " %zu B", size);
+            assert_non_null(strstr(text.data, want));
+            ic_buf_deinit(&text);
+            be->close(&exec);
+            be->unpack(&packed);
+            ic_law_plan_close(&p);
+            ic_law_close(&law);
+        }
 }
 
 static void the_arena_reuses_bytes(void **state)
@@ -695,6 +735,7 @@ int main(void)
         cmocka_unit_test(odd_sizes_agree_with_a_naive_implementation),
         cmocka_unit_test(a_batch_changes_nothing_to_the_last_bit),
         cmocka_unit_test(living_tensors_never_overlap),
+        cmocka_unit_test(sizes_are_told_beforehand),
         cmocka_unit_test(the_arena_reuses_bytes),
         cmocka_unit_test(impossible_plans_are_refused),
         cmocka_unit_test(a_dead_cell_stays_dead_under_the_product),

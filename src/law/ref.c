@@ -352,6 +352,20 @@ static void ref_close(struct ic_law_exec **e)
     *e = NULL;
 }
 
+static size_t widest(const struct ic_law_plan *plan)
+{
+    size_t width = 0;
+    for (size_t i = 0; i < plan->tensor_count; i++)
+        width = width > plan->tensors[i].width ? width : plan->tensors[i].width;
+    return width;
+}
+
+static size_t ref_exec_size(const struct ic_law_packed *packed, const struct ic_law_plan *plan)
+{
+    (void)packed;
+    return sizeof(struct ic_law_exec) + plan->arena_bytes + widest(plan) * (sizeof(double) + sizeof(float));
+}
+
 static enum ic_status ref_open(const struct ic_law_packed *packed, const struct ic_law_plan *plan,
                                struct ic_law_exec **out, struct ic_err *err)
 {
@@ -363,12 +377,11 @@ static enum ic_status ref_open(const struct ic_law_packed *packed, const struct 
     e->plan = plan;
     e->law = packed->law;
     e->weights = packed->weights;
-    for (size_t i = 0; i < plan->tensor_count; i++)
-        e->width = e->width > plan->tensors[i].width ? e->width : plan->tensors[i].width;
+    e->width = widest(plan);
     e->arena = aligned_alloc(IC_LAW_ALIGN, plan->arena_bytes);
     e->sums = malloc(e->width * sizeof *e->sums);
     e->part = malloc(e->width * sizeof *e->part);
-    e->bytes = sizeof *e + plan->arena_bytes + e->width * (sizeof *e->sums + sizeof *e->part);
+    e->bytes = ref_exec_size(packed, plan);
     if (!e->arena || !e->sums || !e->part) {
         ref_close(&e);
         return ic_fail(err, IC_OOM, "no memory for an arena of %zu bytes", plan->arena_bytes);
@@ -399,4 +412,5 @@ const struct ic_law_backend ic_law_backend_ref = {
     .exec_bytes = ref_exec_bytes,
     .step = ref_step,
     .net_out = ref_net_out,
+    .exec_size = ref_exec_size,
 };

@@ -391,31 +391,46 @@ static size_t take(size_t *at, size_t floats)
     return here;
 }
 
-static enum ic_status allocate(struct ic_law_exec *e, struct ic_err *err)
+/* Where each part of the block lies, in floats. */
+struct parts {
+    size_t arena, y, stats, mean, scale, shift, scratch, end;
+};
+
+static struct parts parts_of(struct ic_law_exec *e)
 {
     const struct needs n = needs_of(e);
     const struct ic_law_tensor *y = &e->micro->tensors[e->micro->net_out];
-    const unsigned threads = ic_cpu_pool_threads(e->packed->pool);
     size_t at = 0;
+    struct parts p;
     e->y_stride = y->stride / sizeof(float);
     e->scratch_floats = (n.scratch + 31) / 16 * 16;
-    const size_t arena = take(&at, e->micro->arena_bytes / sizeof(float));
-    const size_t out = take(&at, e->y_stride * e->plan->batch), stats = take(&at, n.stats);
-    const size_t mean = take(&at, n.channels), scale = take(&at, n.channels), shift = take(&at, n.channels);
-    const size_t scratch = take(&at, e->scratch_floats * threads);
-    e->block_bytes = at * sizeof(float);
+    p.arena = take(&at, e->micro->arena_bytes / sizeof(float));
+    p.y = take(&at, e->y_stride * e->plan->batch);
+    p.stats = take(&at, n.stats);
+    p.mean = take(&at, n.channels);
+    p.scale = take(&at, n.channels);
+    p.shift = take(&at, n.channels);
+    p.scratch = take(&at, e->scratch_floats * ic_cpu_pool_threads(e->packed->pool));
+    p.end = at;
+    return p;
+}
+
+static enum ic_status allocate(struct ic_law_exec *e, struct ic_err *err)
+{
+    const struct parts p = parts_of(e);
+    e->block_bytes = p.end * sizeof(float);
     e->block = aligned_alloc(IC_LAW_ALIGN, e->block_bytes);
     if (!e->block)
         return ic_fail(err, IC_OOM, "no memory for an arena of %zu bytes", e->block_bytes);
     memset(e->block, 0,
            e->block_bytes); /* touched now, not in the first step; and never a NaN in padding */
-    e->arena = e->block + arena;
-    e->y = e->block + out;
-    e->stats = e->block + stats;
-    e->mean = e->block + mean;
-    e->scale = e->block + scale;
-    e->shift = e->block + shift;
-    e->scratch = e->block + scratch;
+    e->arena = e->block + p.arena;
+    e->y = e->block + p.y;
+    e->stats = e->block + p.stats;
+    e->mean = e->block + p.mean;
+    e->scale = e->block + p.scale;
+    e->shift = e->block + p.shift;
+    e->scratch = e->block + p.scratch;
     return IC_OK;
 }
 
@@ -578,8 +593,9 @@ static void cpu_close(struct ic_law_exec **exec)
     *exec = NULL;
 }
 
-static enum ic_status cpu_open(const struct ic_law_packed *packed, const struct ic_law_plan *plan,
-                               struct ic_law_exec **out, struct ic_err *err)
+/* A plan's state without its memory: *out on success. */
+static enum ic_status prepare_exec(const struct ic_law_packed *packed, const struct ic_law_plan *plan,
+                                   struct ic_law_exec **out, struct ic_err *err)
 {
     *out = NULL;
     IC_ASSERT(plan->law == packed->law && plan->op_count == packed->op_count);
@@ -592,6 +608,17 @@ static enum ic_status cpu_open(const struct ic_law_packed *packed, const struct 
                                         ic_law_cpu_tensor_bytes, &e->micro, err);
     if (s == IC_OK)
         s = build(e, err);
+    if (s != IC_OK)
+        cpu_close(&e);
+    *out = e;
+    return s;
+}
+
+static enum ic_status cpu_open(const struct ic_law_packed *packed, const struct ic_law_plan *plan,
+                               struct ic_law_exec **out, struct ic_err *err)
+{
+    struct ic_law_exec *e;
+    enum ic_status s = prepare_exec(packed, plan, &e, err);
     if (s == IC_OK)
         s = allocate(e, err);
     if (s == IC_OK)
@@ -600,6 +627,22 @@ static enum ic_status cpu_open(const struct ic_law_packed *packed, const struct 
         cpu_close(&e);
     *out = e;
     return s;
+}
+
+static size_t cpu_exec_bytes(const struct ic_law_exec *e)
+{
+    return e->block_bytes + sizeof *e + sizeof *e->micro;
+}
+
+static size_t cpu_exec_size(const struct ic_law_packed *packed, const struct ic_law_plan *plan)
+{
+    struct ic_law_exec *e;
+    if (prepare_exec(packed, plan, &e, NULL) != IC_OK)
+        return 0;
+    e->block_bytes = parts_of(e).end * sizeof(float);
+    const size_t size = cpu_exec_bytes(e);
+    cpu_close(&e);
+    return size;
 }
 
 static enum ic_status cpu_pack(const struct ic_law *law, unsigned threads, struct ic_law_packed **out,
@@ -613,11 +656,6 @@ static size_t cpu_packed_bytes(const struct ic_law_packed *p)
     return p->data_bytes + p->small_bytes + p->expanded_bytes + p->maps_count * sizeof *p->maps + sizeof *p;
 }
 
-static size_t cpu_exec_bytes(const struct ic_law_exec *e)
-{
-    return e->block_bytes + sizeof *e + sizeof *e->micro;
-}
-
 const struct ic_law_backend ic_law_backend_cpu = {
     .name = "cpu",
     .tensor_bytes = ic_law_cpu_tensor_bytes,
@@ -629,6 +667,7 @@ const struct ic_law_backend ic_law_backend_cpu = {
     .exec_bytes = cpu_exec_bytes,
     .step = cpu_step,
     .net_out = cpu_net_out,
+    .exec_size = cpu_exec_size,
 };
 
 size_t ic_law_cpu_expand_bytes(const struct ic_law_packed *packed)
