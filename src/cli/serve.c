@@ -28,6 +28,7 @@
 #include "hw/cpu.h"
 #include "hw/ledger.h"
 #include "net/net.h"
+#include "ops/crash.h"
 #include "ops/logfile.h"
 #include "ops/notify.h"
 #include "proto/server.h"
@@ -396,6 +397,8 @@ int ic_cli_serve(int argc, char **argv)
         code = ic_cli_fail(st == IC_OOM ? IC_EXIT_MEMORY : IC_EXIT_FILE, err.msg);
         goto out;
     }
+    ic_crash_install();
+    ic_crash_arm_fault();
     if (!s.keys && !is_loopback(s.opt.host))
         ic_warn("serve", "listening on %s without --keys: whoever reaches this port may use it", s.opt.host);
     if (ic_notify_open(&s.notify, &err) != IC_OK)

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/altstack.h"
 #include "base/clock.h"
 #include "base/log.h"
 #include "hw/cpu.h"
@@ -245,6 +246,7 @@ static void *engine_main(void *arg)
     struct ic_law_engine *e = arg;
     int64_t until = INT64_MAX;
 
+    ic_altstack_here();
     if (load(e) != IC_OK) {
         set_state(e, IC_ENGINE_FAILED);
         return NULL;

@@ -5,6 +5,7 @@
 #include <pthread.h>
 #include <stdlib.h>
 
+#include "base/altstack.h"
 #include "base/clock.h"
 #include "base/log.h"
 #include "hw/cpu.h"
@@ -224,6 +225,7 @@ static void *engine_main(void *arg)
     struct ic_text_engine *e = arg;
     bool busy = false;
 
+    ic_altstack_here();
     if (load(e) != IC_OK) {
         set_state(e, IC_ENGINE_FAILED);
         return NULL;

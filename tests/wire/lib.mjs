@@ -60,6 +60,15 @@ export async function until(fn, what) {
   }
 }
 
+export async function freePort() {
+  const s = net.createServer().listen(0, '127.0.0.1');
+  await once(s, 'listening');
+  const { port } = s.address();
+  s.close();
+  await once(s, 'close');
+  return port;
+}
+
 export function tempDir(t) {
   const dir = fs.mkdtempSync(path.join(os.tmpdir(), 'ic-wire-'));
   t.after(() => fs.rmSync(dir, { recursive: true, force: true }));
@@ -100,9 +109,11 @@ export async function run(args, { env = {}, input = '' } = {}) {
 }
 
 export class Server {
-  static async start(args = [], { model = MODEL, env = {} } = {}) {
+  // logFile: where the server's log goes with --log-file; before: words of the command line in front of "serve"; port:
+  // that one, and it is /ready that tells, not a line of the log.
+  static async start(args = [], { model = MODEL, env = {}, logFile, before = [], port = 0 } = {}) {
     const s = new Server();
-    const all = ['serve', '--port', '0', '--threads', '1', ...(model ? ['--model', model] : []), ...args];
+    const all = [...before, 'serve', '--port', String(port), '--threads', '1', ...(model ? ['--model', model] : []), ...args];
     s.process = launch(all, { env: serverEnv(env), stdio: ['ignore', 'ignore', 'pipe'] });
     living.add(s.process);
     s.log = [];
@@ -123,9 +134,21 @@ export class Server {
         if (at) ready.resolve(Number(at[1]));
       }
     });
+    if (port) {
+      s.port = port;
+      until(() => s.ready(), 'the server to be ready').then(() => ready.resolve(port), ready.reject);
+    }
+    if (logFile) {
+      const read = () => (fs.existsSync(logFile) ? /ready on wss?:\/\/.*:(\d+)"/.exec(fs.readFileSync(logFile, 'utf8')) : null);
+      until(read, 'the server to be ready').then((at) => ready.resolve(Number(at[1])), ready.reject);
+    }
     s.exit.then((e) => ready.reject(new Error(`the server ended (${JSON.stringify(e)}):\n${s.log.join('\n')}`)));
     s.port = await within(ready.promise, 'the server to be ready');
     return s;
+  }
+
+  ready() {
+    return this.http('/ready').then((r) => r.status === 200, () => false);
   }
 
   connect(options) {
