@@ -9,16 +9,28 @@
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "law/fidelity.h"
 #include "law/law.h"
 #include "law/plan.h"
+#include "law/quant.h"
 #include "model/safetensors.h"
 #include "model/tensors.h"
 
 static const char usage[] =
     "usage: inference-core law inspect FILE [--config F] [--arch A]\n"
     "       inference-core law step --checkpoint F [--config F] [--arch A] --state IN.safetensors\n"
-    "                --steps N --out OUT.safetensors [--precision fp32] [--gamma G]\n"
-    "                [--backend ref|cpu] [--threads N]\n";
+    "                --steps N --out OUT.safetensors [--precision P] [--law-policy RULES] [--gamma G]\n"
+    "                [--backend ref|cpu] [--threads N]\n"
+    "       inference-core law quantize IN OUT.safetensors [--precision P] [--law-policy RULES]\n"
+    "                [--config F] [--arch A]\n"
+    "       inference-core law plan FILE [--grid N] [--batch N|auto] [--memory MIB] [--precision P]\n"
+    "                [--law-policy RULES] [--backend B] [--threads N] [--config F] [--arch A]\n"
+    "       inference-core law fidelity --law FILE [--grids N,N] [--seeds N] [--steps N]\n"
+    "                [--precisions P,P] [--law-policy RULES] [--threshold PERCENT] [--layers yes]\n"
+    "                [--csv F] [--plot F.svg] [--backend B] [--threads N] [--config F] [--arch A]\n"
+    "P is fp32, fp16, bf16, nf4 or nf4dq (nf4 with its scales quantised too). RULES are exceptions,\n"
+    "LAYER=P,LAYER=P where LAYER is a layer, a block or all; nf4 alone leaves the first and last block\n"
+    "and the output in fp32.\n";
 
 static int usage_error(const char *what, const char *value)
 {
@@ -47,20 +59,40 @@ static int report(const char *file, enum ic_status s, const struct ic_err *err)
 /* ---- Options --------------------------------------------------------------------------------- */
 
 struct options {
-    const char *file, *checkpoint, *config, *arch, *state, *steps, *out, *precision, *gamma, *backend,
-        *threads;
+    const char *file, *second, *checkpoint, *config, *arch, *state, *steps, *out, *precision, *policy,
+        *gamma, *backend, *threads, *grid, *batch, *memory, *law, *grids, *seeds, *precisions, *threshold,
+        *layers, *csv, *plot;
 };
 
-/* Fills what `allowed` (a blank-separated list of option names) admits; each at most once. */
-static int parse(int argc, char **argv, const char *allowed, bool takes_file, struct options *o)
+/* Fills what `allowed` (a blank-separated list of option names) admits, each at most once, and up to
+ * `files` (0 to 2) names of files. */
+static int parse(int argc, char **argv, const char *allowed, int files, struct options *o)
 {
     const struct {
         const char *name;
         const char **slot;
-    } all[] = {{"--checkpoint", &o->checkpoint}, {"--config", &o->config}, {"--arch", &o->arch},
-               {"--state", &o->state},           {"--steps", &o->steps},   {"--out", &o->out},
-               {"--precision", &o->precision},   {"--gamma", &o->gamma},   {"--backend", &o->backend},
-               {"--threads", &o->threads}};
+    } all[] = {{"--checkpoint", &o->checkpoint},
+               {"--config", &o->config},
+               {"--arch", &o->arch},
+               {"--state", &o->state},
+               {"--steps", &o->steps},
+               {"--out", &o->out},
+               {"--precision", &o->precision},
+               {"--gamma", &o->gamma},
+               {"--backend", &o->backend},
+               {"--threads", &o->threads},
+               {"--law-policy", &o->policy},
+               {"--grid", &o->grid},
+               {"--batch", &o->batch},
+               {"--memory", &o->memory},
+               {"--law", &o->law},
+               {"--grids", &o->grids},
+               {"--seeds", &o->seeds},
+               {"--precisions", &o->precisions},
+               {"--csv", &o->csv},
+               {"--plot", &o->plot},
+               {"--threshold", &o->threshold},
+               {"--layers", &o->layers}};
     for (int i = 1; i < argc; i++) {
         const char **slot = NULL;
         char padded[64];
@@ -73,8 +105,8 @@ static int parse(int argc, char **argv, const char *allowed, bool takes_file, st
                 return usage_error("no value after ", argv[i - 1]);
         } else if (argv[i][0] == '-' && argv[i][1])
             return usage_error("unknown option ", argv[i]);
-        else if (takes_file)
-            slot = &o->file;
+        else if (files > 0)
+            slot = files > 1 && o->file ? &o->second : &o->file;
         if (!slot || *slot)
             return usage_error(slot ? "given twice: " : "what is ", argv[i]);
         *slot = argv[i];
@@ -90,26 +122,68 @@ static bool whole_number(const char *text, unsigned long max, unsigned long *out
     return text[0] >= '0' && text[0] <= '9' && !*end && !errno && *out <= max;
 }
 
+/* Opens the law at `path` as the options say. `precision` NULL and no policy: as the file has it. */
+static enum ic_status open_law(const struct options *o, const char *path, const char *precision,
+                               struct ic_law **law, struct ic_err *err)
+{
+    struct ic_law_policy policy;
+    struct ic_law_open_opts opts = {.config = o->config, .arch = o->arch};
+    enum ic_status s = IC_OK;
+    *law = NULL;
+    if (precision || o->policy) {
+        s = ic_law_policy_parse(precision ? precision : "fp32", o->policy, &policy, err);
+        opts.policy = &policy;
+    }
+    return s == IC_OK ? ic_law_open(path, &opts, law, err) : s;
+}
+
+/* A policy that makes no sense is a usage error; whether the law has its layers is told when it is opened.
+ */
+static int check_policy(const struct options *o)
+{
+    struct ic_law_policy policy;
+    struct ic_err err = {0};
+    if (ic_law_policy_parse(o->precision ? o->precision : "fp32", o->policy, &policy, &err) != IC_OK)
+        return usage_error(err.msg, NULL);
+    return IC_EXIT_OK;
+}
+
+static int choose_backend(const struct options *o, const struct ic_law_backend **be)
+{
+    *be = ic_law_backend_find(o->backend ? o->backend : "cpu");
+    if (!*be && !o->backend)
+        *be = &ic_law_backend_ref;
+    return *be ? IC_EXIT_OK : usage_error("no such back end: ", o->backend);
+}
+
 /* ---- inspect --------------------------------------------------------------------------------- */
+
+static double value_of(const struct ic_law_weight *w, size_t i)
+{
+    float x;
+    ic_law_weight_read(w, i, 1, &x);
+    return (double)x;
+}
 
 static void print_weights(const struct ic_law *law)
 {
-    printf("tensors (name, shape, mean, deviation, largest):\n");
+    printf("tensors (name, shape, kept in, mean, deviation, largest):\n");
     for (size_t i = 0; i < law->weight_count; i++) {
         const struct ic_law_weight *w = &law->weights[i];
         double sum = 0, sq = 0, top = 0;
         for (size_t k = 0; k < w->count; k++) {
-            sum += (double)w->data[k];
-            top = fmax(top, fabs((double)w->data[k]));
+            const double x = value_of(w, k);
+            sum += x;
+            top = fmax(top, fabs(x));
         }
         double mean = sum / (double)w->count;
         for (size_t k = 0; k < w->count; k++)
-            sq += ((double)w->data[k] - mean) * ((double)w->data[k] - mean);
+            sq += (value_of(w, k) - mean) * (value_of(w, k) - mean);
         int64_t shape[4] = {w->dim[0], w->dim[1], w->dim[2], w->dim[3]};
         char text[96];
-        printf("  %-30s %-18s %10.3g %10.3g %10.3g\n", w->name,
-               ic_tensor_shape_str(shape, w->ndim, text, sizeof text), mean, sqrt(sq / (double)w->count),
-               top);
+        printf("  %-30s %-18s %-4s %10.3g %10.3g %10.3g\n", w->name,
+               ic_tensor_shape_str(shape, w->ndim, text, sizeof text), ic_law_precision_name(w->precision),
+               mean, sqrt(sq / (double)w->count), top);
     }
 }
 
@@ -120,7 +194,8 @@ static void print_law(const struct ic_law *law)
     printf("file          %s%s\n", law->path, law->has_config ? " (with config.json)" : "");
     printf("architecture  %s: %s\n", info->name, info->what);
     printf("d_state       %u\nhidden        %u\n", law->d, law->b);
-    printf("parameters    %" PRIu64 " (%.2f MB float32)\n", law->params, (double)law->params * 4e-6);
+    printf("parameters    %" PRIu64 " (%.2f MB as kept, %.2f MB in float32)\n", law->params,
+           (double)law->param_bytes * 1e-6, (double)law->params * 4e-6);
     printf("gamma         %g\ninitial mode  %s\n", (double)law->gamma, law->initial_mode);
     if (law->grid_training)
         printf("trained on    %ux%u cells, %u steps\n", law->grid_training, law->grid_training,
@@ -159,7 +234,7 @@ static enum ic_status print_memory(const struct ic_law *law, struct ic_err *err)
 static int inspect(int argc, char **argv)
 {
     struct options o = {0};
-    int rc = parse(argc, argv, " --config --arch ", true, &o);
+    int rc = parse(argc, argv, " --config --arch ", 1, &o);
     if (rc != IC_EXIT_OK)
         return rc;
     if (!o.file)
@@ -317,16 +392,13 @@ static int step_numbers(const struct options *o, unsigned long *steps, unsigned 
     *threads = 0;
     if (o->threads && !whole_number(o->threads, 1024, threads))
         return usage_error("--threads is not a whole number up to 1024: ", o->threads);
-    if (o->precision && strcmp(o->precision, "fp32") != 0)
-        return usage_error("--precision is fp32, not ", o->precision);
+    if (check_policy(o) != IC_EXIT_OK)
+        return IC_EXIT_USAGE;
     char *end = NULL;
     *gamma = o->gamma ? strtof(o->gamma, &end) : (float)NAN;
     if (o->gamma && (end == o->gamma || *end || !isfinite(*gamma)))
         return usage_error("--gamma is not a number: ", o->gamma);
-    *be = ic_law_backend_find(o->backend ? o->backend : "cpu");
-    if (!*be && !o->backend)
-        *be = &ic_law_backend_ref;
-    return *be ? IC_EXIT_OK : usage_error("no such back end: ", o->backend);
+    return choose_backend(o, be);
 }
 
 static int step(int argc, char **argv)
@@ -337,8 +409,9 @@ static int step(int argc, char **argv)
     const struct ic_law_backend *be;
     int rc = parse(
         argc, argv,
-        " --checkpoint --config --arch --state --steps --out --precision --gamma --backend --threads ",
-        false, &o);
+        " --checkpoint --config --arch --state --steps --out --precision --law-policy --gamma --backend "
+        "--threads ",
+        0, &o);
     if (rc == IC_EXIT_OK)
         rc = step_numbers(&o, &steps, &threads, &gamma, &be);
     if (rc != IC_EXIT_OK)
@@ -347,8 +420,7 @@ static int step(int argc, char **argv)
     struct ic_law *law;
     struct field f = {0};
     const char *file = o.checkpoint;
-    enum ic_status s =
-        ic_law_open(file, &(struct ic_law_open_opts){.config = o.config, .arch = o.arch}, &law, &err);
+    enum ic_status s = open_law(&o, file, o.precision, &law, &err);
     if (s == IC_OK)
         s = read_field(file = o.state, law, &f, &err);
     if (s == IC_OK)
@@ -360,12 +432,248 @@ static int step(int argc, char **argv)
     return report(file, s, &err);
 }
 
+/* ---- quantize -------------------------------------------------------------------------------- */
+
+/* How each kind of weight came out, and what the rounding is of the weights' own size. */
+static void print_quantised(const struct ic_law *original, const struct ic_law *law)
+{
+    printf("%-30s %-5s %10s %9s %10s\n", "tensor", "in", "values", "bits each", "error");
+    for (size_t i = 0; i < law->weight_count; i++) {
+        const struct ic_law_weight *w = &law->weights[i], *was = &original->weights[i];
+        double err = 0, size = 0;
+        if (w->ndim != 4 || strncmp(w->name, IC_LAW_FOLDED, strlen(IC_LAW_FOLDED)) == 0)
+            continue;
+        for (size_t k = 0; k < w->count; k++) {
+            const double x = value_of(was, k), d = value_of(w, k) - x;
+            err += d * d;
+            size += x * x;
+        }
+        printf("%-30s %-5s %10zu %9.3f %9.3f%%\n", w->name, ic_law_precision_name(w->precision), w->count,
+               8 * (double)ic_law_weight_bytes(w) / (double)w->count,
+               size > 0 ? 100 * sqrt(err / size) : 0);
+    }
+    printf("%" PRIu64 " parameters: %" PRIu64 " bytes, %.3f bits each (float32: %" PRIu64 " bytes)\n",
+           law->params, law->param_bytes, 8 * (double)law->param_bytes / (double)law->params,
+           4 * law->params);
+}
+
+static int quantize(int argc, char **argv)
+{
+    struct options o = {0};
+    int rc = parse(argc, argv, " --precision --law-policy --config --arch ", 2, &o);
+    if (rc != IC_EXIT_OK)
+        return rc;
+    if (check_policy(&o) != IC_EXIT_OK)
+        return IC_EXIT_USAGE;
+    if (!o.file || !o.second)
+        return usage_error("quantize: which file, and which to write?", NULL);
+    struct ic_err err = {0};
+    struct ic_law *original = NULL, *law = NULL;
+    const struct ic_law_open_opts plain = {.config = o.config, .arch = o.arch};
+    const char *file = o.file;
+    enum ic_status s = open_law(&o, file, o.precision ? o.precision : "nf4", &law, &err);
+    if (s == IC_OK)
+        s = ic_law_open(file, &plain, &original, &err);
+    if (s == IC_OK)
+        s = ic_law_write(law, file = o.second, &err);
+    if (s == IC_OK)
+        print_quantised(original, law);
+    ic_law_close(&original);
+    ic_law_close(&law);
+    return report(file, s, &err);
+}
+
+/* ---- plan ------------------------------------------------------------------------------------ */
+
+struct plan_options {
+    const struct ic_law_backend *be;
+    unsigned long grid, batch, memory, threads; /* batch 0: the largest that fits; memory in MiB */
+};
+
+/* The itemised sum of one precision, then the largest batch. */
+static enum ic_status plan_one(const struct options *o, const struct plan_options *po,
+                               const char *precision, struct ic_err *err)
+{
+    struct ic_law *law;
+    struct ic_law_packed *packed = NULL;
+    struct ic_law_plan *plan = NULL;
+    struct ic_buf text = {0};
+    const unsigned grid = (unsigned)po->grid;
+    enum ic_status s = open_law(o, o->file, precision, &law, err);
+    if (s == IC_OK)
+        s = po->be->pack(law, (unsigned)po->threads, &packed, err);
+    size_t room = (size_t)po->memory << 20, held = 0;
+    if (s == IC_OK) {
+        held = law->weight_bytes + po->be->packed_bytes(packed);
+        room = room > held ? room - held : 0;
+    }
+    const unsigned most =
+        s == IC_OK ? ic_law_batch_fit(po->be, packed, law, grid, grid, room, IC_LAW_BATCH_MAX) : 0;
+    const unsigned batch = po->batch ? (unsigned)po->batch : most ? most : 1;
+    if (s == IC_OK)
+        s = ic_law_plan_open(law, grid, grid, batch, po->be->tensor_bytes, &plan, err);
+    if (s == IC_OK) {
+        ic_law_plan_report(plan, po->be, packed, &text);
+        if (!text.failed)
+            fwrite(text.data, 1, text.len, stdout);
+        printf("  largest batch in %lu MiB: %u%s\n\n", po->memory, most,
+               most == IC_LAW_BATCH_MAX ? " (IC_LAW_BATCH_MAX)" : "");
+    }
+    ic_buf_deinit(&text);
+    ic_law_plan_close(&plan);
+    if (packed)
+        po->be->unpack(&packed);
+    ic_law_close(&law);
+    return s;
+}
+
+static int plan(int argc, char **argv)
+{
+    static const char *const all[] = {"fp32", "fp16", "bf16", "nf4"};
+    struct options o = {0};
+    struct plan_options po = {.grid = 64, .batch = 16, .memory = 2048};
+    int rc = parse(argc, argv,
+                   " --grid --batch --memory --precision --law-policy --backend --threads --config --arch ",
+                   1, &o);
+    if (rc == IC_EXIT_OK)
+        rc = choose_backend(&o, &po.be);
+    if (rc != IC_EXIT_OK)
+        return rc;
+    if (check_policy(&o) != IC_EXIT_OK)
+        return IC_EXIT_USAGE;
+    if (!o.file)
+        return usage_error("plan: which file?", NULL);
+    if (o.grid && (!whole_number(o.grid, IC_LAW_GRID_MAX, &po.grid) || !po.grid))
+        return usage_error("--grid is not a whole number from 1 to 4096: ", o.grid);
+    if (o.batch && strcmp(o.batch, "auto") == 0)
+        po.batch = 0;
+    else if (o.batch && (!whole_number(o.batch, IC_LAW_BATCH_MAX, &po.batch) || !po.batch))
+        return usage_error("--batch is neither auto nor a whole number from 1 to 1024: ", o.batch);
+    if (o.memory && !whole_number(o.memory, 1ul << 24, &po.memory))
+        return usage_error("--memory is not a whole number of MiB: ", o.memory);
+    if (o.threads && !whole_number(o.threads, 1024, &po.threads))
+        return usage_error("--threads is not a whole number up to 1024: ", o.threads);
+    struct ic_err err = {0};
+    struct ic_law *law;
+    enum ic_status s = open_law(&o, o.file, o.precision, &law, &err);
+    const bool one = s == IC_OK && (o.precision || o.policy || law->precision != IC_LAW_FP32);
+    ic_law_close(&law);
+    if (s == IC_OK && one)
+        s = plan_one(&o, &po, o.precision, &err);
+    for (size_t i = 0; i < sizeof all / sizeof all[0] && s == IC_OK && !one; i++)
+        s = plan_one(&o, &po, all[i], &err);
+    return report(o.file, s, &err);
+}
+
+/* ---- fidelity -------------------------------------------------------------------------------- */
+
+/* Copies the comma-separated list into `store`, cut in pieces; how many, 0 where it is empty, has too many
+ * or does not fit. */
+static unsigned pieces(const char *list, char *store, size_t size, const char **out, unsigned most)
+{
+    unsigned n = 0;
+    if (!*list || strlen(list) >= size)
+        return 0;
+    strcpy(store, list);
+    for (char *save = NULL, *p = strtok_r(store, ",", &save); p; p = strtok_r(NULL, ",", &save)) {
+        if (n == most)
+            return 0;
+        out[n++] = p;
+    }
+    return n;
+}
+
+static int fidelity_rows(const struct options *o, struct ic_law_fidelity_opts *fo, char *store, size_t size)
+{
+    const char *names[IC_LAW_FIDELITY_ROWS_MAX];
+    struct ic_err err = {0};
+    const unsigned n = pieces(o->precisions ? o->precisions : "fp16,bf16,nf4", store, size, names,
+                              IC_LAW_FIDELITY_ROWS_MAX - 1);
+    if (!n)
+        return usage_error("--precisions is not a list of precisions: ", o->precisions);
+    for (unsigned i = 0; i < n; i++) {
+        fo->row[i].name = names[i];
+        if (ic_law_policy_parse(names[i], NULL, &fo->row[i].policy, &err) != IC_OK)
+            return usage_error(err.msg, NULL);
+    }
+    fo->rows = n;
+    if (o->policy) {
+        fo->row[n].name = "nf4+policy";
+        if (ic_law_policy_parse("nf4", o->policy, &fo->row[n].policy, &err) != IC_OK)
+            return usage_error(err.msg, NULL);
+        fo->rows++;
+    }
+    return IC_EXIT_OK;
+}
+
+static int fidelity_numbers(const struct options *o, struct ic_law_fidelity_opts *fo)
+{
+    unsigned long seeds = 4, steps = 2000, threads = 0, grid;
+    const char *names[IC_LAW_FIDELITY_GRIDS_MAX];
+    char store[128], *end = NULL;
+    fo->grids = pieces(o->grids ? o->grids : "64", store, sizeof store, names, IC_LAW_FIDELITY_GRIDS_MAX);
+    if (!fo->grids)
+        return usage_error("--grids is not a list of up to 8 grid sides: ", o->grids);
+    for (unsigned i = 0; i < fo->grids; i++) {
+        if (!whole_number(names[i], IC_LAW_GRID_MAX, &grid) || !grid)
+            return usage_error("--grids: not a grid's side: ", names[i]);
+        fo->grid[i] = (unsigned)grid;
+    }
+    if (o->seeds && (!whole_number(o->seeds, IC_LAW_FIDELITY_SEEDS_MAX, &seeds) || !seeds))
+        return usage_error("--seeds is not a whole number from 1 to 64: ", o->seeds);
+    if (o->steps && (!whole_number(o->steps, IC_LAW_FIDELITY_STEPS_MAX, &steps) || steps < 4))
+        return usage_error("--steps is not a whole number from 4 to 1000000: ", o->steps);
+    if (o->threads && !whole_number(o->threads, 1024, &threads))
+        return usage_error("--threads is not a whole number up to 1024: ", o->threads);
+    fo->threshold = o->threshold ? strtod(o->threshold, &end) / 100 : 0.05;
+    if (o->threshold && (end == o->threshold || *end || !(fo->threshold > 0 && fo->threshold < 10)))
+        return usage_error("--threshold is not a percentage: ", o->threshold);
+    fo->seeds = (unsigned)seeds;
+    fo->steps = (unsigned)steps;
+    fo->threads = (unsigned)threads;
+    return IC_EXIT_OK;
+}
+
+static int fidelity(int argc, char **argv)
+{
+    struct options o = {0};
+    char store[128];
+    bool pass = false;
+    int rc =
+        parse(argc, argv,
+              " --law --grids --seeds --steps --precisions --law-policy --threshold --layers --csv --plot "
+              "--backend --threads --config --arch ",
+              0, &o);
+    if (rc == IC_EXIT_OK && !o.law)
+        rc = usage_error("fidelity: which --law?", NULL);
+    struct ic_law_fidelity_opts fo = {
+        .path = o.law, .config = o.config, .arch = o.arch, .csv = o.csv, .plot = o.plot};
+    fo.layers = o.layers && strcmp(o.layers, "no") != 0;
+    if (rc == IC_EXIT_OK)
+        rc = choose_backend(&o, &fo.backend);
+    if (rc == IC_EXIT_OK)
+        rc = fidelity_rows(&o, &fo, store, sizeof store);
+    if (rc == IC_EXIT_OK)
+        rc = fidelity_numbers(&o, &fo);
+    if (rc != IC_EXIT_OK)
+        return rc;
+    struct ic_err err = {0};
+    enum ic_status s = ic_law_fidelity(&fo, &pass, &err);
+    return s == IC_OK && !pass ? IC_EXIT_FAILED : report(o.law, s, &err);
+}
+
 int ic_law_main(int argc, char **argv)
 {
     if (argc >= 2 && strcmp(argv[1], "inspect") == 0)
         return inspect(argc - 1, argv + 1);
     if (argc >= 2 && strcmp(argv[1], "step") == 0)
         return step(argc - 1, argv + 1);
+    if (argc >= 2 && strcmp(argv[1], "quantize") == 0)
+        return quantize(argc - 1, argv + 1);
+    if (argc >= 2 && strcmp(argv[1], "plan") == 0)
+        return plan(argc - 1, argv + 1);
+    if (argc >= 2 && strcmp(argv[1], "fidelity") == 0)
+        return fidelity(argc - 1, argv + 1);
     if (argc == 2 && (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0)) {
         fputs(usage, stdout);
         return IC_EXIT_OK;

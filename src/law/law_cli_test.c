@@ -1,4 +1,5 @@
-/* `law inspect` and `law step` as a shell sees them: exit codes, one sentence on stderr, the file written.
+/* `law inspect`, `step`, `quantize`, `plan` and `fidelity` as a shell sees them: exit codes, one sentence
+ * on stderr, the file written.
  */
 #include <setjmp.h>
 #include <fcntl.h>
@@ -199,6 +200,121 @@ static void complex_states_are_taken(void **state)
     free(psi);
 }
 
+/* A quantised file, which needs neither config.json nor --arch, steps exactly as its original does when it
+ * is given the same precision; and so near to float32 as its bits allow. */
+static void a_quantised_file_steps(void **state)
+{
+    static const char *const ways[][2] = {
+        {"fp16", "inc=fp16"}, {"bf16", "inc=bf16"}, {"nf4", "up1=bf16"}, {"nf4dq", "all=nf4"}};
+    char file[] = "/tmp/ic-law-q-XXXXXX";
+    const char *law = GOLDEN "unet_unitary-d4-b16",
+               *golden = GOLDEN "unet_unitary-d4-b16/golden.safetensors";
+    (void)state;
+    close(mkstemp(file));
+    for (int i = 0; i < 4; i++) {
+        float *a, *b, *want;
+        size_t n, m;
+        double sum = 0;
+        assert_int_equal(RUN("quantize", (char *)(uintptr_t)law, file, "--precision",
+                             (char *)(uintptr_t)ways[i][0], "--law-policy", (char *)(uintptr_t)ways[i][1]),
+                         IC_EXIT_OK);
+        SAYS("bits each");
+        assert_int_equal(STEP(file, (char *)(uintptr_t)golden), IC_EXIT_OK);
+        read_back(out_path, "psi", &a, &n);
+        assert_int_equal(STEP((char *)(uintptr_t)law, (char *)(uintptr_t)golden, "--precision",
+                              (char *)(uintptr_t)ways[i][0], "--law-policy", (char *)(uintptr_t)ways[i][1]),
+                         IC_EXIT_OK);
+        read_back(out_path, "psi", &b, &m);
+        assert_int_equal(n, m);
+        assert_memory_equal(a, b, n * sizeof *a);
+        read_back(golden, "psi_1.f64", &want, &m);
+        for (size_t k = 0; k < n; k++)
+            sum += ((double)a[k] - (double)want[k]) * ((double)a[k] - (double)want[k]);
+        sum = sqrt(sum / (double)n);
+        assert_true(sum > 1e-8 && sum < (i < 2 ? 0.003 : 0.1));
+        free(a);
+        free(b);
+        free(want);
+    }
+    assert_int_equal(RUN("inspect", file), IC_EXIT_OK);
+    SAYS("[128, 64, 3, 3]    nf4");
+    assert_int_equal(STEP(file, (char *)(uintptr_t)golden, "--precision", "bf16"), IC_EXIT_FILE);
+    SAYS("is stored as nf4");
+    assert_int_equal(RUN("quantize", (char *)(uintptr_t)law, file, "--law-policy", "attic=nf4"),
+                     IC_EXIT_FILE);
+    SAYS("has no layer attic");
+    assert_int_equal(RUN("quantize", (char *)(uintptr_t)law, "/no/such/folder/file"), IC_EXIT_FILE);
+    assert_int_equal(RUN("quantize", (char *)(uintptr_t)law), IC_EXIT_USAGE);
+    assert_int_equal(RUN("quantize", "a", "b", "c"), IC_EXIT_USAGE);
+    unlink(file);
+}
+
+static void plan_prints_bytes_by_item(void **state)
+{
+    char *law = GOLDEN "unet_unitary-d4-b16";
+    (void)state;
+    assert_int_equal(RUN("plan", law, "--grid", "32", "--memory", "64"), IC_EXIT_OK);
+    SAYS("simulation: psi                   32768 B");
+    SAYS("fp32 on");
+    SAYS("bf16 on");
+    SAYS("nf4 on");
+    SAYS("largest batch in 64 MiB");
+    assert_int_equal(RUN("plan", law, "--precision", "nf4", "--batch", "auto", "--memory", "8"),
+                     IC_EXIT_OK);
+    assert_null(strstr(said, "fp32 on"));
+    assert_int_equal(RUN("plan", law, "--batch", "some"), IC_EXIT_USAGE);
+    assert_int_equal(RUN("plan", law, "--grid", "33"), IC_EXIT_FILE);
+    assert_int_equal(RUN("plan"), IC_EXIT_USAGE);
+}
+
+static size_t lines_of(const char *path, const char *with)
+{
+    char line[512];
+    size_t n = 0;
+    FILE *f = fopen(path, "r");
+    assert_non_null(f);
+    while (fgets(line, sizeof line, f))
+        n += strstr(line, with) != NULL;
+    fclose(f);
+    return n;
+}
+
+static void fidelity_judges(void **state)
+{
+    char *law = GOLDEN "unet_unitary-d4-b16", csv[] = "/tmp/ic-law-csv-XXXXXX",
+         svg[] = "/tmp/ic-law-svg-XXXXXX";
+    (void)state;
+    close(mkstemp(csv));
+    close(mkstemp(svg));
+#define FIDELITY(...)                                                                                      \
+    RUN("fidelity", "--law", law, "--grids", "8,12", "--seeds", "2", "--steps", "40", "--csv", csv,        \
+        "--plot", svg, ##__VA_ARGS__)
+    assert_int_equal(FIDELITY("--threshold", "900", "--layers", "yes"), IC_EXIT_OK);
+    SAYS("verdict: nf4 passes");
+    SAYS("grid 12x12, 2 seeds, 40 steps");
+    SAYS("each layer alone in NF4");
+    assert_int_equal(lines_of(csv, "8,nf4,mean,entropy"), 2);   /* a line per seed */
+    assert_int_equal(lines_of(csv, "12,bf16,overlap,"), 2 * 6); /* after 1, 2, 5, 10, 20, 40 steps */
+    assert_int_equal(lines_of(svg, "<polyline"), 2 * 3);        /* grids, precisions */
+    assert_int_equal(lines_of(svg, "</svg>"), 1);
+    /* A law compared with itself departs by nothing, and everything in NF4 by more than nothing. */
+    assert_int_equal(FIDELITY("--threshold", "0.0001", "--precisions", "fp32"), IC_EXIT_OK);
+    SAYS("verdict: fp32 passes");
+    assert_int_equal(FIDELITY("--threshold", "0.0001", "--precisions", "fp32", "--law-policy", "all=nf4"),
+                     IC_EXIT_FAILED);
+    SAYS("verdict: fp32 passes");
+    SAYS("verdict: nf4+policy FAILS");
+    assert_int_equal(FIDELITY("--precisions", "fp12"), IC_EXIT_USAGE);
+    assert_int_equal(RUN("fidelity"), IC_EXIT_USAGE);
+    assert_int_equal(RUN("fidelity", "--law", law, "--seeds", "0"), IC_EXIT_USAGE);
+    assert_int_equal(RUN("fidelity", "--law", law, "--steps", "3"), IC_EXIT_USAGE);
+    assert_int_equal(RUN("fidelity", "--law", law, "--grids", "64,,x"), IC_EXIT_USAGE);
+    assert_int_equal(RUN("fidelity", "--law", law, "--threshold", "-1"), IC_EXIT_USAGE);
+    assert_int_equal(RUN("fidelity", "--law", law, "--plot", "/no/such/folder/x.svg"), IC_EXIT_FAILED);
+    unlink(csv);
+    unlink(svg);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -207,6 +323,9 @@ int main(void)
         cmocka_unit_test(bad_input_exits_4),
         cmocka_unit_test(steps_reach_the_golden_state),
         cmocka_unit_test(complex_states_are_taken),
+        cmocka_unit_test(a_quantised_file_steps),
+        cmocka_unit_test(plan_prints_bytes_by_item),
+        cmocka_unit_test(fidelity_judges),
     };
     return cmocka_run_group_tests(tests, make_out, remove_out);
 }

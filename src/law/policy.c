@@ -88,12 +88,14 @@ enum ic_status ic_law_policy_check(const struct ic_law_policy *p, enum ic_law_ar
             found = specs[i].ndim == 4 && fits(p->rule[r].layer, &specs[i]);
         if (found)
             continue;
-        char list[IC_ERR_MSG_MAX] = "";
-        size_t at = 0;
-        for (size_t i = 0; i < n && at < sizeof list; i++)
-            if (specs[i].ndim == 4)
-                at += (size_t)snprintf(list + at, sizeof list - at, " %.*s",
-                                       (int)(strlen(specs[i].name) - strlen(".weight")), specs[i].name);
+        char list[128] = "", last[IC_LAW_TENSOR_NAME_MAX] = "", block[IC_LAW_TENSOR_NAME_MAX];
+        for (size_t i = 0, at = 0; i < n && at < sizeof list; i++) { /* blocks: layers would not fit */
+            snprintf(block, sizeof block, "%.*s", (int)strcspn(specs[i].name, "."), specs[i].name);
+            if (specs[i].ndim != 4 || strcmp(block, last) == 0)
+                continue;
+            at += (size_t)snprintf(list + at, sizeof list - at, " %s", block);
+            memcpy(last, block, sizeof last);
+        }
         return ic_fail(err, IC_BAD_REQUEST, "policy: %s has no layer %s; it has%s",
                        ic_law_arch_info(arch)->name, p->rule[r].layer, list);
     }

@@ -1,0 +1,521 @@
+#include "law/fidelity.h"
+
+#include <errno.h>
+#include <math.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "law/init.h"
+#include "law/metrics.h"
+
+#define ROWS (IC_LAW_FIDELITY_ROWS_MAX + 1) /* row 0 is float32 */
+#define SEEDS IC_LAW_FIDELITY_SEEDS_MAX
+#define TIMES 24     /* at which the overlap is taken, at most */
+#define SAMPLES 150  /* of the metrics, about */
+#define ONE_STEPS 10 /* states from which the one-step error is taken, about */
+
+/* What is judged; a mean smaller than `least` does not make a deviation larger than by it. */
+static const struct {
+    const char *name;
+    size_t at;
+    double least;
+} judged[] = {
+    {"entropy", offsetof(struct ic_law_metrics, channel_entropy), 1e-6},
+    {"complexity", offsetof(struct ic_law_metrics, complexity), 1e-6},
+    {"symmetry", offsetof(struct ic_law_metrics, symmetry), 1e-6},
+    {"coherence", offsetof(struct ic_law_metrics, coherence), 1e-6},
+    {"defects", offsetof(struct ic_law_metrics, defects), 1},
+};
+#define JUDGED (sizeof judged / sizeof judged[0])
+
+struct row {
+    const char *name;
+    struct ic_law *law;
+    struct ic_law_packed *packed;
+    struct ic_law_plan *plan;
+    struct ic_law_exec *exec;
+    struct ic_law_io io[SEEDS];
+    double sum[JUDGED][SEEDS]; /* over samples of the metrics */
+    double overlap[TIMES];     /* mean over seeds */
+    double one_sum;            /* of squared one-step errors */
+    double mean[JUDGED], dev[JUDGED], ci[JUDGED];
+};
+
+struct run {
+    const struct ic_law_fidelity_opts *o;
+    unsigned grid, rows, times, time[TIMES];
+    unsigned samples, one_steps;
+    size_t floats, memory; /* of psi; of each of h, c */
+    struct row row[ROWS];
+    struct ic_law_io from[SEEDS], to[SEEDS]; /* scratch: the float32 state, and where a row takes it */
+    FILE *csv;
+};
+
+/* ---- Memory ------------------------------------------------------------------------------------ */
+
+static bool io_new(const struct run *r, struct ic_law_io *io, float gamma)
+{
+    io->gamma = gamma;
+    io->psi = aligned_alloc(64, (r->floats * sizeof(float) + 63) / 64 * 64);
+    if (r->memory) {
+        io->h = aligned_alloc(64, (r->memory * sizeof(float) + 63) / 64 * 64);
+        io->c = aligned_alloc(64, (r->memory * sizeof(float) + 63) / 64 * 64);
+    }
+    if (!io->psi || (r->memory && (!io->h || !io->c)))
+        return false;
+    if (r->memory) {
+        memset(io->h, 0, r->memory * sizeof(float));
+        memset(io->c, 0, r->memory * sizeof(float));
+    }
+    return true;
+}
+
+static void io_free(struct ic_law_io *io)
+{
+    free(io->psi);
+    free(io->h);
+    free(io->c);
+}
+
+static void io_copy(const struct run *r, struct ic_law_io *to, const struct ic_law_io *from)
+{
+    memcpy(to->psi, from->psi, r->floats * sizeof(float));
+    if (r->memory) {
+        memcpy(to->h, from->h, r->memory * sizeof(float));
+        memcpy(to->c, from->c, r->memory * sizeof(float));
+    }
+}
+
+static void row_close(const struct run *r, struct row *w)
+{
+    const struct ic_law_backend *be = r->o->backend;
+    for (unsigned s = 0; s < r->o->seeds; s++)
+        io_free(&w->io[s]);
+    if (w->exec)
+        be->close(&w->exec);
+    ic_law_plan_close(&w->plan);
+    if (w->packed)
+        be->unpack(&w->packed);
+    ic_law_close(&w->law);
+}
+
+static enum ic_status row_open(const struct run *r, struct row *w, const struct ic_law_policy *policy,
+                               struct ic_err *err)
+{
+    const struct ic_law_fidelity_opts *o = r->o;
+    const struct ic_law_open_opts how = {.config = o->config, .arch = o->arch, .policy = policy};
+    enum ic_status s = ic_law_open(o->path, &how, &w->law, err);
+    if (s == IC_OK)
+        s = ic_law_plan_open(w->law, r->grid, r->grid, o->seeds, o->backend->tensor_bytes, &w->plan, err);
+    if (s == IC_OK)
+        s = o->backend->pack(w->law, o->threads, &w->packed, err);
+    if (s == IC_OK)
+        s = o->backend->open(w->packed, w->plan, &w->exec, err);
+    return s;
+}
+
+/* ---- Measures ---------------------------------------------------------------------------------- */
+
+static double difference(const float *a, const float *b, size_t n)
+{
+    double sum = 0;
+    for (size_t i = 0; i < n; i++)
+        sum += ((double)a[i] - (double)b[i]) * ((double)a[i] - (double)b[i]);
+    return sqrt(sum);
+}
+
+static double overlap(const float *a, const float *b, size_t n)
+{
+    double re = 0, im = 0, aa = 0, bb = 0;
+    for (size_t i = 0; i < n; i += 2) {
+        const double ar = (double)a[i], ai = (double)a[i + 1], br = (double)b[i], bi = (double)b[i + 1];
+        re += ar * br + ai * bi;
+        im += ar * bi - ai * br;
+        aa += ar * ar + ai * ai;
+        bb += br * br + bi * bi;
+    }
+    return aa > 0 && bb > 0 ? hypot(re, im) / sqrt(aa * bb) : 0;
+}
+
+static void put_csv(const struct run *r, const struct row *w, const char *what, const char *metric,
+                    int seed, unsigned step, double value)
+{
+    if (r->csv)
+        fprintf(r->csv, "%u,%s,%s,%s,%d,%u,%.9g\n", r->grid, w->name, what, metric, seed, step, value);
+}
+
+static void sample_metrics(struct run *r)
+{
+    const struct ic_law *law = r->row[0].law;
+    const struct ic_law_shape shape = {r->grid, r->grid, law->d};
+    for (unsigned i = 0; i < r->rows; i++)
+        for (unsigned s = 0; s < r->o->seeds; s++) {
+            struct ic_law_metrics m;
+            if (ic_law_metrics_compute(r->row[i].io[s].psi, NULL, shape, 0, &m, NULL) != IC_OK)
+                continue;
+            for (size_t k = 0; k < JUDGED; k++)
+                r->row[i].sum[k][s] += *(const double *)(const void *)((const char *)&m + judged[k].at);
+        }
+    r->samples++;
+}
+
+/* One step of `w` from the float32 run's states against float32's own step; mean over seeds of the squared
+ * error. r->from holds the states before, row 0 those after. */
+static double one_step(struct run *r, struct row *w)
+{
+    double sum = 0;
+    for (unsigned s = 0; s < r->o->seeds; s++)
+        io_copy(r, &r->to[s], &r->from[s]);
+    r->o->backend->step(w->exec, r->to, r->o->seeds);
+    for (unsigned s = 0; s < r->o->seeds; s++) {
+        const float *after = r->row[0].io[s].psi;
+        const double change = difference(after, r->from[s].psi, r->floats);
+        const double e = change > 0 ? difference(r->to[s].psi, after, r->floats) / change : 0;
+        sum += e * e;
+    }
+    return sum / r->o->seeds;
+}
+
+static void one_steps(struct run *r, unsigned step)
+{
+    for (unsigned i = 1; i < r->rows; i++) {
+        const double e = one_step(r, &r->row[i]);
+        r->row[i].one_sum += e;
+        put_csv(r, &r->row[i], "one_step", "", -1, step, sqrt(e));
+    }
+    r->one_steps++;
+}
+
+/* Two-sided 95 % of Student's t. */
+static double student(unsigned freedom)
+{
+    static const double t[] = {0,     12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228,
+                               2.201, 2.179,  2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086, 2.080,
+                               2.074, 2.069,  2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042};
+    return freedom < sizeof t / sizeof t[0] ? t[freedom] : 1.96 + 2.5 / freedom;
+}
+
+static void judge(struct run *r)
+{
+    const unsigned n = r->o->seeds;
+    for (unsigned i = 0; i < r->rows; i++)
+        for (size_t k = 0; k < JUDGED; k++) {
+            struct row *w = &r->row[i];
+            double mean = 0, dev = 0, sq = 0;
+            for (unsigned s = 0; s < n; s++) {
+                mean += w->sum[k][s] / r->samples / n;
+                put_csv(r, w, "mean", judged[k].name, (int)s, r->o->steps, w->sum[k][s] / r->samples);
+            }
+            w->mean[k] = mean;
+            const double scale = fmax(fabs(r->row[0].mean[k]), judged[k].least);
+            for (unsigned s = 0; s < n; s++) {
+                const double d = (w->sum[k][s] - r->row[0].sum[k][s]) / r->samples / scale;
+                dev += d / n;
+                sq += d * d;
+            }
+            const double var = n > 1 ? fmax(0, sq - n * dev * dev) / (n - 1) : 0;
+            w->dev[k] = dev;
+            w->ci[k] = n > 1 ? student(n - 1) * sqrt(var / n) : (double)NAN;
+        }
+}
+
+/* ---- Running ----------------------------------------------------------------------------------- */
+
+/* 1, 2, 5, 10, 20, 50 … and the last. */
+static void choose_times(struct run *r)
+{
+    static const unsigned digits[] = {1, 2, 5};
+    unsigned power = 1;
+    for (unsigned i = 0; r->times < TIMES - 1; i++) {
+        const unsigned t = digits[i % 3] * power;
+        if (t >= r->o->steps)
+            break;
+        r->time[r->times++] = t;
+        power *= i % 3 == 2 ? 10 : 1;
+    }
+    r->time[r->times++] = r->o->steps;
+}
+
+static enum ic_status start(struct run *r, struct ic_err *err)
+{
+    const struct ic_law *law = r->row[0].law;
+    const struct ic_law_shape shape = {r->grid, r->grid, law->d};
+    enum ic_law_init_mode mode;
+    enum ic_status s = ic_law_init_parse(law->initial_mode, &mode, err);
+    r->floats = ic_law_psi_bytes(law, r->grid, r->grid) / sizeof(float);
+    r->memory = ic_law_memory_bytes(law, r->grid, r->grid) / 2 / sizeof(float);
+    for (unsigned k = 0; k < r->o->seeds && s == IC_OK; k++) {
+        bool good = io_new(r, &r->from[k], law->gamma) && io_new(r, &r->to[k], law->gamma);
+        for (unsigned i = 0; i < r->rows; i++)
+            good = io_new(r, &r->row[i].io[k], law->gamma) && good;
+        if (!good)
+            return ic_fail(err, IC_OOM, "no memory for %u states of %u rows", r->o->seeds, r->rows);
+        s = ic_law_init_fill(r->row[0].io[k].psi, shape, mode, k + 1, err);
+        for (unsigned i = 1; i < r->rows && s == IC_OK; i++)
+            io_copy(r, &r->row[i].io[k], &r->row[0].io[k]);
+    }
+    return s;
+}
+
+static void take_overlaps(struct run *r, unsigned which)
+{
+    for (unsigned i = 0; i < r->rows; i++)
+        for (unsigned s = 0; s < r->o->seeds; s++) {
+            const double v = overlap(r->row[i].io[s].psi, r->row[0].io[s].psi, r->floats);
+            r->row[i].overlap[which] += v / r->o->seeds;
+            put_csv(r, &r->row[i], "overlap", "", (int)s, r->time[which], v);
+        }
+}
+
+static void step_through(struct run *r)
+{
+    const unsigned steps = r->o->steps, from = steps / 4;
+    const unsigned every = (steps - from) / SAMPLES + 1, one = (steps / 2) / ONE_STEPS + 1;
+    for (unsigned t = 1, next = 0; t <= steps; t++) {
+        const bool take = t > steps / 2 && (steps - t) % one == 0;
+        for (unsigned s = 0; take && s < r->o->seeds; s++)
+            io_copy(r, &r->from[s], &r->row[0].io[s]);
+        for (unsigned i = 0; i < r->rows; i++)
+            r->o->backend->step(r->row[i].exec, r->row[i].io, r->o->seeds);
+        if (take)
+            one_steps(r, t);
+        if (t > from && (steps - t) % every == 0)
+            sample_metrics(r);
+        if (next < r->times && t == r->time[next])
+            take_overlaps(r, next++);
+    }
+}
+
+/* ---- Telling ----------------------------------------------------------------------------------- */
+
+static bool passes(const struct run *r, const struct row *w, bool *sure)
+{
+    bool pass = true;
+    *sure = true;
+    for (size_t k = 0; k < JUDGED; k++) {
+        /* written so that a NaN fails */
+        pass = pass && fabs(w->dev[k]) <= r->o->threshold;
+        *sure = *sure && fabs(w->dev[k]) + w->ci[k] <= r->o->threshold;
+    }
+    return pass;
+}
+
+static bool print_grid(const struct run *r)
+{
+    bool all = true, sure;
+    printf("\ngrid %ux%u, %u seeds, %u steps; means over steps %u to %u; deviations from fp32 with their "
+           "95 %% "
+           "interval\n%-12s %10s",
+           r->grid, r->grid, r->o->seeds, r->o->steps, r->o->steps / 4 + 1, r->o->steps, "", "one step");
+    for (size_t k = 0; k < JUDGED; k++)
+        printf("  %20s", judged[k].name);
+    printf("\n%-12s %10s", "fp32", "");
+    for (size_t k = 0; k < JUDGED; k++)
+        printf("  %20.6g", r->row[0].mean[k]);
+    for (unsigned i = 1; i < r->rows; i++) {
+        const struct row *w = &r->row[i];
+        printf("\n%-12s %9.3f%%", w->name, 100 * sqrt(w->one_sum / r->one_steps));
+        for (size_t k = 0; k < JUDGED; k++)
+            printf("  %+9.2f%% +- %6.2f%%", 100 * w->dev[k], 100 * w->ci[k]);
+    }
+    printf("\noverlap with fp32 after steps\n%-12s", "");
+    for (unsigned t = 0; t < r->times; t++)
+        printf(" %6u", r->time[t]);
+    for (unsigned i = 1; i < r->rows; i++) {
+        printf("\n%-12s", r->row[i].name);
+        for (unsigned t = 0; t < r->times; t++)
+            printf(" %6.3f", r->row[i].overlap[t]);
+    }
+    printf("\n");
+    for (unsigned i = 1; i < r->rows; i++) {
+        const bool pass = passes(r, &r->row[i], &sure);
+        printf("verdict: %s %s (every metric within %g %%)%s\n", r->row[i].name, pass ? "passes" : "FAILS",
+               100 * r->o->threshold,
+               pass && !sure ? "; the interval of one reaches past it: more seeds or steps would tell"
+                             : "");
+        all = all && pass;
+    }
+    return all;
+}
+
+/* The one-step error of each layer alone in NF4, from the last states. */
+static enum ic_status print_layers(struct run *r, struct ic_err *err)
+{
+    struct ic_law_spec specs[IC_LAW_SPECS_MAX];
+    const struct ic_law *law = r->row[0].law;
+    const size_t n = ic_law_arch_specs(law->arch, law->d, law->b, specs);
+    enum ic_status s = IC_OK;
+    for (unsigned k = 0; k < r->o->seeds; k++)
+        io_copy(r, &r->from[k], &r->row[0].io[k]);
+    r->o->backend->step(r->row[0].exec, r->row[0].io, r->o->seeds);
+    printf("each layer alone in NF4: share of the parameters, one-step error\n");
+    for (size_t i = 0; i < n && s == IC_OK; i++) {
+        if (specs[i].ndim != 4)
+            continue;
+        const int stem = (int)(strlen(specs[i].name) - strlen(".weight"));
+        struct ic_law_policy policy = {.base = IC_LAW_FP32, .rules = 1};
+        snprintf(policy.rule[0].layer, sizeof policy.rule[0].layer, "%.*s", stem, specs[i].name);
+        policy.rule[0].precision = IC_LAW_NF4;
+        struct row w = {0};
+        s = row_open(r, &w, &policy, err);
+        if (s == IC_OK)
+            printf("  %-28.*s %6.2f%% %9.3f%%\n", stem, specs[i].name,
+                   100 *
+                       (double)((size_t)specs[i].dim[0] * specs[i].dim[1] * specs[i].dim[2] *
+                                specs[i].dim[3]) /
+                       (double)law->params,
+                   100 * sqrt(one_step(r, &w)));
+        row_close(r, &w);
+    }
+    return s;
+}
+
+/* ---- The plot: overlap over time, and deviations with their intervals ---------------------------- */
+
+#define PLOT_W 960
+#define PLOT_H 340 /* of one grid */
+static const char *const colours[ROWS] = {"#333",    "#1f77b4", "#2ca02c", "#d62728", "#9467bd",
+                                          "#ff7f0e", "#8c564b", "#17becf", "#e377c2"};
+
+static void plot_overlap(FILE *f, const struct run *r, double y0)
+{
+    const double x0 = 60, w = 380, h = 240, last = log10(r->o->steps > 1 ? (double)r->o->steps : 10);
+    fprintf(f, "<rect x='%g' y='%g' width='%g' height='%g' fill='none' stroke='#999'/>\n", x0, y0, w, h);
+    for (int k = 0; k <= 4; k++)
+        fprintf(f, "<text x='%g' y='%g' text-anchor='end'>%.2f</text>\n", x0 - 5, y0 + h - h * k / 4 + 4,
+                k / 4.0);
+    for (unsigned t = 0; t < r->times; t++)
+        if (t % 3 == 0 || t + 1 == r->times)
+            fprintf(f, "<text x='%g' y='%g' text-anchor='middle'>%u</text>\n",
+                    x0 + w * log10((double)r->time[t]) / last, y0 + h + 15, r->time[t]);
+    fprintf(f, "<text x='%g' y='%g' text-anchor='middle'>overlap with fp32, over steps (grid %u)</text>\n",
+            x0 + w / 2, y0 - 8, r->grid);
+    for (unsigned i = 1; i < r->rows; i++) {
+        fprintf(f, "<polyline fill='none' stroke-width='2' stroke='%s' points='", colours[i]);
+        for (unsigned t = 0; t < r->times; t++)
+            fprintf(f, "%g,%g ", x0 + w * log10((double)r->time[t]) / last,
+                    y0 + h * (1 - r->row[i].overlap[t]));
+        fprintf(f, "'/>\n");
+    }
+}
+
+static void plot_deviations(FILE *f, const struct run *r, double y0)
+{
+    const double x0 = 500, w = 420, h = 240, limit = r->o->threshold, top = 2 * limit;
+    fprintf(f, "<rect x='%g' y='%g' width='%g' height='%g' fill='none' stroke='#999'/>\n", x0, y0, w, h);
+    for (int k = -2; k <= 2; k++) {
+        const double y = y0 + h / 2 - h / 2 * (k * limit) / top;
+        fprintf(f, "<line x1='%g' x2='%g' y1='%g' y2='%g' stroke='%s'/>\n", x0, x0 + w, y, y,
+                k == 0              ? "#999"
+                : k == 1 || k == -1 ? "#d88"
+                                    : "#eee");
+        fprintf(f, "<text x='%g' y='%g' text-anchor='end'>%g%%</text>\n", x0 - 5, y + 4, 100 * k * limit);
+    }
+    for (size_t k = 0; k < JUDGED; k++) {
+        const double cx = x0 + w * ((double)k + 0.5) / JUDGED;
+        fprintf(f, "<text x='%g' y='%g' text-anchor='middle'>%s</text>\n", cx, y0 + h + 15, judged[k].name);
+        for (unsigned i = 1; i < r->rows; i++) {
+            const double x = cx + ((double)i - r->rows / 2.0) * 9;
+            const double d = fmax(-top, fmin(top, r->row[i].dev[k])),
+                         e = isfinite(r->row[i].ci[k]) ? r->row[i].ci[k] : 0;
+            const double lo = fmax(-top, r->row[i].dev[k] - e), hi = fmin(top, r->row[i].dev[k] + e);
+            fprintf(f,
+                    "<line x1='%g' x2='%g' y1='%g' y2='%g' stroke='%s' stroke-width='2'/>"
+                    "<circle cx='%g' cy='%g' r='3.5' fill='%s'/>\n",
+                    x, x, y0 + h / 2 * (1 - fmin(top, lo) / top), y0 + h / 2 * (1 - fmax(-top, hi) / top),
+                    colours[i], x, y0 + h / 2 * (1 - d / top), colours[i]);
+        }
+    }
+    fprintf(f,
+            "<text x='%g' y='%g' text-anchor='middle'>time averages: deviation from fp32, 95 %% "
+            "interval</text>\n",
+            x0 + w / 2, y0 - 8);
+}
+
+static void plot_grid(FILE *f, const struct run *r, unsigned which)
+{
+    const double y0 = 40 + (double)which * PLOT_H;
+    plot_overlap(f, r, y0);
+    plot_deviations(f, r, y0);
+    for (unsigned i = 1; i < r->rows; i++)
+        fprintf(f, "<rect x='%g' y='%g' width='12' height='12' fill='%s'/><text x='%g' y='%g'>%s</text>\n",
+                60.0 + 110 * (i - 1), y0 + 264, colours[i], 77.0 + 110 * (i - 1), y0 + 274, r->row[i].name);
+}
+
+/* ---- The whole ----------------------------------------------------------------------------------- */
+
+static enum ic_status run_grid(struct run *r, FILE *plot, unsigned which, bool *pass, struct ic_err *err)
+{
+    static const struct ic_law_policy fp32 = {.base = IC_LAW_FP32};
+    enum ic_status s = IC_OK;
+    r->rows = r->o->rows + 1;
+    choose_times(r);
+    for (unsigned i = 0; i < r->rows && s == IC_OK; i++) {
+        r->row[i].name = i ? r->o->row[i - 1].name : "fp32";
+        s = row_open(r, &r->row[i], i ? &r->o->row[i - 1].policy : &fp32, err);
+    }
+    if (s == IC_OK)
+        s = start(r, err);
+    if (s == IC_OK) {
+        step_through(r);
+        judge(r);
+        *pass = print_grid(r) && *pass;
+        if (plot)
+            plot_grid(plot, r, which);
+    }
+    if (s == IC_OK && r->o->layers)
+        s = print_layers(r, err);
+    fflush(stdout);
+    for (unsigned i = 0; i < r->rows; i++)
+        row_close(r, &r->row[i]);
+    for (unsigned k = 0; k < r->o->seeds; k++) {
+        io_free(&r->from[k]);
+        io_free(&r->to[k]);
+    }
+    return s;
+}
+
+static enum ic_status open_file(const char *path, FILE **out, struct ic_err *err)
+{
+    *out = path ? fopen(path, "w") : NULL;
+    return path && !*out ? ic_fail(err, IC_INTERNAL, "%s: %s", path, strerror(errno)) : IC_OK;
+}
+
+static enum ic_status close_file(FILE *f, const char *path, enum ic_status s, struct ic_err *err)
+{
+    const bool bad = f && (ferror(f) != 0) | (fclose(f) != 0);
+    return s == IC_OK && bad ? ic_fail(err, IC_INTERNAL, "%s: %s", path, strerror(errno)) : s;
+}
+
+enum ic_status ic_law_fidelity(const struct ic_law_fidelity_opts *o, bool *pass, struct ic_err *err)
+{
+    FILE *csv = NULL, *plot = NULL;
+    IC_ASSERT(o->rows >= 1 && o->rows < ROWS && o->grids >= 1 && o->grids <= IC_LAW_FIDELITY_GRIDS_MAX &&
+              o->seeds >= 1 && o->seeds <= SEEDS && o->steps >= 4);
+    *pass = true;
+    struct run *r = malloc(sizeof *r);
+    enum ic_status s = r ? IC_OK : ic_fail(err, IC_OOM, "no memory to compare precisions");
+    if (s == IC_OK)
+        s = open_file(o->csv, &csv, err);
+    if (s == IC_OK)
+        s = open_file(o->plot, &plot, err);
+    if (csv)
+        fprintf(csv, "grid,precision,what,metric,seed,step,value\n");
+    if (plot)
+        fprintf(plot,
+                "<svg xmlns='http://www.w3.org/2000/svg' width='%d' height='%u' font-family='sans-serif' "
+                "font-size='12'>\n<rect width='100%%' height='100%%' fill='white'/>\n",
+                PLOT_W, PLOT_H * o->grids);
+    for (unsigned g = 0; g < o->grids && s == IC_OK; g++) {
+        *r = (struct run){.o = o, .grid = o->grid[g], .csv = csv};
+        s = run_grid(r, plot, g, pass, err);
+    }
+    if (plot)
+        fprintf(plot, "</svg>\n");
+    s = close_file(csv, o->csv, s, err);
+    s = close_file(plot, o->plot, s, err);
+    free(r);
+    return s;
+}

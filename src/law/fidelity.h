@@ -1,0 +1,39 @@
+/* How far a law in fewer bits departs from itself in float32: `inference-core law fidelity`.
+ *
+ * Every precision starts from the same states and steps beside float32. Single trajectories of a chaotic
+ * law part whatever the difference, so what is judged is the time average of each emergence metric
+ * (law/metrics.h) after a quarter of the run, and its difference from float32's, as a share of it, averaged
+ * over the seeds with a 95 % confidence interval (Student's t of the per-seed differences). Beside that:
+ *   one-step error   ||psi'_p - psi'_32|| / ||psi'_32 - psi|| from states of the float32 run, second half
+ *   overlap          |<psi_p, psi_32>| / (||psi_p|| ||psi_32||) at growing times
+ * Blocks for the whole run; prints to stdout. One call at a time. */
+#ifndef IC_LAW_FIDELITY_H
+#define IC_LAW_FIDELITY_H
+
+#include "law/plan.h"
+
+#define IC_LAW_FIDELITY_GRIDS_MAX 8
+#define IC_LAW_FIDELITY_ROWS_MAX 8
+#define IC_LAW_FIDELITY_SEEDS_MAX 64
+#define IC_LAW_FIDELITY_STEPS_MAX 1000000u
+
+struct ic_law_fidelity_opts {
+    const char *path, *config, *arch; /* as ic_law_open; an original, not a quantised file */
+    const struct ic_law_backend *backend;
+    unsigned threads; /* 0: the back end chooses */
+    unsigned grids, grid[IC_LAW_FIDELITY_GRIDS_MAX];
+    unsigned seeds, steps;
+    unsigned rows; /* what is compared with float32 */
+    struct {
+        const char *name;
+        struct ic_law_policy policy;
+    } row[IC_LAW_FIDELITY_ROWS_MAX];
+    double threshold;       /* largest deviation that passes, as a share: 0.05 */
+    bool layers;            /* also the one-step error of each layer alone in NF4 */
+    const char *csv, *plot; /* files to write, or NULL; the plot is SVG */
+};
+
+/* *pass: every row passes on every grid. Codes: as ic_law_open and the back end's, INTERNAL (I/O). */
+enum ic_status ic_law_fidelity(const struct ic_law_fidelity_opts *o, bool *pass, struct ic_err *err);
+
+#endif
