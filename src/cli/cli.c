@@ -29,6 +29,7 @@ static const struct {
 } commands[] = {
     {"serve", "[--model FILE.gguf] [--law PATH] [OPTIONS]", "serve a text model, laws, or both over WebSocket and HTTP",
      ic_cli_serve},
+    {"supervise", "[OPTIONS] -- serve …", "keep a server running: start it again, with less where it keeps ending", ic_cli_supervise},
     {"plan", "--model FILE.gguf [--vram 3GiB] [OPTIONS]", "show how serve would split a model between GPU and CPU, without loading it",
      ic_cli_plan},
     {"ask", "[--host H] [--port N] [--key K] [--max-tokens N] [--raw] TEXT", "stream one answer from a running server", ic_cli_ask},

@@ -10,6 +10,7 @@
 
 int ic_cli_main(int argc, char **argv);
 int ic_cli_serve(int argc, char **argv);
+int ic_cli_supervise(int argc, char **argv);
 int ic_cli_ask(int argc, char **argv);
 int ic_cli_plan(int argc, char **argv);
 
