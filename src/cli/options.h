@@ -29,7 +29,9 @@
     S(backends, "backends", NULL, "DIR", "folder of ggml's back ends; default: where llama.cpp's libraries lie")       \
     S(chat_template, "chat-template", NULL, "NAME", "chat format in place of the model's own, e.g. chatml, llama3")    \
     I(law_threads, "law-threads", 0, 0, 512, "threads", "for laws; 0: as many as there are free cores")                \
-    I(law_max_batch, "law-max-batch", 16, 1, 1024, "simulations", "stepped together at most")                          \
+    S(precision, "precision", NULL, "LIST", "of laws: fp32, fp16, bf16, nf4, nf4dq or LAW=…; a second one is served as LAW@…")   \
+    S(law_policy, "law-policy", NULL, "RULES", "exceptions to it, LAYER=PRECISION,… (a layer, a block, or all)")       \
+    S(law_max_batch, "law-max-batch", "16", "auto|N", "simulations stepped together at most; auto: as many as memory holds") \
     I(law_batch_timeout, "law-batch-timeout", 50, 0, 10000, "ms", "a step may wait for others to join its batch")      \
     I(law_memory, "law-memory", 2LL << 30, 1 << 20, 1LL << 44, "bytes", "for the states and plans of all simulations") \
     I(grid_max, "grid-max", 1024, 1, 4096, "cells", "on a side of a simulation's grid")                                \

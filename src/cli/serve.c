@@ -17,6 +17,7 @@
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -227,6 +228,20 @@ static enum ic_status start_monitor(struct serve *s, struct ic_err *err)
     return st;
 }
 
+/* --law-max-batch: auto, or a number. */
+static enum ic_status law_batch(const struct ic_options *o, struct ic_law_engine_config *law, struct ic_err *err)
+{
+    char *end;
+
+    law->batch_auto = o->law_max_batch && !strcmp(o->law_max_batch, "auto");
+    long n = law->batch_auto ? IC_LAW_BATCH_MAX : o->law_max_batch ? strtol(o->law_max_batch, &end, 10) : 16;
+    if (!law->batch_auto && o->law_max_batch && (end == o->law_max_batch || *end || n < 1 || n > IC_LAW_BATCH_MAX))
+        return ic_fail(err, IC_BAD_REQUEST, "--law-max-batch takes auto, or 1 to %d, not \"%.60s\"", IC_LAW_BATCH_MAX,
+                       o->law_max_batch);
+    law->limits.max_batch = (unsigned)n;
+    return ic_law_engine_check(o->precision, o->law_policy, err);
+}
+
 static enum ic_status start(struct serve *s, struct ic_err *err)
 {
     const struct ic_options *o = &s->opt;
@@ -263,7 +278,9 @@ static enum ic_status start(struct serve *s, struct ic_err *err)
         .laws = o->law,
         .backend = "cpu",
         .threads = (int)o->law_threads,
-        .limits = {.max_batch = (unsigned)o->law_max_batch,
+        .precision = o->precision,
+        .policy = o->law_policy,
+        .limits = {.max_batch = 0, /* below */
                    .batch_timeout_ns = o->law_batch_timeout * IC_MS,
                    .grid_max = (unsigned)o->grid_max,
                    .sims_max = (unsigned)o->sims_max,
@@ -274,7 +291,8 @@ static enum ic_status start(struct serve *s, struct ic_err *err)
     struct ic_server_hooks hooks = {s, advance, advance};
     enum ic_status st;
 
-    if ((st = ic_ledger_open(&s->ledger, err)) != IC_OK || (st = ic_cli_text_config(o, &text.model, err)) != IC_OK)
+    if ((st = law_batch(o, &law, err)) != IC_OK || (st = ic_ledger_open(&s->ledger, err)) != IC_OK ||
+        (st = ic_cli_text_config(o, &text.model, err)) != IC_OK)
         return st;
     text.model.ledger = s->ledger;
     /* The server exists before the network, which calls it, and after the engine, which it calls; the engine's
@@ -346,8 +364,11 @@ static bool is_loopback(const char *host)
 static int check_options(const struct ic_options *o)
 {
     struct ic_text_config text;
+    struct ic_law_engine_config law;
     struct ic_err err;
 
+    if (law_batch(o, &law, &err) != IC_OK)
+        return ic_cli_fail(IC_EXIT_USAGE, err.msg);
     if (ic_log_set_levels(o->log_level ? o->log_level : "info", &err) != IC_OK) {
         char text_of[IC_ERR_MSG_MAX + 20];
         snprintf(text_of, sizeof text_of, "--log-level: %s", err.msg);

@@ -140,12 +140,12 @@ static enum ic_status parse_create(const struct ic_server *s, const json_t *o, s
         (st = ic_sim_parse_grid(s, o, &grid, &height, &width, err)) != IC_OK ||
         (st = ic_field_bool(o, "state", state, err)) != IC_OK)
         return st;
-    if (precision && strcmp(precision, "fp32") != 0)
-        return ic_fail(err, IC_BAD_REQUEST, "this server computes laws in fp32 only");
     if (law && (index = ic_law_engine_find(s->law, law)) < 0)
         return ic_fail(err, IC_NOT_FOUND, "there is no law %.100s here", law);
     if (!ic_law_engine_count(s->law))
         return ic_fail(err, IC_UNAVAILABLE, "no law is loaded (yet)");
+    if (precision && (index = ic_law_engine_variant(s->law, (unsigned)index, precision)) < 0)
+        return ic_fail(err, IC_BAD_REQUEST, "this law is not served in %.16s", precision);
     const struct ic_law *l = ic_law_engine_law(s->law, (unsigned)index);
     if (!grid)
         grid = l->grid_training ? l->grid_training : 64;
@@ -384,7 +384,7 @@ static void put_sim(struct ic_server *s, struct ic_buf *b, const struct ic_sim_i
     ic_json_kint(b, "steps_left", i->left);
     ic_json_knum(b, "gamma", i->gamma);
     ic_json_kint(b, "seed", (int64_t)i->seed);
-    ic_json_kstr(b, "precision", "fp32");
+    ic_json_kstr(b, "precision", ic_law_engine_precision(s->law, i->law));
     ic_json_kstr(b, "view", ic_view_name(i->view.view));
     ic_json_kstr(b, "encoding", ic_view_encoding_name(i->view.encoding));
     ic_json_kint(b, "every", i->every);
@@ -568,6 +568,7 @@ void ic_sim_put_law(const struct ic_server *s, unsigned i, struct ic_buf *b)
     ic_json_kint(b, "d_state", l->d);
     ic_json_kint(b, "hidden_channels", l->b);
     ic_json_kint(b, "parameters", (int64_t)l->params);
+    ic_json_kstr(b, "precision", ic_law_engine_precision(s->law, i));
     ic_json_kint(b, "weight_bytes", (int64_t)l->weight_bytes);
     ic_json_knum(b, "gamma", (double)l->gamma);
     ic_json_kint(b, "grid_training", l->grid_training);

@@ -2,6 +2,7 @@
 #include "sched/law_engine.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -9,6 +10,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "hw/cpu.h"
+#include "hw/ledger.h"
 
 #define CPU_SAMPLE_MS 200
 /* While the text engine wants the cores too, a batch is cut to what takes about this long: it is what a token may
@@ -35,6 +37,10 @@ struct ic_law_engine {
     const struct ic_law_backend *backend;
     struct ic_law *laws[IC_LAWS_MAX];
     struct ic_law_packed *packed[IC_LAWS_MAX];
+    struct {
+        unsigned base;      /* index of the law under its plain name */
+        char precision[16]; /* as asked for, else what the file has */
+    } variant[IC_LAWS_MAX];
     _Atomic unsigned n_laws; /* grows while loading, shown once READY */
     struct ic_law_stepper stepper;
     struct ic_law_sched *sched;
@@ -77,6 +83,18 @@ static size_t least_bytes(const struct ic_law_engine *e, const struct ic_law_pla
     return one->arena_bytes + max_batch * (y + one->psi_bytes) + one->psi_bytes + one->memory_bytes;
 }
 
+/* --law-max-batch auto: half of what is left, so that the next grid finds room. */
+static unsigned largest_batch(const struct ic_law_engine *e, unsigned law, unsigned height, unsigned width, size_t room,
+                              unsigned most)
+{
+    uint64_t available, total;
+
+    if (ic_host_memory(&available, &total) && available < room)
+        room = (size_t)available;
+    unsigned n = ic_law_batch_fit(e->backend, e->packed[law], e->laws[law], height, width, room / 2, most);
+    return n ? n : 1;
+}
+
 static enum ic_status st_group_open(void *arg, unsigned law, unsigned height, unsigned width, unsigned max_batch, size_t room,
                                     struct ic_law_group **out, struct ic_err *err)
 {
@@ -89,6 +107,8 @@ static enum ic_status st_group_open(void *arg, unsigned law, unsigned height, un
     *out = NULL;
     if (!g)
         return ic_fail(err, IC_OOM, "out of memory");
+    if (e->cfg.batch_auto)
+        max_batch = largest_batch(e, law, height, width, room, max_batch);
     if ((st = ic_law_plan_open(e->laws[law], height, width, 1, e->backend->tensor_bytes, &one, err)) == IC_OK &&
         (need = least_bytes(e, one, max_batch)) <= room &&
         (st = ic_law_plan_open(e->laws[law], height, width, max_batch, e->backend->tensor_bytes, &g->plan, err)) == IC_OK &&
@@ -102,6 +122,8 @@ static enum ic_status st_group_open(void *arg, unsigned law, unsigned height, un
             .memory_bytes = g->plan->memory_bytes,
             .shared_bytes = e->backend->exec_bytes(g->exec),
         };
+        ic_info("law", "%s, %u x %u: a batch of %u at most, %zu KiB", e->laws[law]->name, height, width, max_batch,
+                g->pub.shared_bytes >> 10);
         need = g->pub.shared_bytes + (max_batch + 1) * (g->pub.psi_bytes + IC_LAW_ALIGN) + g->pub.memory_bytes;
     }
     ic_law_plan_close(&one);
@@ -163,28 +185,128 @@ static void set_state(struct ic_law_engine *e, enum ic_engine_state st)
     e->events->wake(e->events->wake_arg);
 }
 
-static enum ic_status load_one(struct ic_law_engine *e, const char *path, unsigned threads)
+/* The n-th entry of the list of precisions that law `name` takes; false: it has no more. NAME=PRECISION entries with
+ * its name, or else those without a name. `used` (a bit per entry) remembers whose names were met. */
+static bool precision_of(const char *list, const char *name, unsigned n, char *out, size_t size, uint64_t *used)
 {
-    struct ic_law_open_opts opts = {0};
-    unsigned i = e->n_laws;
-    enum ic_status st;
-
-    if (i == IC_LAWS_MAX)
-        return ic_fail(&e->err, IC_TOO_LARGE, "more than %d laws", IC_LAWS_MAX);
-    if ((st = ic_law_open(path, &opts, &e->laws[i], &e->err)) != IC_OK)
-        return st;
-    for (unsigned k = 0; k < i; k++)
-        if (!strcmp(e->laws[k]->name, e->laws[i]->name)) {
-            ic_law_close(&e->laws[i]);
-            return ic_fail(&e->err, IC_BAD_REQUEST, "two laws are called %s", e->laws[k]->name);
+    for (int named = 1; named >= 0; named--) {
+        unsigned at = 0, entry = 0, mine = 0;
+        for (const char *p = list; p && *p; p += strcspn(p, ","), p += *p == ',', entry++) {
+            const size_t len = strcspn(p, ",");
+            const char *eq = memchr(p, '=', len), *value = eq ? eq + 1 : p;
+            const size_t key = eq ? (size_t)(eq - p) : 0;
+            if (named != (eq != NULL) || (eq && (strlen(name) != key || memcmp(name, p, key) != 0)))
+                continue;
+            *used |= entry < 64 ? UINT64_C(1) << entry : 0;
+            mine++;
+            if (at++ == n) {
+                snprintf(out, size, "%.*s", (int)(len - (size_t)(value - p)), value);
+                return true;
+            }
         }
-    if ((st = e->backend->pack(e->laws[i], threads, &e->packed[i], &e->err)) != IC_OK) {
+        if (mine)
+            return false;
+    }
+    return false;
+}
+
+enum ic_status ic_law_engine_check(const char *precision, const char *policy, struct ic_err *err)
+{
+    struct ic_law_policy p;
+    char value[32];
+    enum ic_status st = ic_law_policy_parse("fp32", policy, &p, err);
+    unsigned entries = 0;
+
+    for (const char *at = precision; at && *at && st == IC_OK; at += strcspn(at, ","), at += *at == ',') {
+        const size_t len = strcspn(at, ",");
+        const char *eq = memchr(at, '=', len), *from = eq ? eq + 1 : at;
+        snprintf(value, sizeof value, "%.*s", (int)(len - (size_t)(from - at)), from);
+        st = ic_law_policy_parse(value, NULL, &p, err);
+        if (++entries > IC_LAWS_MAX && st == IC_OK)
+            st = ic_fail(err, IC_TOO_LARGE, "more than %d precisions", IC_LAWS_MAX);
+    }
+    return st;
+}
+
+/* Opens a law in one precision (NULL: as the file has it) into the next place, unnamed among the others yet. */
+static enum ic_status open_as(struct ic_law_engine *e, const char *path, const char *precision)
+{
+    struct ic_law_policy policy;
+    struct ic_law_open_opts opts = {0};
+    const bool exceptions = e->cfg.policy && (!precision || strcmp(precision, "fp32") != 0);
+    enum ic_status st = IC_OK;
+
+    if (e->n_laws == IC_LAWS_MAX)
+        return ic_fail(&e->err, IC_TOO_LARGE, "more than %d laws", IC_LAWS_MAX);
+    if (precision || exceptions) {
+        st = ic_law_policy_parse(precision ? precision : "fp32", exceptions ? e->cfg.policy : NULL, &policy, &e->err);
+        opts.policy = &policy;
+    }
+    return st == IC_OK ? ic_law_open(path, &opts, &e->laws[e->n_laws], &e->err) : st;
+}
+
+/* Takes the law just opened in: name, packed weights, a line in the log. */
+static enum ic_status take_in(struct ic_law_engine *e, unsigned base, const char *precision, unsigned threads)
+{
+    unsigned i = e->n_laws;
+    struct ic_law *law = e->laws[i];
+    enum ic_status st = IC_OK;
+
+    if (i != base) {
+        const size_t at = strlen(law->name), tail = strlen(precision) + 1;
+        if (at + tail >= sizeof law->name)
+            st = ic_fail(&e->err, IC_TOO_LARGE, "the name of law %s is too long to add @%s", law->name, precision);
+        else
+            snprintf(law->name + at, sizeof law->name - at, "@%s", precision);
+    }
+    for (unsigned k = 0; k < i && st == IC_OK; k++)
+        if (!strcmp(e->laws[k]->name, law->name))
+            st = ic_fail(&e->err, IC_BAD_REQUEST, "two laws are called %s", law->name);
+    if (st == IC_OK)
+        st = e->backend->pack(law, threads, &e->packed[i], &e->err);
+    if (st != IC_OK) {
         ic_law_close(&e->laws[i]);
         return st;
     }
-    ic_info("law", "%s: %s, d %u, hidden %u, %llu parameters", e->laws[i]->name, ic_law_arch_info(e->laws[i]->arch)->name,
-            e->laws[i]->d, e->laws[i]->b, (unsigned long long)e->laws[i]->params);
+    e->variant[i].base = base;
+    snprintf(e->variant[i].precision, sizeof e->variant[i].precision, "%s",
+             precision ? precision : ic_law_precision_name(law->precision));
+    ic_info("law", "%s: %s, d %u, hidden %u, %llu parameters in %s: %zu KiB, packed %zu KiB", law->name,
+            ic_law_arch_info(law->arch)->name, law->d, law->b, (unsigned long long)law->params, e->variant[i].precision,
+            law->weight_bytes >> 10, e->backend->packed_bytes(e->packed[i]) >> 10);
     e->n_laws++;
+    return IC_OK;
+}
+
+static enum ic_status load_one(struct ic_law_engine *e, const char *path, unsigned threads, uint64_t *used)
+{
+    const unsigned base = e->n_laws;
+    char precision[16], name[IC_LAW_NAME_MAX];
+    enum ic_status st = open_as(e, path, NULL); /* as it is: to learn its name */
+
+    if (st != IC_OK)
+        return st;
+    snprintf(name, sizeof name, "%s", e->laws[base]->name);
+    if (!precision_of(e->cfg.precision, name, 0, precision, sizeof precision, used))
+        return take_in(e, base, NULL, threads);
+    ic_law_close(&e->laws[base]);
+    for (unsigned n = 0; st == IC_OK && precision_of(e->cfg.precision, name, n, precision, sizeof precision, used); n++)
+        if ((st = open_as(e, path, precision)) == IC_OK)
+            st = take_in(e, base, precision, threads);
+    return st;
+}
+
+/* Each NAME of NAME=PRECISION must be a law's. */
+static enum ic_status check_names(struct ic_law_engine *e, uint64_t used)
+{
+    unsigned entry = 0;
+
+    for (const char *p = e->cfg.precision; p && *p; p += strcspn(p, ","), p += *p == ',', entry++) {
+        const size_t len = strcspn(p, ",");
+        const char *eq = memchr(p, '=', len);
+        if (eq && entry < 64 && !(used >> entry & 1))
+            return ic_fail(&e->err, IC_BAD_REQUEST, "--precision names a law that is not served: %.*s", (int)len, p);
+    }
     return IC_OK;
 }
 
@@ -192,13 +314,16 @@ static enum ic_status load(struct ic_law_engine *e)
 {
     unsigned threads = (unsigned)(e->cfg.threads > 0 ? e->cfg.threads : ic_cpu_cores_free(CPU_SAMPLE_MS));
     char *list = strdup(e->cfg.laws), *save = NULL;
+    uint64_t used = 0;
     enum ic_status st = list ? IC_OK : ic_fail(&e->err, IC_OOM, "out of memory");
 
     if (!(e->backend = ic_law_backend_find(e->cfg.backend)))
         st = ic_fail(&e->err, IC_BAD_REQUEST, "there is no Law M back end %s", e->cfg.backend);
     for (char *p = list ? strtok_r(list, ",", &save) : NULL; p && st == IC_OK; p = strtok_r(NULL, ",", &save))
-        st = load_one(e, p, threads);
+        st = load_one(e, p, threads, &used);
     free(list);
+    if (st == IC_OK)
+        st = check_names(e, used);
     if (st != IC_OK)
         return st;
     e->stepper = (struct ic_law_stepper){
@@ -324,6 +449,19 @@ int ic_law_engine_find(const struct ic_law_engine *e, const char *name)
     for (unsigned i = 0; i < ic_law_engine_count(e); i++)
         if (!strcmp(e->laws[i]->name, name))
             return (int)i;
+    return -1;
+}
+
+const char *ic_law_engine_precision(const struct ic_law_engine *e, unsigned i)
+{
+    return e->variant[i].precision;
+}
+
+int ic_law_engine_variant(const struct ic_law_engine *e, unsigned i, const char *precision)
+{
+    for (unsigned k = 0; k < ic_law_engine_count(e); k++)
+        if (e->variant[k].base == e->variant[i].base && !strcmp(e->variant[k].precision, precision))
+            return (int)k;
     return -1;
 }
 

@@ -17,6 +17,12 @@
 struct ic_law_engine_config {
     const char *laws;    /* paths of checkpoints or their folders, separated by commas; must outlive the engine */
     const char *backend; /* "cpu" or "ref" */
+    /* In what the laws' weights are kept: PRECISION or NAME=PRECISION, separated by commas (names: law/policy.h,
+     * and nf4dq). A law takes the entries with its name, or else those without; the first is its own, each other one
+     * is served beside it as NAME@PRECISION. NULL: as the file has it. */
+    const char *precision;
+    const char *policy; /* exceptions for layers (law/policy.h), under every precision but fp32; or NULL */
+    bool batch_auto;    /* limits.max_batch is the most; a plan's batch is as large as half of what memory is left holds */
     int threads;         /* 0: the cores that are free */
     struct ic_law_limits limits;
     struct ic_turn *turn; /* shared with the text engine, or NULL */
@@ -38,6 +44,12 @@ unsigned ic_law_engine_count(const struct ic_law_engine *e);
 const struct ic_law *ic_law_engine_law(const struct ic_law_engine *e, unsigned i);
 /* Index of a law by name; -1: none. */
 int ic_law_engine_find(const struct ic_law_engine *e, const char *name);
+/* The precision that law i was asked for in, else what its file has. */
+const char *ic_law_engine_precision(const struct ic_law_engine *e, unsigned i);
+/* Index of law i as it is served in this precision; -1: it is not. */
+int ic_law_engine_variant(const struct ic_law_engine *e, unsigned i, const char *precision);
+/* BAD_REQUEST where precision or policy (as in the configuration) make no sense whatever the laws. */
+enum ic_status ic_law_engine_check(const char *precision, const char *policy, struct ic_err *err);
 
 /* Copies the command and takes cmd->state on success. IC_BUSY, IC_UNAVAILABLE, IC_OOM: nothing is taken. */
 enum ic_status ic_law_engine_command(struct ic_law_engine *e, const struct ic_sim_cmd *cmd, struct ic_err *err);

@@ -236,10 +236,9 @@ export function readSafetensors(file) {
 export const floats = (bytes) => new Float32Array(Uint8Array.from(bytes).buffer);
 
 /** What `inference-core law step` makes of a state. */
-export async function stepByHand(dir, bytes, [h, w, d], steps, more = []) {
+export async function stepByHand(dir, bytes, [h, w, d], steps, more = [], checkpoint = path.join(LAW, fs.readdirSync(LAW).find((f) => f.endsWith('.pth')))) {
   const [a, b] = [path.join(dir, 'in.safetensors'), path.join(dir, 'out.safetensors')];
   writeSafetensors(a, 'psi', [h, w, d, 2], bytes);
-  const checkpoint = path.join(LAW, fs.readdirSync(LAW).find((f) => f.endsWith('.pth')));
   const r = await run(['law', 'step', '--checkpoint', checkpoint, '--state', a, '--steps', String(steps), '--out', b, '--backend', 'cpu', ...more]);
   assert.equal(r.code, 0, r.stderr);
   return readSafetensors(b).psi.bytes;
