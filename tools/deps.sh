@@ -28,6 +28,7 @@ test   python3            python3
 test   python3-websockets -
 test   chromium           chromium
 test   wrk                wrk
+test   systemd            systemd-analyze
 lint   clang-format       clang-format
 lint   clang-tidy         clang-tidy
 lint   shellcheck         shellcheck

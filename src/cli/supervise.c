@@ -293,6 +293,7 @@ static _Noreturn void become_server(struct supervise *s, pid_t parent)
     prctl(PR_SET_PDEATHSIG, SIGTERM);
     if (getppid() != parent) /* it has gone before it could be tied to us */
         _exit(IC_EXIT_FAILED);
+    setpgid(0, 0); /* Ctrl-C reaches us alone, and through us the server: two signals would end it at once */
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, NULL);
     snprintf(name, sizeof name, "@%.*s", (int)(s->address_len - offsetof(struct sockaddr_un, sun_path) - 1),

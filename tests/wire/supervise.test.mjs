@@ -84,6 +84,24 @@ test('it ends when it is told to, with what runs finished; and the server ends w
   await until(() => !alive(pid), 'the server to go with its supervisor');
 });
 
+test('Ctrl-C goes to the whole group; the server hears it once, and finishes', async (t) => {
+  const dir = tempDir(t);
+  const port = await freePort();
+  const state = path.join(dir, 's.json');
+  const env = Object.fromEntries(Object.entries(process.env).filter(([k]) => !k.startsWith('IC_')));
+  const args = ['supervise', '--state', state, '--', 'serve', '--model', MODEL, '--threads', '1', '--port', String(port)];
+  const p = spawn(BIN, args, { env, stdio: 'ignore', detached: true }); // leads a group of its own
+  t.after(() => alive(p.pid) && process.kill(p.pid, 'SIGKILL'));
+  const exit = once(p, 'exit');
+  await until(() => fs.existsSync(state) && JSON.parse(fs.readFileSync(state, 'utf8')).state === 'running', 'the server');
+  const c = await Client.open({ port, clients: new Set() });
+  const s = c.infer(STORY, { ...ENDLESS, max_tokens: 200 });
+  await s.first();
+  process.kill(-p.pid, 'SIGINT');
+  assert.equal((await s.done()).end.stats.tokens, 200);
+  assert.deepEqual(await within(exit, 'the end'), [0, null]);
+});
+
 test('SIGHUP reaches the server', async (t) => {
   const dir = tempDir(t);
   const file = path.join(dir, 'ic.log');
