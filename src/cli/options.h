@@ -46,7 +46,9 @@
     I(idle_s, "idle-seconds", 60, 1, 86400, "seconds", "until a silent client is pinged; twice that: closed")          \
     I(request_s, "request-seconds", 15, 1, 3600, "seconds", "a handshake or an HTTP request may take to arrive")       \
     I(drain_s, "drain-seconds", 10, 0, 86400, "seconds", "running requests may take to finish after SIGTERM or SIGINT") \
-    I(stall_s, "stall-seconds", 60, 1, 86400, "seconds", "without progress after which /health says so")               \
+    I(stall_s, "stall-seconds", 60, 1, 86400, "seconds", "a tick may take; then it is told to stop, then its engine is built anew") \
+    S(state_dump, "state-dump", NULL, "FILE", "written when an engine stands still for good, before the process ends") \
+    I(idle_unload, "idle-unload", 900, 0, 31536000, "seconds", "without work, until the model is unloaded; 0: never")  \
     I(temp_limit, "temp-limit", 80, 0, 120, "°C", "of a GPU, from which on the server works more slowly; 0: never")      \
     I(temp_critical, "temp-critical", 0, 0, 140, "°C", "of a GPU, at which it pauses; 0: limit + 10, or what the device says") \
     I(cpu_temp_limit, "cpu-temp-limit", 95, 0, 120, "°C", "of the CPU, likewise (it pauses 10 above); 0: never")        \

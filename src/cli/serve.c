@@ -38,6 +38,7 @@
 #define FRAME_HEAD_MAX 8192  /* bytes of a frame's JSON header at most, metrics included */
 #define CLOSE_GRACE_MS 3000  /* for clients to answer the close frame */
 #define LAST_LINES_MS 500    /* for the log, when a second signal ends all at once */
+#define STATE_DUMP_MAX (16 << 20) /* bytes */
 #define HOUR_NS (3600 * 1000 * IC_MS)
 
 enum phase { PHASE_SERVING, PHASE_DRAINING, PHASE_CANCELLING, PHASE_CLOSING };
@@ -132,6 +133,41 @@ static void fail(struct serve *s, const struct ic_err *err)
 static void tell_ready(struct serve *s)
 {
     ic_notify_ready(&s->notify, "serving on %s:%d", s->opt.host, ic_net_port(s->net));
+}
+
+/* An engine stands still, and there is no way to go on in this process. Whoever supervises it starts another. */
+static void lost(struct serve *s, const char *engine)
+{
+    struct ic_buf b = {.max = STATE_DUMP_MAX};
+    FILE *f = s->opt.state_dump ? fopen(s->opt.state_dump, "w") : NULL;
+
+    ic_server_dump(s->server, &b);
+    if (f && b.data)
+        fwrite(b.data, 1, b.len, f);
+    if (s->opt.state_dump && (!f || fclose(f) != 0))
+        ic_error("serve", "state dump %s: %s", s->opt.state_dump, strerror(errno));
+    ic_error("serve", "the %s engine stands still for good: this process ends%s%s", engine,
+             s->opt.state_dump ? "; its state is in " : "", s->opt.state_dump ? s->opt.state_dump : "");
+    ic_log_flush(LAST_LINES_MS);
+    _exit(IC_EXIT_STALLED); /* nothing can be joined or freed any more */
+}
+
+static void watch(struct serve *s)
+{
+    int64_t now = ic_now_ns(), stall = s->opt.stall_s * 1000 * IC_MS;
+
+    if (s->text && ic_text_engine_watch(s->text, now, stall) == IC_WATCH_LOST)
+        lost(s, "text");
+    if (s->law && ic_law_engine_watch(s->law, now, stall) == IC_WATCH_LOST)
+        lost(s, "Law M");
+}
+
+static void advance(void *arg);
+
+static void on_tick(void *arg)
+{
+    watch(arg);
+    advance(arg);
 }
 
 /* Moves through the phases; called after every wake and tick. */
@@ -273,6 +309,7 @@ static enum ic_status start(struct serve *s, struct ic_err *err)
     struct ic_text_engine_config text = {
         .queue_max = (int32_t)o->queue_max,
         .turn = o->law ? &s->turn : NULL,
+        .idle_unload_ns = o->idle_unload * 1000 * IC_MS,
     };
     struct ic_law_engine_config law = {
         .laws = o->law,
@@ -288,7 +325,7 @@ static enum ic_status start(struct serve *s, struct ic_err *err)
                    .frame_max = (size_t)o->outbox_max - FRAME_HEAD_MAX},
         .turn = o->model ? &s->turn : NULL,
     };
-    struct ic_server_hooks hooks = {s, advance, advance};
+    struct ic_server_hooks hooks = {s, advance, on_tick};
     enum ic_status st;
 
     if ((st = law_batch(o, &law, err)) != IC_OK || (st = ic_ledger_open(&s->ledger, err)) != IC_OK ||
@@ -440,6 +477,8 @@ int ic_cli_serve(int argc, char **argv)
         pthread_cancel(s.signals);
         pthread_join(s.signals, NULL);
     }
+    bool left_behind = (s.text && atomic_load(&ic_text_engine_health(s.text)->rebuilt)) ||
+                       (s.law && atomic_load(&ic_law_engine_health(s.law)->rebuilt));
     ic_text_engine_stop(&s.text); /* they wake the network to the last */
     ic_law_engine_stop(&s.law);
     if (s.server)
@@ -457,6 +496,8 @@ int ic_cli_serve(int argc, char **argv)
     if (code == IC_EXIT_OK)
         ic_info("serve", "bye");
     stop_log(&s);
+    if (left_behind) /* a thread may still be in code whose static data exit() would take down */
+        _exit(code);
 out:
     ic_options_deinit(&s.opt);
     return code;

@@ -65,6 +65,26 @@ void ic_prom_text(struct ic_buf *b, struct ic_text_counters *c)
     ic_prom_hist(b, "ic_text_decode_seconds", "One decode of all requests", &c->tick);
 }
 
+#define ENGINE_METRICS(X)                                                                                              \
+    X(aborted, "ic_engine_ticks_aborted_total", "counter", "Ticks that took too long and were told to stop")           \
+    X(rebuilt, "ic_engine_rebuilt_total", "counter", "Engines built anew in the process")                              \
+    X(unloaded, "ic_engine_unloaded_total", "counter", "Times an idle model was unloaded")                             \
+    X(woken, "ic_engine_woken_total", "counter", "Times a model came back")                                            \
+    X(wake_s, "ic_engine_wake_seconds", "gauge", "Time that the last coming back took")                                \
+    X(away, "ic_engine_unloaded", "gauge", "1 while the model is unloaded")
+
+void ic_prom_engines(struct ic_buf *b, const struct ic_engine_health *text, const struct ic_engine_health *law)
+{
+#define X(field, name, type, help)                                                                                     \
+    head(b, name, type, help);                                                                                         \
+    if (text)                                                                                                          \
+        ic_buf_printf(b, name "{engine=\"text\"} %.9g\n", (double)atomic_load(&text->field));                         \
+    if (law)                                                                                                           \
+        ic_buf_printf(b, name "{engine=\"law\"} %.9g\n", (double)atomic_load(&law->field));
+    ENGINE_METRICS(X)
+#undef X
+}
+
 #define LAW_METRICS(X)                                                                                                 \
     X(sims, "ic_law_simulations", "gauge", "Simulations")                                                              \
     X(running, "ic_law_simulations_running", "gauge", "Simulations that are being stepped")                            \

@@ -94,15 +94,12 @@ static void get_ready(struct ic_server *s, struct ic_peer *p, const struct ic_ht
     reply_state(s, p, "ready", not_ready(s));
 }
 
-static void get_metrics(struct ic_server *s, struct ic_peer *p, const struct ic_http_req *r)
+static void put_metrics(struct ic_server *s, struct ic_buf *b)
 {
-    struct ic_buf *b = &s->out;
     unsigned open = 0;
 
-    (void)r;
     for (unsigned i = 0; i < s->cfg.connections_max; i++)
         open += s->conns[i] != NULL;
-    ic_buf_clear(b);
     ic_prom_value(b, "ic_ready", "gauge", "1 when new work is taken", not_ready(s) ? 0 : 1);
     ic_prom_value(b, "ic_ws_connections", "gauge", "WebSocket clients", open);
     ic_prom_value(b, "ic_ws_connections_total", "counter", "WebSocket clients so far", (double)s->ws_total);
@@ -116,9 +113,19 @@ static void get_metrics(struct ic_server *s, struct ic_peer *p, const struct ic_
         ic_prom_text(b, ic_text_engine_counters(s->text));
     if (s->law)
         ic_prom_law(b, ic_law_engine_counters(s->law));
+    ic_prom_engines(b, s->text ? ic_text_engine_health(s->text) : NULL, s->law ? ic_law_engine_health(s->law) : NULL);
     ic_status_prom(s, b);
     ic_prom_log(b);
     ic_prom_process(b);
+}
+
+static void get_metrics(struct ic_server *s, struct ic_peer *p, const struct ic_http_req *r)
+{
+    struct ic_buf *b = &s->out;
+
+    (void)r;
+    ic_buf_clear(b);
+    put_metrics(s, b);
     if (b->failed)
         p->vt->reply(p, 500, NULL, NULL, NULL, 0);
     else
@@ -267,4 +274,29 @@ void ic_http_request(struct ic_server *s, struct ic_peer *p, const struct ic_htt
         return;
     }
     ic_http_error(s, p, 404, IC_NOT_FOUND, "there is nothing at this path", NULL);
+}
+
+/* No prompt, no answer: what is asked of whom, not what it says. */
+void ic_server_dump(struct ic_server *s, struct ic_buf *b)
+{
+    int64_t now = ic_now_ns(), beat = s->text ? ic_text_engine_beat(s->text) : 0;
+
+    ic_buf_printf(b, "# inference-core %s, up %lld s\n", IC_VERSION, (long long)((now - s->start_ns) / (1000 * IC_MS)));
+    if (s->text)
+        ic_buf_printf(b, "# text engine: state %d, last sign of life %.1f s ago\n", (int)ic_text_engine_state(s->text),
+                      beat ? (double)(now - beat) / 1e9 : 0.0);
+    beat = s->law ? ic_law_engine_beat(s->law) : 0;
+    if (s->law)
+        ic_buf_printf(b, "# Law M engine: state %d, last sign of life %.1f s ago\n", (int)ic_law_engine_state(s->law),
+                      beat ? (double)(now - beat) / 1e9 : 0.0);
+    for (unsigned i = 0; i < s->cfg.connections_max; i++) {
+        const struct conn *c = s->conns[i];
+        for (int k = 0; c && c->streams && k < s->cfg.requests_max; k++) {
+            const struct ic_text_req *q = c->streams[k].req;
+            if (q)
+                ic_buf_printf(b, "# connection %u: request %llu, %.1f s old, cancel %d\n", i, (unsigned long long)q->rid,
+                              (double)(now - q->arrival_ns) / 1e9, (int)atomic_load(&q->cancel));
+        }
+    }
+    put_metrics(s, b);
 }

@@ -506,7 +506,7 @@ void ic_openai_completion(struct ic_server *s, struct ic_peer *p, const struct i
 
 void ic_openai_tokenize(struct ic_server *s, struct ic_peer *p, const struct ic_http_req *r)
 {
-    const struct ic_text_model *m = s->text ? ic_text_engine_model(s->text) : NULL;
+    const struct ic_text_model *m = s->text ? ic_text_engine_borrow(s->text) : NULL;
     struct ic_err err = {0};
     json_t *o = ic_json_object(r->body, r->len, &err);
     const char *content = NULL;
@@ -524,6 +524,8 @@ void ic_openai_tokenize(struct ic_server *s, struct ic_peer *p, const struct ic_
                                   &err) == IC_TOO_LARGE)
             ic_fail(&err, IC_TOO_LARGE, "content has more than %d tokens", TOKENIZE_MAX);
     }
+    if (m)
+        ic_text_engine_give_back(s->text);
     json_decref(o);
     if (err.code != IC_OK) {
         ic_http_error(s, p, ic_status_http(err.code), err.code, err.msg, NULL);
@@ -540,7 +542,7 @@ void ic_openai_tokenize(struct ic_server *s, struct ic_peer *p, const struct ic_
 
 void ic_openai_detokenize(struct ic_server *s, struct ic_peer *p, const struct ic_http_req *r)
 {
-    const struct ic_text_model *m = s->text ? ic_text_engine_model(s->text) : NULL;
+    const struct ic_text_model *m = s->text ? ic_text_engine_borrow(s->text) : NULL;
     struct ic_err err = {0};
     json_t *o = ic_json_object(r->body, r->len, &err), *list = o ? json_object_get(o, "tokens") : NULL, *each;
     struct ic_buf text = {0}, *b = &s->out;
@@ -562,6 +564,8 @@ void ic_openai_detokenize(struct ic_server *s, struct ic_peer *p, const struct i
         if (text.failed || text.len > s->cfg.outbox_max) /* a short question could else have a very long answer */
             ic_fail(&err, IC_TOO_LARGE, "content would be longer than %zu bytes", s->cfg.outbox_max);
     }
+    if (m)
+        ic_text_engine_give_back(s->text);
     json_decref(o);
     if (err.code != IC_OK) {
         ic_http_error(s, p, ic_status_http(err.code), err.code, err.msg, NULL);

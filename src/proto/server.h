@@ -41,6 +41,9 @@ void ic_server_set_engines(struct ic_server *s, struct ic_text_engine *text, str
 void ic_server_set_monitor(struct ic_server *s, struct ic_monitor *monitor);
 
 /* What the network calls, with the server as `app`. */
+/* What is known of this process, for whoever looks for the cause after its end: engines, requests, all metrics. The loop. */
+void ic_server_dump(struct ic_server *s, struct ic_buf *b);
+
 extern const struct ic_peer_app ic_server_app;
 
 /* Called when the server wants to know or do what only its owner can. Loop thread. */

@@ -5,9 +5,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/altstack.h"
 #include "base/clock.h"
+#include "base/fault.h"
 #include "base/log.h"
 #include "hw/cpu.h"
 #include "hw/ledger.h"
@@ -31,7 +33,20 @@ struct group {
     double ns_per_sim; /* moving average, 0: unknown */
 };
 
+/* One thread. There is one at a time that counts; one that hangs in a step is left behind, see text_engine.c. */
+struct life {
+    struct ic_law_engine *e;
+    atomic_int where; /* enum */
+};
+
+enum { OUTSIDE, IN_STEP, LEFT_BEHIND };
+
 struct ic_law_engine {
+    struct life *life; /* changed by watch() only, when the thread before is left behind */
+    struct ic_engine_health health;
+    struct ic_watch_state watch;
+    bool lost_threads; /* some were left behind: what they may still use is never freed */
+    unsigned threads; /* compute threads */
     struct ic_law_engine_config cfg;
     struct ic_events *events;
     const struct ic_law_backend *backend;
@@ -143,12 +158,22 @@ static void st_step(void *arg, struct ic_law_group *pub, const struct ic_law_io 
     struct ic_law_engine *e = arg;
     struct group *g = (struct group *)pub;
 
-    atomic_store(&e->beat, ic_now_ns());
+    struct life *me = e->life;
+    int was = IN_STEP;
+
+    atomic_store(&e->beat, 0); /* waiting for another engine is not standing still */
     ic_turn_take(e->cfg.turn);
     int64_t t0 = ic_now_ns();
+    atomic_store(&me->where, IN_STEP);
+    atomic_store(&e->beat, t0);
+    for (bool hang = ic_fault(IC_FAULT_LAW_HANG); hang;)
+        pause();
     e->backend->step(g->exec, io, n);
+    if (!atomic_compare_exchange_strong(&me->where, &was, OUTSIDE))
+        pthread_exit(NULL); /* left behind: another thread has the scheduler and the turn */
     int64_t t1 = ic_now_ns();
     double ns = (double)(t1 - t0) / n;
+    atomic_store(&e->beat, t1);
     ic_turn_give(e->cfg.turn);
     ic_governor_pause_ns(e->cfg.governor, t1 - t0, t1); /* booked here, rested between ticks */
     g->ns_per_sim = g->ns_per_sim > 0 ? 0.8 * g->ns_per_sim + 0.2 * ns : ns;
@@ -312,7 +337,7 @@ static enum ic_status check_names(struct ic_law_engine *e, uint64_t used)
 
 static enum ic_status load(struct ic_law_engine *e)
 {
-    unsigned threads = (unsigned)(e->cfg.threads > 0 ? e->cfg.threads : ic_cpu_cores_free(CPU_SAMPLE_MS));
+    unsigned threads = e->threads = (unsigned)(e->cfg.threads > 0 ? e->cfg.threads : ic_cpu_cores_free(CPU_SAMPLE_MS));
     char *list = strdup(e->cfg.laws), *save = NULL;
     uint64_t used = 0;
     enum ic_status st = list ? IC_OK : ic_fail(&e->err, IC_OOM, "out of memory");
@@ -366,13 +391,25 @@ static void take_commands(struct ic_law_engine *e, int64_t until)
     }
 }
 
+/* The one before hangs in a step and keeps what it uses: packed weights with their compute threads, plans, the states of
+ * its batch. The laws, the scheduler and the other simulations are ours. */
+static enum ic_status take_over(struct ic_law_engine *e)
+{
+    enum ic_status st = IC_OK;
+
+    for (unsigned i = 0; i < e->n_laws && st == IC_OK; i++)
+        st = e->backend->pack(e->laws[i], e->threads, &e->packed[i], &e->err);
+    return st == IC_OK ? ic_law_sched_lose_batch(e->sched, "a step did not come to an end") : st;
+}
+
 static void *engine_main(void *arg)
 {
-    struct ic_law_engine *e = arg;
+    struct life *me = arg;
+    struct ic_law_engine *e = me->e;
     int64_t until = INT64_MAX;
 
     ic_altstack_here();
-    if (load(e) != IC_OK) {
+    if ((e->sched ? take_over(e) : load(e)) != IC_OK) {
         set_state(e, IC_ENGINE_FAILED);
         return NULL;
     }
@@ -384,6 +421,49 @@ static void *engine_main(void *arg)
     }
     set_state(e, IC_ENGINE_STOPPED);
     return NULL;
+}
+
+/* ---- the watch ------------------------------------------------------------------------------------------------- */
+
+static bool start_life(struct ic_law_engine *e)
+{
+    struct life *l = calloc(1, sizeof *l);
+
+    if (!l)
+        return false;
+    l->e = e;
+    e->life = l;
+    if (pthread_create(&e->thread, NULL, engine_main, l) != 0) {
+        free(l);
+        return false;
+    }
+    pthread_setname_np(e->thread, "ic-law");
+    return true;
+}
+
+enum ic_watch ic_law_engine_watch(struct ic_law_engine *e, int64_t now, int64_t stall_ns)
+{
+    int was = IN_STEP;
+
+    switch (ic_watch_next(&e->watch, atomic_load(&e->beat), now, stall_ns)) {
+    case IC_WATCH_DO_NOTHING: return IC_WATCH_WELL;
+    case IC_WATCH_DO_WAIT: return IC_WATCH_ABORTED;
+    case IC_WATCH_DO_ABORT:
+        ic_error("law", "a batch has taken more than %.1f s", (double)stall_ns / 1e9);
+        atomic_fetch_add(&e->health.aborted, 1);
+        return IC_WATCH_ABORTED;
+    case IC_WATCH_DO_REBUILD: break;
+    default: return IC_WATCH_LOST;
+    }
+    if (!atomic_compare_exchange_strong(&e->life->where, &was, LEFT_BEHIND))
+        return IC_WATCH_LOST;
+    ic_error("law", "it did not end: its thread is left behind with its simulations, and the engine built anew");
+    pthread_detach(e->thread);
+    atomic_store(&e->beat, 0);
+    ic_turn_give(e->cfg.turn); /* it had it */
+    e->lost_threads = true;
+    atomic_fetch_add(&e->health.rebuilt, 1);
+    return start_life(e) ? IC_WATCH_REBUILT : IC_WATCH_LOST;
 }
 
 /* ---- from other threads -------------------------------------------------------------------------------------- */
@@ -405,11 +485,10 @@ enum ic_status ic_law_engine_start(struct ic_law_engine **out, const struct ic_l
     pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
     pthread_cond_init(&e->wake, &attr);
     pthread_condattr_destroy(&attr);
-    if (pthread_create(&e->thread, NULL, engine_main, e) != 0) {
+    if (!start_life(e)) {
         free(e);
         return ic_fail(err, IC_OOM, "no thread for the Law M engine");
     }
-    pthread_setname_np(e->thread, "ic-law");
     *out = e;
     return IC_OK;
 }
@@ -432,6 +511,11 @@ struct ic_law_counters *ic_law_engine_counters(struct ic_law_engine *e)
 int64_t ic_law_engine_beat(const struct ic_law_engine *e)
 {
     return atomic_load(&e->beat);
+}
+
+const struct ic_engine_health *ic_law_engine_health(const struct ic_law_engine *e)
+{
+    return &e->health;
 }
 
 unsigned ic_law_engine_count(const struct ic_law_engine *e)
@@ -503,6 +587,9 @@ void ic_law_engine_stop(struct ic_law_engine **ep)
     pthread_cond_signal(&e->wake);
     pthread_mutex_unlock(&e->lock);
     pthread_join(e->thread, NULL);
+    *ep = NULL;
+    if (e->lost_threads)
+        return;
     ic_law_sched_close(&e->sched);
     for (unsigned i = 0; i < e->n_laws; i++) {
         e->backend->unpack(&e->packed[i]);
@@ -515,6 +602,6 @@ void ic_law_engine_stop(struct ic_law_engine **ep)
     }
     pthread_mutex_destroy(&e->lock);
     pthread_cond_destroy(&e->wake);
+    free(e->life);
     free(e);
-    *ep = NULL;
 }

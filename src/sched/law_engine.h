@@ -7,9 +7,9 @@
 
 #include "hw/governor.h"
 #include "hw/turn.h"
+#include "sched/engine.h"
 #include "sched/events.h"
 #include "sched/law_sched.h"
-#include "sched/text_engine.h" /* enum ic_engine_state */
 
 #define IC_LAWS_MAX 64
 #define IC_LAW_COMMANDS_MAX 65536 /* commands waiting for the engine; one more is IC_BUSY */
@@ -38,6 +38,9 @@ enum ic_engine_state ic_law_engine_state(const struct ic_law_engine *e);
 const struct ic_err *ic_law_engine_error(const struct ic_law_engine *e); /* FAILED only */
 struct ic_law_counters *ic_law_engine_counters(struct ic_law_engine *e);
 int64_t ic_law_engine_beat(const struct ic_law_engine *e); /* as ic_text_engine_beat */
+const struct ic_engine_health *ic_law_engine_health(const struct ic_law_engine *e);
+/* As ic_text_engine_watch. A step cannot be told to stop: its simulations fail when it is left behind, the others go on. */
+enum ic_watch ic_law_engine_watch(struct ic_law_engine *e, int64_t now, int64_t stall_ns);
 
 /* Laws; 0 until READY. They are immutable. */
 unsigned ic_law_engine_count(const struct ic_law_engine *e);

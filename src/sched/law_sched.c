@@ -54,6 +54,7 @@ struct ic_law_sched {
     struct group *groups;
     struct ic_law_io *io;
     struct sim **batch;
+    unsigned n_batch; /* in the step under way */
     struct ic_view_ctx *views;
     double *scratch; /* for the largest d */
 };
@@ -814,7 +815,9 @@ static void run_batch(struct ic_law_sched *s, struct group *g, int64_t now)
         };
         s->batch[n++] = m;
     }
+    s->n_batch = n;
     s->st->step(s->st->arg, g->plan, s->io, n);
+    s->n_batch = 0;
     int64_t done = s->st->now_ns(s->st->arg);
     ic_hist_add(&s->c->batch, done - now);
     atomic_fetch_add(&s->c->steps, n);
@@ -834,6 +837,72 @@ int64_t ic_law_sched_tick(struct ic_law_sched *s)
         return next;
     run_batch(s, g, now);
     return now;
+}
+
+/* ---- a step that never ends ---------------------------------------------------------------------------------------- */
+
+static void lose(struct ic_law_sched *s, struct sim *m, const struct ic_err *err)
+{
+    struct ic_sim_cmd about = {.owner = m->owner, .sim = m->id, .rid = m->rid};
+
+    emit_error(s, &about, err);
+    if (!m->predict)
+        emit_sim(s, m, IC_EVENT_SIM_CLOSED, 0, NULL, 0);
+    free_sim(s, m);
+}
+
+/* A plan anew, and with it everything that the step before may still write to. */
+static enum ic_status renew(struct ic_law_sched *s, struct group *g, struct ic_err *err)
+{
+    struct ic_law_group *plan;
+    enum ic_status st = IC_OOM;
+
+    for (unsigned n = s->lim.max_batch; n > 0 && st == IC_OOM; n /= 2)
+        st = s->st->group_open(s->st->arg, g->law, g->plan->height, g->plan->width, n, room(s) + group_bytes(g), &plan, err);
+    if (st != IC_OK)
+        return st;
+    float *delta = aligned_alloc(IC_LAW_ALIGN, plan->max_n * delta_stride(plan));
+    if (!delta) {
+        s->st->group_close(s->st->arg, plan);
+        return ic_fail(err, IC_OOM, "out of memory");
+    }
+    atomic_fetch_sub(&s->c->shared_bytes, (int64_t)group_bytes(g));
+    g->plan = plan;
+    g->delta = delta;
+    atomic_fetch_add(&s->c->shared_bytes, (int64_t)group_bytes(g));
+    return IC_OK;
+}
+
+enum ic_status ic_law_sched_lose_batch(struct ic_law_sched *s, const char *why)
+{
+    struct ic_law_io *io = calloc(s->lim.max_batch, sizeof *io);
+    struct ic_err err = {0};
+
+    if (!io)
+        return IC_OOM;
+    s->io = io;
+    ic_fail(&err, IC_INTERNAL, "%s", why);
+    for (unsigned i = 0; i < s->n_batch; i++) {
+        s->batch[i]->psi = NULL; /* the step's */
+        lose(s, s->batch[i], &err);
+    }
+    s->n_batch = 0;
+    for (struct group **p = &s->groups; *p;) {
+        struct group *g = *p;
+        if (g->users && renew(s, g, &err) == IC_OK) {
+            p = &g->next;
+            continue;
+        }
+        for (struct sim *m = s->sims, *next; m; m = next) {
+            next = m->next_all;
+            if (m->g == g)
+                lose(s, m, &err);
+        }
+        *p = g->next; /* not closed: its plan may be the one that the step is in */
+        atomic_fetch_sub(&s->c->shared_bytes, (int64_t)group_bytes(g));
+        atomic_fetch_sub(&s->c->groups, 1);
+    }
+    return IC_OK;
 }
 
 /* ---- open, close --------------------------------------------------------------------------------------------------- */

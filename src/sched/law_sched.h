@@ -119,4 +119,10 @@ void ic_law_sched_command(struct ic_law_sched *s, struct ic_sim_cmd *cmd);
  * after now means at once, INT64_MAX that nothing happens without a command. */
 int64_t ic_law_sched_tick(struct ic_law_sched *s);
 
+/* The thread that is in `step` will not come back: called by the one that takes over, in its place. The simulations of the
+ * batch fail with IC_INTERNAL and `why`, and are closed; the others go on from the states they have, on plans opened anew.
+ * What the step may still write to is never freed. A grid that cannot be opened again loses its simulations
+ * too. IC_OOM: nothing was done. */
+enum ic_status ic_law_sched_lose_batch(struct ic_law_sched *s, const char *why);
+
 #endif

@@ -4,12 +4,17 @@
 
 #include <pthread.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 #include "base/altstack.h"
 #include "base/clock.h"
+#include "base/fault.h"
 #include "base/log.h"
 #include "hw/cpu.h"
+#include "hw/ledger.h"
 
+#define REOPEN_TRIES 5 /* after 1, 2, 4 and 8 s */
+#define FAILURES_MAX 2 /* decodes in a row, before the model is opened anew with fewer layers on the GPU */
 #define HAND_OVER_NS IC_MS /* longer, and a loop that is busy with something else would slow down every stream */
 
 enum command_kind { CMD_SUBMIT, CMD_SESSION_CLOSE };
@@ -21,16 +26,37 @@ struct command {
     uint64_t session;
 };
 
+/* One thread and the model that it opened. There is one at a time that counts; one that hangs in a decode is left behind
+ * with all it holds, for nobody can take that from it, and ends by itself should it ever come back. */
+struct life {
+    struct ic_text_engine *e;
+    atomic_int where; /* enum */
+    atomic_bool abort; /* the decode under way is to end */
+};
+
+enum { OUTSIDE, IN_DECODE, LEFT_BEHIND };
+
 struct ic_text_engine {
     struct ic_text_engine_config cfg;
     struct ic_events *events;
-    struct ic_text_model *model; /* the thread's; read-only parts for others once READY */
+    struct life *life;           /* changed by watch() only, when the thread before is left behind */
+    struct ic_text_model *model; /* the thread's; NULL while it is away */
     struct ic_text_backend be;
     struct ic_text_sched *sched;
     struct ic_text_counters counters;
     struct ic_err err;
+    struct ic_text_info info[2];                 /* taken in turns, so that whoever still reads the one before may */
+    _Atomic(const struct ic_text_info *) info_now;
+    pthread_mutex_t vocab_lock;  /* guards the next two against unloading, see borrow */
+    const struct ic_text_model *vocab_of; /* the model, or `vocab` while it is away */
+    struct ic_text_model *vocab;
+    int64_t idle_since_ns;       /* 0: not idle */
+    int failures;                /* decodes in a row that the model failed at */
+    struct ic_watch_state watch;
     _Atomic(enum ic_engine_state) state;
     _Atomic int64_t beat;
+    struct ic_engine_health health;
+    bool lost_threads; /* some were left behind: what they may still use is never freed */
     _Atomic int32_t inbox_requests;
     atomic_bool stop, draining;
     pthread_t thread;
@@ -58,18 +84,44 @@ static enum ic_status be_chat(void *arg, const struct ic_chat_msg *msgs, size_t 
     return ic_text_chat_tokenize(e->model, msgs, n_msgs, max, out, n, err);
 }
 
+/* What a decode that hangs looks like. */
+static enum ic_decode faulty(struct life *me, bool *is_fault)
+{
+    bool hang = ic_fault(IC_FAULT_TEXT_HANG) || ic_fault(IC_FAULT_TEXT_DEAD), stall = !hang && ic_fault(IC_FAULT_TEXT_STALL);
+
+    *is_fault = hang || stall || ic_fault(IC_FAULT_TEXT_OOM);
+    while (hang || (stall && !atomic_load(&me->abort)))
+        usleep(10000);
+    return stall ? IC_DECODE_ABORTED : IC_DECODE_FAILED;
+}
+
 static enum ic_decode be_decode(void *arg, const struct ic_row *rows, int32_t n)
 {
     struct ic_text_engine *e = arg;
-    atomic_store(&e->beat, ic_now_ns());
+    struct life *me = e->life;
+    int was = IN_DECODE;
+    bool fault;
+
     if (e->hand_over) /* else the tokens of the last tick may wait until this one is computed */
         ic_events_hand_over(e->events, HAND_OVER_NS);
+    atomic_store(&e->beat, 0); /* waiting for another engine is not standing still */
     ic_turn_take(e->cfg.turn);
     int64_t t0 = ic_now_ns();
-    enum ic_decode rc = ic_text_decode(e->model, rows, n);
+    atomic_store(&me->abort, false);
+    atomic_store(&me->where, IN_DECODE);
+    atomic_store(&e->beat, t0);
+    enum ic_decode rc = faulty(me, &fault);
+    if (!fault)
+        rc = ic_text_decode(e->model, rows, n);
+    if (!atomic_compare_exchange_strong(&me->where, &was, OUTSIDE))
+        pthread_exit(NULL); /* left behind: another thread has the scheduler, the turn and the name of the engine */
     int64_t t1 = ic_now_ns();
+    atomic_store(&e->beat, t1);
     ic_turn_give(e->cfg.turn);
     ic_governor_pause_ns(e->cfg.governor, t1 - t0, t1); /* booked here, rested between ticks */
+    if (rc == IC_DECODE_ABORTED && atomic_load(&me->abort))
+        rc = IC_DECODE_FAILED;
+    e->failures = rc == IC_DECODE_FAILED ? e->failures + 1 : rc == IC_DECODE_OK ? 0 : e->failures;
     return rc;
 }
 
@@ -130,8 +182,10 @@ static void be_emit(void *arg, struct ic_event *ev)
 
 static bool should_abort(void *arg)
 {
-    struct ic_text_engine *e = arg;
-    return atomic_load(&e->stop) || ic_text_sched_batch_is_dead(e->sched);
+    struct life *l = arg;
+    if (atomic_load(&l->where) == LEFT_BEHIND) /* the scheduler is another's */
+        return true;
+    return atomic_load(&l->abort) || atomic_load(&l->e->stop) || ic_text_sched_batch_is_dead(l->e->sched);
 }
 
 /* ---- the thread -------------------------------------------------------------------------------------------- */
@@ -142,13 +196,25 @@ static void set_state(struct ic_text_engine *e, enum ic_engine_state st)
     e->events->wake(e->events->wake_arg);
 }
 
-static enum ic_status load(struct ic_text_engine *e)
+static void publish(struct ic_text_engine *e, const struct ic_text_model *m, struct ic_text_model *vocab)
 {
+    pthread_mutex_lock(&e->vocab_lock);
+    e->vocab_of = m;
+    ic_text_model_close(&e->vocab);
+    e->vocab = vocab;
+    pthread_mutex_unlock(&e->vocab_lock);
+}
+
+static enum ic_status open_model(struct ic_text_engine *e)
+{
+    const struct ic_text_info *old = atomic_load(&e->info_now);
+    struct ic_text_info *i = &e->info[old == &e->info[0]];
     enum ic_status st = ic_text_model_open(&e->model, &e->cfg.model, &e->err);
 
     if (st != IC_OK)
         return st;
-    const struct ic_text_info *i = ic_text_model_info(e->model);
+    *i = *ic_text_model_info(e->model);
+    atomic_store(&e->info_now, i);
     e->hand_over = i->threads >= ic_cpu_cores();
     e->be = (struct ic_text_backend){
         .arg = e,
@@ -169,9 +235,73 @@ static enum ic_status load(struct ic_text_engine *e)
         .now_ns = be_now,
         .emit = be_emit,
     };
-    if ((st = ic_text_sched_open(&e->sched, &e->be, &e->counters, &e->err)) == IC_OK)
-        ic_text_set_abort(e->model, should_abort, e);
-    return st;
+    ic_text_set_abort(e->model, should_abort, e->life);
+    publish(e, e->model, NULL);
+    return IC_OK;
+}
+
+/* ---- the model goes away and comes back ---------------------------------------------------------------------- */
+
+/* Nothing to do for --idle-unload seconds: model, context and the GPU's memory are given back. */
+static void put_away(struct ic_text_engine *e)
+{
+    struct ic_text_model *vocab = NULL;
+    struct ic_err err;
+
+    if (ic_text_vocab_open(&vocab, &e->cfg.model, &err) != IC_OK) {
+        ic_warn("text", "the idle model stays: %s", err.msg);
+        e->idle_since_ns = ic_now_ns(); /* and is asked again after as long */
+        return;
+    }
+    ic_text_sched_park(e->sched);
+    publish(e, vocab, vocab);
+    ic_text_model_close(&e->model);
+    if (e->cfg.model_gone)
+        e->cfg.model_gone(e->cfg.model_gone_arg);
+    atomic_store(&e->health.away, true);
+    atomic_fetch_add(&e->health.unloaded, 1);
+    ic_info("text", "idle for %.0f s: the model was unloaded", (double)e->cfg.idle_unload_ns / 1e9);
+}
+
+/* Somebody waits: the model comes back. What fails now may succeed in a moment, as when another process has the memory. */
+static bool bring_back(struct ic_text_engine *e)
+{
+    int64_t t0 = ic_now_ns();
+
+    atomic_store(&e->beat, 0); /* loading takes what it takes */
+    for (int i = 0; !atomic_load(&e->stop); i++) {
+        if ((e->model || open_model(e) == IC_OK) && ic_text_sched_unpark(e->sched, &e->be, &e->err) == IC_OK) {
+            double seconds = (double)(ic_now_ns() - t0) / 1e9;
+            atomic_store(&e->health.wake_s, seconds);
+            atomic_fetch_add(&e->health.woken, 1);
+            atomic_store(&e->health.away, false);
+            ic_info("text", "the model is back after %.2f s", seconds);
+            return true;
+        }
+        if (i + 1 == REOPEN_TRIES)
+            return false;
+        ic_warn("text", "the model did not come back: %s", e->err.msg);
+        sleep(1u << i);
+    }
+    return true;
+}
+
+/* The model failed at every decode lately. On a GPU that is nearly always memory that somebody else has taken since. */
+static void lean_back(struct ic_text_engine *e)
+{
+    int32_t layers = ic_text_model_info(e->model)->gpu_layers;
+
+    e->failures = 0;
+    if (layers == 0)
+        return;
+    ic_warn("text", "%d decodes in a row failed: from %d layers on the GPU to %d", FAILURES_MAX, layers, layers / 2);
+    ic_text_sched_forget_kv(e->sched, "the model failed to decode");
+    pthread_mutex_lock(&e->vocab_lock);
+    e->vocab_of = NULL;
+    pthread_mutex_unlock(&e->vocab_lock);
+    ic_text_model_close(&e->model);
+    e->cfg.model.gpu_layers = layers / 2;
+    atomic_fetch_add(&e->health.rebuilt, 1);
 }
 
 /* Waits for a command or a kick until `until` (ic_now_ns; 0: not at all, INT64_MAX: for ever), then detaches the
@@ -220,26 +350,103 @@ static bool rest(struct ic_text_engine *e, bool *busy)
     return true;
 }
 
+static enum ic_status first_load(struct ic_text_engine *e)
+{
+    enum ic_status st = open_model(e);
+    return st == IC_OK ? ic_text_sched_open(&e->sched, &e->be, &e->counters, &e->err) : st;
+}
+
+/* The one before hangs in a decode and keeps its model; the scheduler and all who wait are ours. */
+static enum ic_status take_over(struct ic_text_engine *e)
+{
+    e->model = NULL;
+    if (e->cfg.model.ledger) /* what it holds shows in what is free */
+        ic_ledger_release(e->cfg.model.ledger, IC_LEDGER_OWNER_TEXT);
+    ic_text_sched_forget_kv(e->sched, "the decode did not come to an end");
+    return bring_back(e) ? IC_OK : e->err.code;
+}
+
+static bool idle_for_long(struct ic_text_engine *e, bool busy)
+{
+    if (busy || e->idle_since_ns == 0)
+        e->idle_since_ns = busy ? 0 : ic_now_ns();
+    return !busy && e->cfg.idle_unload_ns && ic_now_ns() - e->idle_since_ns >= e->cfg.idle_unload_ns;
+}
+
 static void *engine_main(void *arg)
 {
-    struct ic_text_engine *e = arg;
-    bool busy = false;
-
+    struct life *me = arg;
+    struct ic_text_engine *e = me->e;
     ic_altstack_here();
-    if (load(e) != IC_OK) {
+    bool busy = false, ok = (e->sched ? take_over(e) : first_load(e)) == IC_OK;
+
+    if (ok)
+        set_state(e, atomic_load(&e->draining) ? IC_ENGINE_DRAINING : IC_ENGINE_READY);
+    while (ok && !atomic_load(&e->stop)) {
+        bool away = ic_text_sched_is_parked(e->sched);
+        take_commands(e, busy ? 0 : away || !e->cfg.idle_unload_ns ? INT64_MAX : e->idle_since_ns + e->cfg.idle_unload_ns);
+        if (rest(e, &busy))
+            continue;
+        busy = ic_text_sched_tick(e->sched);
+        if (e->failures >= FAILURES_MAX)
+            lean_back(e);
+        if (ic_text_sched_is_parked(e->sched))
+            ok = !busy || bring_back(e);
+        else if (idle_for_long(e, busy))
+            put_away(e);
+    }
+    if (!ok) {
         set_state(e, IC_ENGINE_FAILED);
         return NULL;
-    }
-    set_state(e, atomic_load(&e->draining) ? IC_ENGINE_DRAINING : IC_ENGINE_READY);
-    while (!atomic_load(&e->stop)) {
-        take_commands(e, busy ? 0 : INT64_MAX);
-        if (!rest(e, &busy))
-            busy = ic_text_sched_tick(e->sched);
     }
     take_commands(e, 0);
     ic_text_sched_close(&e->sched);
     set_state(e, IC_ENGINE_STOPPED);
     return NULL;
+}
+
+/* ---- the watch ----------------------------------------------------------------------------------------------- */
+
+static bool start_life(struct ic_text_engine *e)
+{
+    struct life *l = calloc(1, sizeof *l);
+
+    if (!l)
+        return false;
+    l->e = e;
+    e->life = l;
+    if (pthread_create(&e->thread, NULL, engine_main, l) != 0) {
+        free(l);
+        return false;
+    }
+    pthread_setname_np(e->thread, "ic-text");
+    return true;
+}
+
+enum ic_watch ic_text_engine_watch(struct ic_text_engine *e, int64_t now, int64_t stall_ns)
+{
+    int was = IN_DECODE;
+
+    switch (ic_watch_next(&e->watch, atomic_load(&e->beat), now, stall_ns)) {
+    case IC_WATCH_DO_NOTHING: return IC_WATCH_WELL;
+    case IC_WATCH_DO_WAIT: return IC_WATCH_ABORTED;
+    case IC_WATCH_DO_ABORT:
+        ic_error("text", "a tick has taken more than %.1f s: it is told to stop", (double)stall_ns / 1e9);
+        atomic_store(&e->life->abort, true);
+        atomic_fetch_add(&e->health.aborted, 1);
+        return IC_WATCH_ABORTED;
+    case IC_WATCH_DO_REBUILD: break;
+    default: return IC_WATCH_LOST;
+    }
+    if (!atomic_compare_exchange_strong(&e->life->where, &was, LEFT_BEHIND))
+        return IC_WATCH_LOST;
+    ic_error("text", "it did not stop: its thread is left behind with its model, and the engine built anew");
+    pthread_detach(e->thread);
+    atomic_store(&e->beat, 0);
+    ic_turn_give(e->cfg.turn); /* it had it */
+    e->lost_threads = true;
+    atomic_fetch_add(&e->health.rebuilt, 1);
+    return start_life(e) ? IC_WATCH_REBUILT : IC_WATCH_LOST;
 }
 
 /* ---- from other threads ------------------------------------------------------------------------------------ */
@@ -261,11 +468,11 @@ enum ic_status ic_text_engine_start(struct ic_text_engine **out, const struct ic
     pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
     pthread_cond_init(&e->wake, &attr);
     pthread_condattr_destroy(&attr);
-    if (pthread_create(&e->thread, NULL, engine_main, e) != 0) {
+    pthread_mutex_init(&e->vocab_lock, NULL);
+    if (!start_life(e)) {
         free(e);
         return ic_fail(err, IC_OOM, "no thread for the text engine");
     }
-    pthread_setname_np(e->thread, "ic-text");
     *out = e;
     return IC_OK;
 }
@@ -283,12 +490,27 @@ const struct ic_err *ic_text_engine_error(const struct ic_text_engine *e)
 const struct ic_text_info *ic_text_engine_info(const struct ic_text_engine *e)
 {
     enum ic_engine_state st = atomic_load(&e->state);
-    return st == IC_ENGINE_READY || st == IC_ENGINE_DRAINING ? ic_text_model_info(e->model) : NULL;
+    return st == IC_ENGINE_READY || st == IC_ENGINE_DRAINING ? atomic_load(&e->info_now) : NULL;
 }
 
-const struct ic_text_model *ic_text_engine_model(const struct ic_text_engine *e)
+const struct ic_text_model *ic_text_engine_borrow(struct ic_text_engine *e)
 {
-    return ic_text_engine_info(e) ? e->model : NULL;
+    if (!ic_text_engine_info(e))
+        return NULL;
+    pthread_mutex_lock(&e->vocab_lock);
+    if (!e->vocab_of)
+        pthread_mutex_unlock(&e->vocab_lock);
+    return e->vocab_of;
+}
+
+void ic_text_engine_give_back(struct ic_text_engine *e)
+{
+    pthread_mutex_unlock(&e->vocab_lock);
+}
+
+const struct ic_engine_health *ic_text_engine_health(const struct ic_text_engine *e)
+{
+    return &e->health;
 }
 
 struct ic_text_counters *ic_text_engine_counters(struct ic_text_engine *e)
@@ -373,14 +595,19 @@ void ic_text_engine_stop(struct ic_text_engine **ep)
     pthread_join(e->thread, NULL);
     ic_text_sched_close(&e->sched);
     ic_text_model_close(&e->model);
+    ic_text_model_close(&e->vocab);
     for (struct command *c = e->head, *next; c; c = next) {
         next = c->next;
         if (c->kind == CMD_SUBMIT)
             ic_text_req_unref(c->req);
         free(c);
     }
+    *ep = NULL;
+    if (e->lost_threads)
+        return;
+    pthread_mutex_destroy(&e->vocab_lock);
     pthread_mutex_destroy(&e->lock);
     pthread_cond_destroy(&e->wake);
+    free(e->life);
     free(e);
-    *ep = NULL;
 }

@@ -6,22 +6,18 @@
 
 #include "hw/governor.h"
 #include "hw/turn.h"
+#include "sched/engine.h"
 #include "sched/events.h"
 #include "sched/text_sched.h"
 #include "text/model.h"
-
-enum ic_engine_state {
-    IC_ENGINE_LOADING,
-    IC_ENGINE_READY,
-    IC_ENGINE_DRAINING, /* what runs goes on, nothing new is taken */
-    IC_ENGINE_FAILED,   /* see ic_text_engine_error */
-    IC_ENGINE_STOPPED,
-};
 
 struct ic_text_engine_config {
     struct ic_text_config model; /* strings must outlive the engine */
     int32_t queue_max;           /* requests waiting at once, one more is IC_BUSY */
     struct ic_turn *turn;        /* shared with other engines that compute on the CPU, or NULL */
+    int64_t idle_unload_ns;      /* without work, until the model is unloaded; 0: never */
+    void (*model_gone)(void *);  /* the engine's thread, after unloading; or NULL */
+    void *model_gone_arg;
     struct ic_governor *governor; /* orders rests between decodes; must outlive the engine, or NULL */
 };
 
@@ -37,11 +33,19 @@ enum ic_engine_state ic_text_engine_state(const struct ic_text_engine *e);
 const struct ic_err *ic_text_engine_error(const struct ic_text_engine *e);
 /* Model facts; NULL until READY. */
 const struct ic_text_info *ic_text_engine_info(const struct ic_text_engine *e);
-/* For tokenising and pieces only, which any thread may do; NULL until READY. */
-const struct ic_text_model *ic_text_engine_model(const struct ic_text_engine *e);
+/* For tokenising and pieces only, which go on while the model is away; NULL until READY and for moments of a rebuilding.
+ * Not NULL: must be given back at once by the same thread, for the engine may wait for it. */
+const struct ic_text_model *ic_text_engine_borrow(struct ic_text_engine *e);
+void ic_text_engine_give_back(struct ic_text_engine *e);
 struct ic_text_counters *ic_text_engine_counters(struct ic_text_engine *e);
-/* Monotonic ns of the last sign of life of the thread; 0 while it sleeps for want of work. */
+/* Monotonic ns of the last sign of life of the thread; 0 while it sleeps for want of work, waits for another engine's
+ * turn or loads the model. */
 int64_t ic_text_engine_beat(const struct ic_text_engine *e);
+const struct ic_engine_health *ic_text_engine_health(const struct ic_text_engine *e);
+/* To be called about once a second by one thread, the one that stops the engine: what stands still for longer than
+ * stall_ns is told to stop; what does not (soon) is left behind with its thread, and the engine goes on in a new thread
+ * with a model opened anew. Only those who had rows in the decode fail (`internal`), the others are computed again. */
+enum ic_watch ic_text_engine_watch(struct ic_text_engine *e, int64_t now, int64_t stall_ns);
 
 /* Takes one reference on success: events follow. IC_BUSY: the queue is full. IC_UNAVAILABLE: not READY. On failure
  * the caller keeps its reference and no event follows. */

@@ -333,6 +333,29 @@ out:
     return st;
 }
 
+enum ic_status ic_text_vocab_open(struct ic_text_model **out, const struct ic_text_config *cfg, struct ic_err *err)
+{
+    struct llama_model_params p = llama_model_default_params();
+    struct ic_text_model *m = calloc(1, sizeof *m);
+    enum ic_status st;
+
+    *out = NULL;
+    if (!m)
+        return ic_fail(err, IC_OOM, "out of memory");
+    p.vocab_only = true;
+    p.n_gpu_layers = 0;
+    if ((st = ic_text_load_backends(cfg->backends, err)) == IC_OK && !(m->model = llama_model_load_from_file(cfg->path, p)))
+        st = ic_fail(err, IC_BAD_REQUEST, "model %s: its vocabulary cannot be read", cfg->path);
+    if (st != IC_OK) {
+        ic_text_model_close(&m);
+        return st;
+    }
+    m->vocab = llama_model_get_vocab(m->model);
+    m->max_piece = longest_piece(m->vocab);
+    *out = m;
+    return IC_OK;
+}
+
 void ic_text_model_close(struct ic_text_model **mp)
 {
     struct ic_text_model *m = *mp;

@@ -36,6 +36,7 @@ struct ic_text_config {
 };
 /* Sizes that are 0 become smaller still where memory is short, before the model is refused. */
 
+#define IC_LEDGER_OWNER_TEXT "text" /* who holds what a model takes */
 #define IC_CTX_DEFAULT_MAX 4096
 #define IC_KV_CONVERSATIONS 4
 #define IC_BATCH_DEFAULT 512
@@ -59,6 +60,8 @@ struct ic_text_model;
  * item; when it does not fit after all, fewer layers are tried, down to none. IC_NOT_FOUND: no such file.
  * IC_BAD_REQUEST: not a model that can generate text, or a size that cannot be. IC_OOM: the context does not fit. */
 enum ic_status ic_text_model_open(struct ic_text_model **out, const struct ic_text_config *cfg, struct ic_err *err);
+/* The vocabulary alone: for tokenising and pieces while the model is away. Costs a few MiB. Errors as above. */
+enum ic_status ic_text_vocab_open(struct ic_text_model **out, const struct ic_text_config *cfg, struct ic_err *err);
 void ic_text_model_close(struct ic_text_model **m);
 const struct ic_text_info *ic_text_model_info(const struct ic_text_model *m);
 

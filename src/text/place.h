@@ -19,7 +19,6 @@
 #define IC_CTX_SHRUNK_MIN 512 /* tokens: no context that nobody asked for becomes smaller than this */
 #define IC_BATCH_SHRUNK_MIN 64
 #define IC_MEASURE_ROUNDS 4 /* a split changes the buffers, and these the split: so often at most */
-#define IC_LEDGER_OWNER_TEXT "text"
 
 /* What a CUDA process takes beside what it asks for: the context itself, where free memory was read without one (an
  * assumed card, NVML), and what comes once it computes: cuBLAS with its workspace, kernels loaded when first used, ggml's

@@ -1,0 +1,45 @@
+/* What both engines have in common: their states, and the watch over their threads. */
+#ifndef IC_SCHED_ENGINE_H
+#define IC_SCHED_ENGINE_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+enum ic_engine_state {
+    IC_ENGINE_LOADING,
+    IC_ENGINE_READY,
+    IC_ENGINE_DRAINING, /* what runs goes on, nothing new is taken */
+    IC_ENGINE_FAILED,   /* see ic_text_engine_error, ic_law_engine_error */
+    IC_ENGINE_STOPPED,
+};
+
+/* What ic_text_engine_watch and ic_law_engine_watch did about an engine that stands still. */
+enum ic_watch {
+    IC_WATCH_WELL,
+    IC_WATCH_ABORTED, /* the tick was told to stop, and has a little time for it */
+    IC_WATCH_REBUILT, /* its thread was left behind, a new one goes on */
+    IC_WATCH_LOST     /* nothing more can be done in this process */
+};
+#define IC_ABORT_GRACE_NS INT64_C(5000000000) /* from being told to being left behind; the stall's limit where that is less */
+#define IC_REBUILDS_MAX 3                     /* without a sign of life in between */
+
+/* The watch over one thread. One thread, about once a second. */
+struct ic_watch_state {
+    int64_t beat, told_ns; /* the last beat seen; since when it has been told to stop, 0: it has not */
+    int rebuilds;
+};
+enum ic_watch_do { IC_WATCH_DO_NOTHING, IC_WATCH_DO_ABORT, IC_WATCH_DO_WAIT, IC_WATCH_DO_REBUILD, IC_WATCH_DO_GIVE_UP };
+/* What to do about a thread whose last sign of life was at `beat` (0: it sleeps). ABORT comes once per stall, WAIT until
+ * its grace is over, then REBUILD once, counted; after IC_REBUILDS_MAX of them without life in between, GIVE_UP. */
+enum ic_watch_do ic_watch_next(struct ic_watch_state *w, int64_t beat, int64_t now, int64_t stall_ns);
+
+/* Written by the engine and its watch, read by any thread at any time. */
+struct ic_engine_health {
+    _Atomic uint64_t aborted, rebuilt; /* ticks told to stop; engines built anew */
+    _Atomic uint64_t unloaded, woken;  /* the model went away and came back */
+    _Atomic double wake_s;             /* seconds it took to come back the last time */
+    atomic_bool away;
+};
+
+#endif

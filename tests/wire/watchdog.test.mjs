@@ -1,0 +1,151 @@
+// What stands still is told to stop, then left behind, and only at the end the process goes; what idles is unloaded and
+// comes back. The faults come from IC_FAULT (src/base/fault.h).
+import test from 'node:test';
+import assert from 'node:assert/strict';
+import fs from 'node:fs';
+import path from 'node:path';
+import { ENDLESS, GREEDY, Client, Server, run, tempDir, until, withServer } from './lib.mjs';
+import { LAW, SimClient } from './simlib.mjs';
+
+const STORY = 'Once upon a time';
+const LONG = { ...GREEDY, max_tokens: 40 };
+// A thread that hangs keeps what it has: no leak.
+const env = (fault) => ({ env: { IC_FAULT: fault, ASAN_OPTIONS: 'detect_leaks=0' } });
+const healed = (server, name, engine, n = 1) =>
+  until(async () => (await server.metrics())[`ic_engine_${name}{engine="${engine}"}`] === n, `${name} of ${engine}`);
+
+test('a decode that takes too long is told to stop: those in it fail, who waited is served', async () => {
+  await withServer(['--stall-seconds', '1', '--parallel', '1'], async (server) => {
+    const c = await server.connect();
+    const hit = c.infer(STORY, ENDLESS);
+    await hit.first();
+    const waits = c.infer(STORY, LONG);
+    assert.equal((await hit.refused()).code, 'internal');
+    assert.equal((await hit.finished()).reason, 'error');
+    const text = (await waits.done()).text;
+    assert.equal(await c.text(STORY, LONG), text);
+    await healed(server, 'ticks_aborted_total', 'text');
+    assert.equal((await server.metrics())['ic_engine_rebuilt_total{engine="text"}'], 0);
+  }, env('text-stall:20'));
+});
+
+test('a decode that hangs is left behind, and the engine goes on in the same process', async () => {
+  await withServer(['--stall-seconds', '1', '--parallel', '2'], async (server) => {
+    const c = await server.connect();
+    const hit = [c.infer(STORY, ENDLESS), c.infer('The cat', ENDLESS)];
+    await hit[0].first();
+    const waits = c.infer(STORY, LONG);
+    for (const s of hit) {
+      assert.equal((await s.refused()).code, 'internal');
+      assert.equal((await s.finished()).reason, 'error');
+    }
+    const text = (await waits.done()).text;
+    await healed(server, 'rebuilt_total', 'text');
+    assert.equal(await (await server.connect()).text(STORY, LONG), text, 'and is right');
+    assert.equal((await server.http('/health')).status, 200);
+  }, env('text-hang:30'));
+});
+
+test('what was said before the hang is not lost', async () => {
+  await withServer(['--stall-seconds', '1'], async (server) => {
+    const c = await server.connect();
+    const session_id = await c.session();
+    const said = await c.text(STORY, { ...GREEDY, max_tokens: 10 }, { session_id });
+    const hit = c.infer('The cat', ENDLESS);
+    assert.equal((await hit.refused()).code, 'internal');
+    const more = await c.text(' Then', { ...GREEDY, max_tokens: 10 }, { session_id });
+    assert.equal(more, await c.text(`${STORY}${said} Then`, { ...GREEDY, max_tokens: 10 }));
+  }, env('text-hang:60'));
+});
+
+test('an engine that hangs again and again ends the process, with its state written', async (t) => {
+  const dump = path.join(tempDir(t), 'state');
+  const server = await Server.start(['--stall-seconds', '1', '--state-dump', dump], env('text-dead:20'));
+  const c = await server.connect();
+  let internal = 0;
+  const asker = (async () => {
+    while (c.isOpen) {
+      const s = c.infer(STORY, ENDLESS);
+      await s.finished().catch(() => {});
+      internal += s.error?.code === 'internal';
+    }
+  })();
+  const end = await server.exit;
+  await asker;
+  assert.equal(end.code, 6, server.log.slice(-10).join('\n'));
+  assert.equal(internal, 3, 'one for each time that the engine was built anew');
+  const text = fs.readFileSync(dump, 'utf8');
+  assert.match(text, /^# text engine: state 1, last sign of life [1-9]/m);
+  assert.match(text, /^# connection 0: request \d+/m);
+  assert.match(text, /^ic_engine_rebuilt_total\{engine="text"\} 3$/m);
+  assert.ok(!text.includes(STORY));
+  assert.match(server.log.at(-1), /stands still for good/);
+});
+
+test('a decode without memory fails those in it only', async () => {
+  await withServer([], async (server) => {
+    const c = await server.connect();
+    const hit = c.infer(STORY, ENDLESS);
+    assert.equal((await hit.refused()).code, 'internal');
+    assert.equal((await c.infer(STORY, LONG).done()).end.reason, 'length');
+  }, env('text-oom:20'));
+});
+
+test('a law whose step hangs: its simulations are lost, others and the text engine go on', async () => {
+  await withServer(['--stall-seconds', '1', '--law', LAW, '--law-max-batch', '1'], async (server) => {
+    const c = await SimClient.open(server);
+    const kept = (await c.create({ frames: false })).sim_id;
+    await c.steps(kept, 3);
+    const state = await c.state(kept);
+    const hit = (await c.create({ frames: false, seed: 2 })).sim_id;
+    const lost = c.wait((m) => m.op === 'error' && m.code === 'internal', 'the error');
+    const closed = c.wait((m) => m.op === 'sim_closed' && m.sim_id === hit, 'its end');
+    await c.sim('sim_step', { sim_id: hit, steps: 100 });
+    const text = c.infer(STORY, LONG);
+    await Promise.all([lost, closed, text.done()]);
+    await healed(server, 'rebuilt_total', 'law');
+    assert.deepEqual(await c.state(kept), state, 'as it was');
+    assert.equal((await c.steps(kept, 2)).step, 5);
+    const again = (await c.create({ frames: false })).sim_id;
+    await c.steps(again, 5);
+    assert.deepEqual(await c.state(again), await c.state(kept), 'and steps as before');
+    await c.refused('sim_state', { sim_id: hit }, 'not_found');
+  }, env('law-hang:10'));
+});
+
+test('an idle model is unloaded, comes back for the next request, and sessions go on', async () => {
+  await withServer(['--idle-unload', '1'], async (server) => {
+    const c = await server.connect();
+    const session_id = await c.session();
+    const said = await c.text(STORY, LONG, { session_id });
+    const whole = await c.text(`${STORY}${said} Then`, LONG);
+    await healed(server, 'unloaded', 'text');
+    const held = server.rss();
+    assert.equal((await server.http('/ready')).status, 200, 'ready, though it has to wake up first');
+    const { tokens } = (await server.http('/tokenize', { method: 'POST', body: JSON.stringify({ content: STORY }) })).json;
+    assert.ok(tokens.length > 0, 'words are taken apart meanwhile');
+    assert.equal((await server.http('/detokenize', { method: 'POST', body: JSON.stringify({ tokens }) })).json.content.trim(), STORY);
+    assert.equal((await server.metrics())['ic_engine_unloaded{engine="text"}'], 1, 'that needs no model');
+    assert.equal(await c.text(' Then', LONG, { session_id }), whole);
+    const m = await server.metrics();
+    assert.equal(m['ic_engine_woken_total{engine="text"}'], 1);
+    console.log(`came back in ${m['ic_engine_wake_seconds{engine="text"}'].toFixed(3)} s; ${(held / 2 ** 20).toFixed(1)} MiB resident while away`);
+    await healed(server, 'unloaded_total', 'text', 2);
+    assert.equal(await c.text(STORY, LONG), said, 'again');
+  });
+});
+
+test('an idle model that is asked by many at once', async () => {
+  await withServer(['--idle-unload', '1'], async (server) => {
+    const clients = await Promise.all(Array.from({ length: 8 }, () => server.connect()));
+    const want = await clients[0].text(STORY, LONG);
+    await healed(server, 'unloaded', 'text');
+    assert.deepEqual(await Promise.all(clients.map((c) => c.text(STORY, LONG))), clients.map(() => want));
+    await healed(server, 'unloaded_total', 'text', 2);
+    const gone = await server.connect();
+    gone.infer(STORY, ENDLESS);
+    await gone.sync();
+    gone.terminate(); // asks and goes: the model may come back for nobody, and nobody is harmed
+    assert.equal(await clients[0].text(STORY, LONG), want);
+  });
+});
