@@ -160,6 +160,8 @@ void ic_conn_error(struct ic_server *s, struct conn *c, const char *id, const ch
     struct ic_buf *b = ic_reply(s, "error");
 
     s->errors++;
+    ic_log_about(&(struct ic_log_ids){.owner = ic_owner_of(c->peer), .id = id}, IC_LOG_DEBUG, "request", "told: %s",
+                 ic_status_name(err->code)); /* the text may quote the client */
     if (id)
         ic_json_kstr(b, "id", id);
     if (session)
@@ -215,6 +217,7 @@ static void on_open(void *app, struct ic_peer *p)
     }
     IC_ASSERT(p->id.slot < s->cfg.connections_max && !s->conns[p->id.slot]);
     c->peer = p;
+    ic_log_about(&(struct ic_log_ids){.owner = ic_owner_of(p)}, IC_LOG_DEBUG, "proto", "connected");
     c->sessions_max = s->cfg.sessions_max;
     c->authed = !s->cfg.keys;
     p->app = c;
@@ -300,6 +303,8 @@ static void on_close(void *app, struct ic_peer *p)
         close_job(s, p);
     if (p->kind != IC_PEER_WS || !c)
         return;
+    ic_log_about(&(struct ic_log_ids){.owner = ic_owner_of(p)}, IC_LOG_DEBUG, "proto", "gone, with %d requests under way",
+                 c->n_streams);
     ic_sim_conn_closed(s, c);
     cancel_streams(s, c, IC_CANCEL_GONE);
     for (int i = 0; s->text && i < c->n_sessions; i++)
@@ -353,6 +358,13 @@ static void log_end(const struct ic_server *s, struct conn *c, const struct ic_e
     else if (ev->kind == IC_EVENT_END)
         ic_log_about(&ids, IC_LOG_INFO, "request", "%s: %d tokens for a prompt of %d (%d known), %.1f ms, the first after %.1f",
                      ic_end_name(ev->reason), t->tokens, t->prompt_tokens, t->cached_tokens, t->total_ms, t->ttft_ms);
+    if (ev->kind != IC_EVENT_SIM_CREATED && ev->kind != IC_EVENT_SIM_CLOSED)
+        return;
+    ids.sim = ev->sim.sim;
+    if (ev->kind == IC_EVENT_SIM_CREATED)
+        ic_log_about(&ids, IC_LOG_INFO, "request", "simulation of law %u on %u x %u", ev->sim.law, ev->sim.height, ev->sim.width);
+    else
+        ic_log_about(&ids, IC_LOG_INFO, "request", "simulation closed after %lld steps", (long long)ev->sim.step);
 }
 
 static void route(struct ic_server *s, struct ic_event *ev)

@@ -44,6 +44,41 @@ test('levels per module', async () => {
   assert.deepEqual(all.filter((l) => !['serve', 'request'].includes(l.module) && !['error', 'warn'].includes(l.level)), []);
 });
 
+test('a reader of the log who does not read holds no request up; what he misses is counted', async () => {
+  const srv = await Server.start(['--log-level', 'info,request=debug,proto=debug']);
+  const c = await srv.connect();
+  srv.process.stderr.pause();
+  const missing = async () => (await srv.metrics())['ic_log_lines_missing_total{reason="queue"}'];
+  for (let n = 0; n < 40000 && !(await missing()); n += 50)
+    await Promise.all(Array.from({ length: 50 }, () => c.text('a', { ...GREEDY, max_tokens: 1 })));
+  const dropped = await missing();
+  assert.ok(dropped > 0, 'the pipe and the ring are full');
+  srv.process.stderr.resume();
+  const told = await until(() => srv.log.map((l) => JSON.parse(l)).find((l) => l.module === 'log'), 'the count');
+  assert.equal(told.level, 'warn');
+  assert.match(told.msg, /^log lines are missing here: \d+ found the queue full, 0 could not be written$/);
+  await c.close();
+  await srv.stop();
+});
+
+test('simulations, connections and refusals are in it too, with their numbers', async () => {
+  const law = path.join(path.dirname(MODEL), '../laws/ginzburg-landau');
+  const srv = await Server.start(['--law', law, '--log-level', 'info,request=debug,proto=debug']);
+  const c = await srv.connect();
+  const { sim_id } = await c.ask({ op: 'sim_create', grid: 32, id: 's' }, (m) => m.op === 'sim_created' || m.op === 'error');
+  await c.ask({ op: 'sim_close', sim_id }, (m) => m.op === 'sim_closed' || m.op === 'error');
+  await c.bad({ op: 'infer', id: 'no', params: {} }, 'bad_request');
+  await c.close();
+  await until(() => srv.log.some((l) => l.includes('gone, with 0')), 'its close');
+  await srv.stop();
+  const lines = linesOf(srv.log.join('\n'));
+  const of = (text) => lines.find((l) => l.msg.startsWith(text));
+  assert.equal(of('connected').conn, of('gone').conn);
+  assert.equal(`sim_${of('simulation of law 0 on 32 x 32').sim}`, sim_id);
+  assert.equal(of('simulation closed after 0 steps').conn, of('connected').conn);
+  assert.equal(of('told: bad_request').id, 'no');
+});
+
 test('no prompt, no answer, nothing of what clients send is in the log at the default level', async () => {
   const srv = await Server.start();
   const c = await srv.connect();
