@@ -27,6 +27,7 @@
 #include "hw/monitor.h"
 #include "hw/nvml.h"
 #include "hw/cpu.h"
+#include "hw/cuda_context.h"
 #include "hw/ledger.h"
 #include "net/net.h"
 #include "ops/crash.h"
@@ -264,6 +265,22 @@ static enum ic_status start_monitor(struct serve *s, struct ic_err *err)
     return st;
 }
 
+/* For the planner, which takes the lower of two opinions. */
+static bool gpu_free(void *arg, const char *pci, uint64_t *bytes)
+{
+    return ic_nvml_free_memory(((struct serve *)arg)->opt.nvml_library, pci, bytes);
+}
+
+/* The model has left: so does the context, which would keep the card awake. */
+static void model_gone(void *arg)
+{
+    int n = ic_cuda_release();
+
+    (void)arg;
+    if (n > 0)
+        ic_info("text", "the contexts on %d GPUs were given back", n);
+}
+
 /* --law-max-batch: auto, or a number. */
 static enum ic_status law_batch(const struct ic_options *o, struct ic_law_engine_config *law, struct ic_err *err)
 {
@@ -332,6 +349,10 @@ static enum ic_status start(struct serve *s, struct ic_err *err)
         (st = ic_cli_text_config(o, &text.model, err)) != IC_OK)
         return st;
     text.model.ledger = s->ledger;
+    text.model.gpu_free = gpu_free;
+    text.model.gpu_free_arg = s;
+    if (o->model && strcmp(law.backend, "cuda") != 0) /* else another's work is on the card */
+        text.model_gone = model_gone;
     /* The server exists before the network, which calls it, and after the engine, which it calls; the engine's
      * thread starts last, when there is a loop to wake. */
     if ((st = ic_server_open(&s->server, &server, &s->events, err)) != IC_OK ||

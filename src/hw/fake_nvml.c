@@ -61,6 +61,16 @@ EXPORT int nvmlDeviceGetHandleByIndex_v2(unsigned i, dev *out)
     return fake_nvml.gpu[i].handle_rc;
 }
 
+/* Device i is at 0000:0i:00.0. */
+EXPORT int nvmlDeviceGetHandleByPciBusId_v2(const char *pci, dev *out)
+{
+    unsigned bus;
+
+    if (sscanf(pci, "0000:%2x:00.0", &bus) != 1 || (int)bus >= fake_nvml.n)
+        return 6; /* NVML_ERROR_NOT_FOUND */
+    return nvmlDeviceGetHandleByIndex_v2(bus, out);
+}
+
 EXPORT int nvmlDeviceGetName(dev d, char *name, unsigned len)
 {
     snprintf(name, len, "Fake GPU %d", d->index);

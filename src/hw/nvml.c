@@ -50,6 +50,7 @@ struct nvml_memory { /* nvmlMemory_t: bytes */
     X(shutdown, "nvmlShutdown", (void))                                                                    \
     X(count, "nvmlDeviceGetCount_v2", (unsigned *))                                                        \
     X(handle, "nvmlDeviceGetHandleByIndex_v2", (unsigned, nvml_dev *))                                     \
+    X(by_pci, "nvmlDeviceGetHandleByPciBusId_v2", (const char *, nvml_dev *))                              \
     X(name, "nvmlDeviceGetName", (nvml_dev, char *, unsigned))                                             \
     X(uuid, "nvmlDeviceGetUUID", (nvml_dev, char *, unsigned))                                             \
     X(temperature, "nvmlDeviceGetTemperature", (nvml_dev, int, unsigned *))                                \
@@ -281,4 +282,22 @@ enum ic_status ic_nvml_source(struct ic_sensor_source *out, const char *library,
 void ic_nvml_set_clock(const struct ic_sensor_source *s, int64_t (*now_ns)(void))
 {
     ((struct nvml *)s->arg)->now_ns = now_ns;
+}
+
+bool ic_nvml_free_memory(const char *library, const char *pci, uint64_t *bytes)
+{
+    struct nvml *n = calloc(1, sizeof *n);
+    struct ic_err err;
+    struct nvml_memory mem;
+    nvml_dev dev;
+
+    if (!n)
+        return false;
+    n->now_ns = ic_now_ns;
+    bool ok = load(n, library, &err) == IC_OK && n->by_pci && n->memory && n->by_pci(pci, &dev) == NVML_SUCCESS &&
+              n->memory(dev, &mem) == NVML_SUCCESS;
+    nvml_close(n);
+    if (ok)
+        *bytes = mem.free;
+    return ok;
 }

@@ -241,11 +241,31 @@ static void the_real_one(void **state)
     s.close(s.arg);
 }
 
+static void free_memory_by_address(void **state)
+{
+    uint64_t bytes = 1;
+
+    (void)state;
+    fake->gpu[1].used = 3ULL << 29;
+    assert_true(ic_nvml_free_memory(FAKE_NVML, "0000:01:00.0", &bytes));
+    assert_int_equal(bytes, 3ULL << 29);
+    assert_int_equal(fake->inits, 1);
+    assert_int_equal(fake->shutdowns, 1);
+    bytes = 7;
+    assert_false(ic_nvml_free_memory(FAKE_NVML, "0000:02:00.0", &bytes));
+    fake->gpu[1].mem_rc = 3; /* not supported */
+    assert_false(ic_nvml_free_memory(FAKE_NVML, "0000:01:00.0", &bytes));
+    assert_false(ic_nvml_free_memory("/nonexistent/libnvidia-ml.so.1", "0000:01:00.0", &bytes));
+    fake->init_rc = 9;
+    assert_false(ic_nvml_free_memory(FAKE_NVML, "0000:01:00.0", &bytes));
+    assert_int_equal(bytes, 7);
+}
+
 int main(void)
 {
 #define T(f) cmocka_unit_test_setup_teardown(f, load_fake, unload_fake)
     const struct CMUnitTest tests[] = {
-        T(everything), T(one_by_one), T(lost_and_found), T(absence), cmocka_unit_test(the_real_one),
+        T(everything), T(one_by_one), T(lost_and_found), T(absence), T(free_memory_by_address), cmocka_unit_test(the_real_one),
     };
     ic_log_set_level(IC_LOG_ERROR);
     return cmocka_run_group_tests(tests, NULL, NULL);
