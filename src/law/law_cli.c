@@ -30,7 +30,9 @@ static const char usage[] =
     "                [--csv F] [--plot F.svg] [--backend B] [--threads N] [--config F] [--arch A]\n"
     "P is fp32, fp16, bf16, nf4 or nf4dq (nf4 with its scales quantised too). RULES are exceptions,\n"
     "LAYER=P,LAYER=P where LAYER is a layer, a block or all; nf4 alone leaves the first and last block\n"
-    "and the output in fp32.\n";
+    "and the output in fp32. fidelity also knows fp32~: fp32 from starts nudged by a millionth. It ends "
+    "with\n"
+    "1 where a precision fails, 0 where each passes or more seeds would have to tell.\n";
 
 static int usage_error(const char *what, const char *value)
 {
@@ -587,13 +589,15 @@ static int fidelity_rows(const struct options *o, struct ic_law_fidelity_opts *f
 {
     const char *names[IC_LAW_FIDELITY_ROWS_MAX];
     struct ic_err err = {0};
-    const unsigned n = pieces(o->precisions ? o->precisions : "fp16,bf16,nf4", store, size, names,
+    const unsigned n = pieces(o->precisions ? o->precisions : "fp32~,fp16,bf16,nf4", store, size, names,
                               IC_LAW_FIDELITY_ROWS_MAX - 1);
     if (!n)
         return usage_error("--precisions is not a list of precisions: ", o->precisions);
     for (unsigned i = 0; i < n; i++) {
         fo->row[i].name = names[i];
-        if (ic_law_policy_parse(names[i], NULL, &fo->row[i].policy, &err) != IC_OK)
+        fo->row[i].nudged = strcmp(names[i], "fp32~") == 0;
+        if (ic_law_policy_parse(fo->row[i].nudged ? "fp32" : names[i], NULL, &fo->row[i].policy, &err) !=
+            IC_OK)
             return usage_error(err.msg, NULL);
     }
     fo->rows = n;
@@ -638,7 +642,7 @@ static int fidelity(int argc, char **argv)
 {
     struct options o = {0};
     char store[128];
-    bool pass = false;
+    enum ic_law_fidelity_verdict worst;
     int rc =
         parse(argc, argv,
               " --law --grids --seeds --steps --precisions --law-policy --threshold --layers --csv --plot "
@@ -658,8 +662,8 @@ static int fidelity(int argc, char **argv)
     if (rc != IC_EXIT_OK)
         return rc;
     struct ic_err err = {0};
-    enum ic_status s = ic_law_fidelity(&fo, &pass, &err);
-    return s == IC_OK && !pass ? IC_EXIT_FAILED : report(o.law, s, &err);
+    enum ic_status s = ic_law_fidelity(&fo, &worst, &err);
+    return s == IC_OK && worst == IC_LAW_FIDELITY_FAIL ? IC_EXIT_FAILED : report(o.law, s, &err);
 }
 
 int ic_law_main(int argc, char **argv)
