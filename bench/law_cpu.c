@@ -9,6 +9,7 @@
  * bench/law.sh. --dump writes weights, start and end state for bench/law_torch.py to repeat. */
 #include <stdbool.h>
 #include <stdint.h>
+#include <time.h>
 
 #include "base/clock.h"
 #include "law/cpu/cpu.h"
@@ -28,6 +29,14 @@ static int by_value(const void *a, const void *b)
 {
     const double x = *(const double *)a, y = *(const double *)b;
     return (x > y) - (x < y);
+}
+
+/* Of all threads of this process: on a busy machine, with one thread, this is what a step costs. */
+static double cpu_ms(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
+    return (double)t.tv_sec * 1e3 + (double)t.tv_nsec / 1e6;
 }
 
 static void print_ops(const struct ic_law_exec *exec, unsigned batch, unsigned steps)
@@ -103,8 +112,8 @@ static void run_case(const struct options *o, const struct ic_law *law, const st
         exit(1);
     }
     struct ic_law_io *io = calloc(batch, sizeof *io);
-    double *ms = calloc(o->repeat, sizeof *ms);
-    if (!io || !ms)
+    double *ms = calloc(o->repeat, sizeof *ms), *cpu = calloc(o->repeat, sizeof *cpu);
+    if (!io || !ms || !cpu)
         exit(1);
     for (unsigned i = 0; i < batch; i++) {
         io[i] = (struct ic_law_io){.psi = aligned_alloc(64, (bytes + 63) / 64 * 64), .gamma = law->gamma};
@@ -115,15 +124,19 @@ static void run_case(const struct options *o, const struct ic_law *law, const st
     ic_law_cpu_profile(exec, o->ops);
     for (unsigned i = 0; i < o->repeat; i++) {
         const int64_t t = ic_now_ns();
+        const double c = cpu_ms();
         ic_law_backend_cpu.step(exec, io, batch);
+        cpu[i] = cpu_ms() - c;
         ms[i] = (double)(ic_now_ns() - t) / 1e6;
     }
     qsort(ms, o->repeat, sizeof *ms, by_value);
+    qsort(cpu, o->repeat, sizeof *cpu, by_value);
     const double flop = 2.0 * (double)plan->macs * batch, median = ms[o->repeat / 2];
     printf("grid %3u batch %2u  %8.2f ms/step (min %8.2f)  %6.1f GFLOP/s (max %6.1f), %3.0f%% of peak; "
            "%.2f MiB arena and scratch\n",
            grid, batch, median, ms[0], flop / median / 1e6, flop / ms[0] / 1e6,
            100 * flop / median * 1e3 / peak, (double)ic_law_backend_cpu.exec_bytes(exec) / 1048576.0);
+    printf("  CPU time %.2f ms/step (min %.2f)\n", cpu[o->repeat / 2], cpu[0]);
     printf("RESULT %u %u %.4f %.4f\n", grid, batch, median, ms[0]);
     if (o->ops)
         print_ops(exec, batch, o->repeat);
@@ -131,6 +144,7 @@ static void run_case(const struct options *o, const struct ic_law *law, const st
         free(io[i].psi);
     free(io);
     free(ms);
+    free(cpu);
     ic_law_backend_cpu.close(&exec);
     ic_law_plan_close(&plan);
 }

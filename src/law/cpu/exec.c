@@ -29,7 +29,7 @@
 
 #include "base/clock.h"
 
-enum phase_kind { WINO, DIRECT, CONVT, CHAIN, NORM, MOMENTS, PLAIN };
+enum phase_kind { WINO, WINO_FEW, DIRECT, CONVT, CHAIN, NORM, MOMENTS, PLAIN };
 
 struct phase {
     enum phase_kind kind;
@@ -88,11 +88,17 @@ struct ic_cpu_segments ic_cpu_segments_direct(unsigned height, unsigned width)
     return segments(height, width, IC_CPU_CHUNK);
 }
 
+/* Groups of up to IC_CPU_TILES tiles, whole segments each. */
+static unsigned groups_of(const struct ic_cpu_segments *s, unsigned samples)
+{
+    const unsigned per_group = IC_CPU_TILES / s->run;
+    return (s->rows * s->per_row * samples + per_group - 1) / per_group;
+}
+
 unsigned ic_cpu_wino_units(const struct ic_cpu_conv *c)
 {
     const struct ic_cpu_segments s = ic_cpu_segments_wino(c->height, c->width);
-    const unsigned per_unit = IC_CPU_TILES / s.run;
-    return (s.rows * s.per_row * c->samples + per_unit - 1) / per_unit * c->splits;
+    return groups_of(&s, c->samples) * c->splits;
 }
 
 unsigned ic_cpu_direct_units(const struct ic_cpu_conv *c)
@@ -101,6 +107,8 @@ unsigned ic_cpu_direct_units(const struct ic_cpu_conv *c)
     return s.rows * s.per_row * c->samples * c->splits;
 }
 
+#define V_BYTES ((size_t)2400 << 10) /* of transformed inputs that share expanded weights, per thread */
+
 /* floats of one entry of a kernel's table of block offsets */
 #define OFFSET (sizeof(size_t) / sizeof(float))
 
@@ -108,6 +116,22 @@ size_t ic_cpu_wino_scratch(unsigned k_blocks)
 {
     const size_t lane = IC_CPU_TILES * 16, v = 36 * (k_blocks * lane + 16), m = 2 * 36 * (lane + 16);
     return v + m + k_blocks * OFFSET;
+}
+
+/* More groups amortise the expansion (117 vector operations for 16 weights' 36 points, beside 36 FMAs a
+ * tile) and fall out of L2; a group's transformed inputs take K * 2304 bytes. Measured: see
+ * IC_LAW_CPU_V_BYTES. */
+unsigned ic_cpu_wino_groups_max(unsigned k_blocks)
+{
+    const size_t fit = V_BYTES / ((size_t)k_blocks * 16 * 36 * IC_CPU_TILES * sizeof(float));
+    return fit < 1 ? 1 : fit > IC_CPU_GROUPS_MAX ? IC_CPU_GROUPS_MAX : (unsigned)fit;
+}
+
+size_t ic_cpu_wino_few_scratch(unsigned k_blocks, unsigned groups)
+{
+    const size_t lane = IC_CPU_TILES * 16, v = 36 * (k_blocks * lane + 16), m = 2 * 36 * (lane + 16);
+    return groups * (v + m) + 36 * ((size_t)k_blocks * 16 * IC_CPU_PANEL + IC_CPU_EXPAND_PAD) +
+           k_blocks * OFFSET;
 }
 
 size_t ic_cpu_direct_scratch(unsigned k_blocks)
@@ -198,13 +222,17 @@ static void add_expand(const struct builder *b, struct phase *p, struct ic_cpu_c
         return;
     struct ic_cpu_expand *x = &p->expand[p->expands];
     *x = ic_cpu_expand_of(pk, b->plan, index);
+    if (p->kind == WINO) {
+        p->kind = WINO_FEW;
+        c->expand = x;
+        return;
+    }
     /* the links of a chain lie one after the other */
     if (p->expands)
         x->u = p->expand[p->expands - 1].u +
                (size_t)(p->expand[p->expands - 1].blocks + 1) / 2 * p->expand[p->expands - 1].panel_stride;
     x->block_to = x->blocks;
     c->u = x->u;
-    c->pad = x->pad;
     p->panels_at_once = pk->ops[index].panels_at_once;
     p->expands++;
 }
@@ -369,6 +397,12 @@ static struct needs needs_of(const struct ic_law_exec *e)
         const unsigned k = p->kind <= CONVT ? p->a.conv.in[0].blocks + p->a.conv.in[1].blocks : 0;
         switch (p->kind) {
         case WINO: at_least(&n.scratch, ic_cpu_wino_scratch(k)); break;
+        case WINO_FEW: {
+            const struct ic_cpu_segments seg = ic_cpu_segments_wino(p->a.conv.height, p->a.conv.width);
+            const unsigned all = groups_of(&seg, (unsigned)samples), most = ic_cpu_wino_groups_max(k);
+            at_least(&n.scratch, ic_cpu_wino_few_scratch(k, all < most ? all : most));
+            break;
+        }
         case DIRECT: at_least(&n.scratch, ic_cpu_direct_scratch(k)); break;
         case CONVT: at_least(&n.scratch, k * OFFSET); break;
         case CHAIN: at_least(&n.scratch, ic_cpu_chain_scratch(&p->a.chain)); break;
@@ -462,6 +496,7 @@ static void do_unit(void *ctx, unsigned unit, unsigned worker)
     float *scratch = j->e->scratch + worker * j->e->scratch_floats;
     switch (j->p->kind) {
     case WINO: k->wino(&j->p->a.conv, unit, scratch); break;
+    case WINO_FEW: k->wino_few(&j->p->a.conv, unit, scratch); break;
     case DIRECT: k->direct(&j->p->a.conv, unit, scratch); break;
     case CONVT: k->convt(&j->p->a.conv, unit, scratch); break;
     case CHAIN: k->chain(&j->p->a.chain, unit, scratch); break;
@@ -469,6 +504,28 @@ static void do_unit(void *ctx, unsigned unit, unsigned worker)
     case MOMENTS: k->moments(&j->p->a.moments, unit); break;
     case PLAIN: j->p->plain(&j->p->a.p, unit); break;
     }
+}
+
+/* How the groups of tiles are shared out where each unit expands its own weights: as many groups to a unit
+ * as may be, but a unit for every thread, and units evenly; where there are fewer groups than threads, by
+ * panels too. */
+static unsigned share_groups(struct ic_cpu_conv *c, unsigned threads)
+{
+    const struct ic_cpu_segments s = ic_cpu_segments_wino(c->height, c->width);
+    const unsigned groups = groups_of(&s, c->samples), panels = (c->out_blocks + 1) / 2;
+    const unsigned most = ic_cpu_wino_groups_max(c->in[0].blocks + c->in[1].blocks);
+    unsigned units = (groups + most - 1) / most;
+    /* with few tiles, transforming them twice costs less than expanding the weights twice */
+    const bool by_panel =
+        units < threads && panels >= threads && c->out_blocks * 16 >= groups * IC_CPU_TILES;
+    if (!by_panel) {
+        units = (units + threads - 1) / threads * threads;
+        units = units < groups ? units : groups;
+    }
+    c->groups = (groups + units - 1) / units;
+    units = (groups + c->groups - 1) / c->groups;
+    c->splits = splits_for(units, panels, threads);
+    return units * c->splits;
 }
 
 /* Sets what depends on this micro-batch; returns the number of units. */
@@ -484,6 +541,7 @@ static unsigned prepare(struct ic_law_exec *e, struct phase *p, const struct ic_
         c->splits = splits_for(p->kind == WINO ? ic_cpu_wino_units(c) : ic_cpu_direct_units(c),
                                c->panel_to - c->panel_from, threads);
         return p->kind == WINO ? ic_cpu_wino_units(c) : ic_cpu_direct_units(c);
+    case WINO_FEW: c->samples = n; return share_groups(c, threads);
     case CONVT: c->samples = n; return n * c->height;
     case CHAIN:
         p->a.chain.samples = n;

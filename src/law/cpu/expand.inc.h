@@ -1,6 +1,8 @@
 /* Weights kept in 4 or 16 bits, made into the float32 form that the convolutions read, a pass of output
  * panels at a time (exec.c): a unit is one block of 16 outputs and IC_CPU_EXPAND_CHUNK inputs of it.
  *
+ * Or, for Winograd, made in the scratch of the unit that reads them (wino_few).
+ *
  * Vectors run along the output channels. A 4-bit code is looked up by one permutation of the codebook; a
  * 3x3 kernel then goes through Winograd's G g G^T in float32 (pack.c does float32 weights in double; the
  * difference is an ulp or two of a number that was rounded to 4 or 16 bits before). Points of a panel lie
@@ -201,19 +203,86 @@ EXPAND_FNS(F16)
 EXPAND_FNS(BF16)
 EXPAND_FNS(NF4)
 
-static void expand(const struct ic_cpu_expand *x, unsigned unit)
+typedef void (*expand_fn)(const struct ic_cpu_expand *, unsigned, unsigned, float *, unsigned, size_t);
+
+static expand_fn expand_fn_of(const struct ic_cpu_expand *x)
 {
-    typedef void (*fn)(const struct ic_cpu_expand *, unsigned, unsigned, float *, unsigned, size_t);
-    static const fn fns[][4] = {
+    static const expand_fn fns[][4] = {
         [IC_CPU_F16] = {expand_F16_9_1, expand_F16_9_0, expand_F16_4_0, expand_F16_1_0},
         [IC_CPU_BF16] = {expand_BF16_9_1, expand_BF16_9_0, expand_BF16_4_0, expand_BF16_1_0},
         [IC_CPU_NF4] = {expand_NF4_9_1, expand_NF4_9_0, expand_NF4_4_0, expand_NF4_1_0},
     };
+    return fns[x->form][x->taps == 9 ? !x->wino : x->taps == 4 ? 2 : 3];
+}
+
+static void expand(const struct ic_cpu_expand *x, unsigned unit)
+{
     const unsigned chunks = (x->k + IC_CPU_EXPAND_CHUNK - 1) / IC_CPU_EXPAND_CHUNK;
     const unsigned block = x->block_from + unit / chunks, panel = block / 2;
     const unsigned width = x->blocks - panel * 2 >= 2 ? 32 : 16;
-    const size_t point = x->transposed ? x->tap_stride : (size_t)x->k * width + x->pad;
+    const size_t point = x->transposed ? x->tap_stride : (size_t)x->k * width;
     float *u = x->u + (panel - x->block_from / 2) * x->panel_stride + block % 2 * 16;
-    const unsigned kind = x->taps == 9 ? !x->wino : x->taps == 4 ? 2 : 3;
-    fns[x->form][kind](x, block, unit % chunks * IC_CPU_EXPAND_CHUNK, u, width, point);
+    expand_fn_of(x)(x, block, unit % chunks * IC_CPU_EXPAND_CHUNK, u, width, point);
+}
+
+/* Winograd's convolution with weights in few bits. A unit takes more tiles than `wino` does, so that a
+ * panel of weights, expanded in its own scratch (36 * K * 32 * 4 bytes: 1.2 MB at K = 256, about a core's
+ * L2), serves all of them; point by point, so that a point's weights are read from L1 for all but the first
+ * group. */
+static void wino_few(const struct ic_cpu_conv *c, unsigned unit, float *scratch)
+{
+    const struct ic_cpu_segments seg = ic_cpu_segments_wino(c->height, c->width);
+    const unsigned total = seg.rows * seg.per_row * c->samples, per_group = IC_CPU_TILES / seg.run;
+    const unsigned split = unit % c->splits;
+    const unsigned k_blocks = c->in[0].blocks + c->in[1].blocks;
+    const size_t point = v_point(k_blocks), k = (size_t)k_blocks * 16;
+    struct group {
+        struct wino_tile tiles[IC_CPU_TILES];
+        unsigned counts[IC_CPU_TILES], first, segments, n;
+    } group[IC_CPU_GROUPS_MAX];
+    float *v = scratch, *m = v + c->groups * 36 * point, *u = m + (size_t)c->groups * 2 * 36 * M_POINT;
+    size_t *off = (size_t *)(u + 36 * (k * 32 + IC_CPU_EXPAND_PAD));
+    unsigned groups = 0;
+    for (; groups < c->groups; groups++) {
+        struct group *g = &group[groups];
+        g->first = (unit / c->splits * c->groups + groups) * per_group;
+        g->segments = g->n = 0;
+        for (; g->segments < per_group && g->first + g->segments < total; g->segments++) {
+            g->counts[g->segments] = wino_segment(c, &seg, g->first + g->segments, g->tiles + g->n);
+            g->n += g->counts[g->segments];
+        }
+        if (!g->n)
+            break;
+        wino_load(c, g->tiles, g->n, v + groups * 36 * point, point);
+    }
+    for (unsigned i = 0; i < k_blocks; i++)
+        off[i] = i * IC_CPU_TILES * 16;
+
+    const expand_fn fn = expand_fn_of(c->expand);
+    const unsigned panels = (c->out_blocks + 1) / 2;
+    const unsigned from = panels * split / c->splits, to = panels * (split + 1) / c->splits;
+    for (unsigned panel = from; panel < to; panel++) {
+        const unsigned width = c->out_blocks - panel * 2 >= 2 ? 32 : 16;
+        const size_t u_point = k * width + IC_CPU_EXPAND_PAD;
+        for (unsigned k0 = 0; k0 < k; k0 += IC_CPU_EXPAND_CHUNK)
+            for (unsigned b = 0; b < width / 16; b++)
+                fn(c->expand, panel * 2 + b, k0, u + b * 16, width, u_point);
+        for (unsigned p = 0; p < 36; p++)
+            for (unsigned i = 0; i < groups; i++) {
+                struct gemm g = {.a = v + (i * 36 + p) * point,
+                                 .off = off,
+                                 .steps = k_blocks,
+                                 .u = u + p * u_point,
+                                 .width = width,
+                                 .c = m + (size_t)i * 2 * 36 * M_POINT + p * M_POINT,
+                                 .c_cell = 16,
+                                 .c_block = 36 * M_POINT,
+                                 .ahead = i ? NULL : u + (p + 1) * u_point};
+                gemm_run(&g, group[i].n);
+            }
+        for (unsigned i = 0; i < groups; i++)
+            for (unsigned b = 0; b < width / 16; b++)
+                wino_store(c, group[i].first, group[i].counts, group[i].segments, group[i].tiles,
+                           m + ((size_t)i * 2 + b) * 36 * M_POINT, panel * 2 + b);
+    }
 }

@@ -18,10 +18,11 @@
 #include "law/plan.h"
 #include "model/half.h"
 
-#define IC_CPU_LANES 16u /* channels in a block, on every instruction set */
-#define IC_CPU_PANEL 32u /* output channels of one weight panel; the last may be 16 */
-#define IC_CPU_TILES 16u /* Winograd tiles (4x4 cells each) of one unit, at most */
-#define IC_CPU_CHUNK 32u /* cells of one unit of a direct or pointwise convolution, at most */
+#define IC_CPU_LANES 16u      /* channels in a block, on every instruction set */
+#define IC_CPU_PANEL 32u      /* output channels of one weight panel; the last may be 16 */
+#define IC_CPU_TILES 16u      /* Winograd tiles (4x4 cells each) of one unit, at most */
+#define IC_CPU_GROUPS_MAX 16u /* groups of so many tiles that share a panel of expanded weights */
+#define IC_CPU_CHUNK 32u      /* cells of one unit of a direct or pointwise convolution, at most */
 
 static inline unsigned ic_cpu_blocks(unsigned channels)
 {
@@ -32,6 +33,8 @@ struct ic_cpu_act {
     enum ic_law_act kind;
     float spike_at, spike_to;
 };
+
+struct ic_cpu_expand;
 
 /* A convolution of any kind. 3x3: u is Winograd's [panel][36][K][width] or, direct,
  * [panel][ky][kx][K][width]; 1x1: [panel][K][width]; transposed 2x2: [ky][kx][panel][K][width].
@@ -58,7 +61,10 @@ struct ic_cpu_conv {
     /* Weights that are kept in fewer bits are expanded and used a pass of panels at a time: u then holds
      * panels panel_from..panel_to alone. All of them otherwise. */
     unsigned panel_from, panel_to;
-    unsigned pad;      /* 3x3: floats between the end of a point's (tap's) rows and the next */
+    /* Winograd with weights in few bits: u is not used; a unit takes `groups` groups of tiles, and expands
+     * a panel in its own scratch for all of them. */
+    const struct ic_cpu_expand *expand;
+    unsigned groups;
     size_t tap_stride; /* transposed 2x2: floats from tap to tap of u */
 };
 
@@ -72,7 +78,7 @@ enum ic_cpu_scales {
 };
 
 #define IC_CPU_EXPAND_CHUNK 32u /* inputs of a unit; a multiple of 8 */
-#define IC_CPU_EXPAND_PAD 16u   /* floats */
+#define IC_CPU_EXPAND_PAD 16u   /* floats from the end of a Winograd point's rows to the next point */
 
 /* Weights in few bits -> the float32 u of a pass. Kept as, of each block of 16 outputs and each input, all
  * taps: 16 bits: [block][K][taps][16]; NF4: [block][K/8][taps][16] words, of whose nibbles, the lowest
@@ -89,8 +95,7 @@ struct ic_cpu_expand {
     const int32_t *chan_in, *chan_out; /* PyTorch's channel at a place, -1: padding */
     float *u;
     size_t panel_stride, tap_stride; /* floats */
-    unsigned pad;
-    unsigned block_from, block_to; /* of this pass; even, or the end */
+    unsigned block_from, block_to;   /* of this pass; even, or the end */
 };
 
 static inline unsigned ic_cpu_expand_units(const struct ic_cpu_expand *x)
@@ -109,6 +114,9 @@ unsigned ic_cpu_wino_units(const struct ic_cpu_conv *c);
 unsigned ic_cpu_direct_units(const struct ic_cpu_conv *c);
 /* floats of scratch that one unit needs */
 size_t ic_cpu_wino_scratch(unsigned k_blocks);
+size_t ic_cpu_wino_few_scratch(unsigned k_blocks, unsigned groups);
+/* Groups of tiles that share an expanded panel, at most. */
+unsigned ic_cpu_wino_groups_max(unsigned k_blocks);
 size_t ic_cpu_direct_scratch(unsigned k_blocks);
 
 struct ic_cpu_norm { /* x = act((x - mean) * scale + shift), in place; optionally also max-pooled 2x2 */
@@ -163,6 +171,7 @@ struct ic_cpu_kernels {
     const char *name;
     void (*expand)(const struct ic_cpu_expand *x, unsigned unit);
     void (*wino)(const struct ic_cpu_conv *c, unsigned unit, float *scratch);
+    void (*wino_few)(const struct ic_cpu_conv *c, unsigned unit, float *scratch); /* weights in few bits */
     void (*direct)(const struct ic_cpu_conv *c, unsigned unit, float *scratch);
     void (*convt)(const struct ic_cpu_conv *c, unsigned unit, float *scratch); /* unit: an input row */
     void (*chain)(const struct ic_cpu_chain *c, unsigned unit, float *scratch);

@@ -17,6 +17,7 @@ const struct ic_cpu_kernels IC_KERNELS = {
     .name = IC_ISA,
     .expand = expand,
     .wino = wino,
+    .wino_few = wino_few,
     .direct = direct,
     .convt = convt,
     .chain = chain,

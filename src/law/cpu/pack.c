@@ -238,17 +238,10 @@ static unsigned points_of(const struct ic_law_packed *p, const struct ic_cpu_wei
     return w->taps == 9 && !p->direct ? 36 : w->taps;
 }
 
-/* Only Winograd's points are streams that would share cache sets; direct kernels run over all taps at once.
- */
-static unsigned pad_of(const struct ic_law_packed *p, const struct ic_cpu_weights *w)
-{
-    return points_of(p, w) == 36 ? IC_CPU_EXPAND_PAD : 0;
-}
-
 size_t ic_cpu_expanded_floats(const struct ic_law_packed *p, const struct ic_cpu_weights *w,
                               unsigned panels)
 {
-    return (size_t)panels * points_of(p, w) * ((size_t)w->k * IC_CPU_PANEL + pad_of(p, w));
+    return (size_t)panels * points_of(p, w) * w->k * IC_CPU_PANEL;
 }
 
 struct ic_cpu_expand ic_cpu_expand_of(const struct ic_law_packed *p, const struct ic_law_plan *plan,
@@ -257,7 +250,6 @@ struct ic_cpu_expand ic_cpu_expand_of(const struct ic_law_packed *p, const struc
     const struct ic_cpu_weights *w = &p->ops[op];
     const struct layer l = layer_of(plan, &plan->ops[op]);
     const uint8_t *small = p->small + w->small;
-    const unsigned pad = pad_of(p, w);
     return (struct ic_cpu_expand){
         .form = w->form,
         .scales = scales_of(&l, w->taps),
@@ -274,9 +266,7 @@ struct ic_cpu_expand ic_cpu_expand_of(const struct ic_law_packed *p, const struc
         .chan_in = p->maps + w->maps,
         .chan_out = p->maps + w->maps + l.k,
         .u = p->expanded,
-        .panel_stride = l.transposed ? (size_t)l.k * IC_CPU_PANEL
-                                     : points_of(p, w) * ((size_t)l.k * IC_CPU_PANEL + pad),
-        .pad = pad,
+        .panel_stride = (size_t)l.k * IC_CPU_PANEL * (l.transposed ? 1 : points_of(p, w)),
     };
 }
 
@@ -325,8 +315,11 @@ static void lay_out(struct ic_law_packed *p, const struct ic_law_plan *plan, siz
             p->small_bytes += small_bytes(&l, w->form, w->taps);
             w->maps = p->maps_count;
             p->maps_count += l.k + l.n;
-            const size_t bytes = ic_cpu_expanded_floats(p, w, w->panels_at_once) * sizeof(float) *
-                                 (w->taps == 1 ? IC_CPU_CHAIN_MAX : 1);
+            /* Winograd's units expand theirs in their own scratch */
+            const size_t bytes = points_of(p, w) == 36
+                                     ? 0
+                                     : ic_cpu_expanded_floats(p, w, w->panels_at_once) * sizeof(float) *
+                                           (w->taps == 1 ? IC_CPU_CHAIN_MAX : 1);
             p->expanded_bytes = p->expanded_bytes > bytes ? p->expanded_bytes : bytes;
         }
         if (op->bias >= 0) {

@@ -224,9 +224,9 @@ static void wino(const struct ic_cpu_conv *c, unsigned unit, float *scratch)
     const unsigned from = panels * split / c->splits, to = panels * (split + 1) / c->splits;
     for (unsigned at = from; at < to; at++) {
         const unsigned panel = c->panel_from + at, width = c->out_blocks - panel * 2 >= 2 ? 32 : 16;
-        const float *u = c->u + (size_t)at * 36 * (k * 32 + c->pad);
+        const float *u = c->u + (size_t)at * 36 * k * 32;
         for (unsigned p = 0; p < 36; p++) {
-            const float *up = u + (size_t)p * (k * width + c->pad);
+            const float *up = u + (size_t)p * k * width;
             struct gemm g = {.a = v + p * point,
                              .off = off,
                              .steps = k_blocks,
@@ -235,7 +235,7 @@ static void wino(const struct ic_cpu_conv *c, unsigned unit, float *scratch)
                              .c = m + p * M_POINT,
                              .c_cell = 16,
                              .c_block = 36 * M_POINT,
-                             .ahead = up + k * width + c->pad};
+                             .ahead = up + k * width};
             gemm_run(&g, n);
         }
         for (unsigned b = 0; b < width / 16; b++)
