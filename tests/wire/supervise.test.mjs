@@ -228,6 +228,11 @@ test('a service manager hears READY when the model answers, pings, restarts, STO
   assert.equal(c.hello.status, 'ready', 'READY is not said before the model answers');
   await c.close();
   await heard('WATCHDOG=1');
+  // the server's socket, used by another process
+  const server = JSON.parse(fs.readFileSync(path.join(dir, 's.json'), 'utf8')).pid;
+  const inbox = /NOTIFY_SOCKET=@([^\0]*)/.exec(fs.readFileSync(`/proc/${server}/environ`, 'utf8'))[1];
+  const liar = spawn('python3', ['-c', `import socket; s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM); s.connect('\\0${inbox}'); s.send(b'STATUS=lies')`], { stdio: 'inherit' });
+  assert.deepEqual(await once(liar, 'exit'), [0, null]);
   process.kill(pid, 'SIGHUP');
   await heard('RELOADING=1\\nMONOTONIC_USEC=');
   await until(() => text.match(/READY=1/g).length === 2, 'READY again');
@@ -240,4 +245,5 @@ test('a service manager hears READY when the model answers, pings, restarts, STO
   assert.equal(text.match(/READY=1/g).length, 2, 'a restart is not a new start of the service');
   p.kill('SIGKILL');
   await once(p, 'close');
+  assert.ok(!text.includes('lies'), 'nobody but the server is believed');
 });
