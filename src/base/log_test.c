@@ -324,9 +324,11 @@ static void a_crash_writes_what_is_left(void **state)
                 if (i % 97 == 0)
                     usleep(1000); /* so that some are on their way */
             }
+            usleep(500); /* in the middle of a write, as a rule */
             if (ic_log_crash_begin() != file)
                 _exit(2);
             ic_log_crash_line("it \"broke\"\x01", 11);
+            usleep(20000); /* what the other thread may still do, it does now */
             _exit(7);
         }
         assert_int_equal(waitpid(child, &status, 0), child);
