@@ -13,7 +13,8 @@
 
 #include "sched/text_sched.h"
 
-#define FAKE_SEQS 16
+#define FAKE_SEQS 24
+#define FAKE_CELLS 8192
 #define FAKE_CTX 1024
 #define FAKE_BOS 99
 #define FAKE_BYTE 100 /* a prompt's byte b is token 100 + b */
@@ -31,25 +32,38 @@ static const char *const fake_pieces[] = {"a", "b", "c", "d", "ab", "bc", "e", "
 struct fake_seq {
     int32_t token[FAKE_CTX], n;
     uint64_t hash[FAKE_CTX]; /* of token[0..i] */
+    int32_t cell[FAKE_CTX];
+    int32_t sure; /* positions that a decode has been through with */
+};
+
+/* What seq_save gives. */
+struct fake_blob {
+    int32_t from, to;
+    uint64_t before; /* hash of what it lies behind */
+    struct {
+        int32_t token;
+        uint64_t hash;
+    } at[];
 };
 
 struct fake {
     struct ic_text_backend be;
     struct ic_text_sched *sched;
     struct fake_seq seq[FAKE_SEQS];
+    int32_t refs[FAKE_CELLS]; /* of each cell: how many sequences hold it */
     int64_t now;
     int64_t ns_base, ns_row;
     int32_t cells_real;      /* where FULL really begins; kv_size unless a test says otherwise */
     bool gone; /* no model is open: nothing of it may be touched */
     int epoch; /* how often it has been opened anew */
-    bool recurrent, add_bos; /* recurrent: a sequence can be forgotten, not cut */
+    bool add_bos;
     uint64_t rng;
     /* Of 1000 calls so many go wrong. */
-    int full, aborted, failed, draw_fails, open_fails, tokenize_fails;
+    int full, aborted, failed, draw_fails, open_fails, tokenize_fails, save_fails, load_fails;
     uint64_t row_hash[FAKE_CTX]; /* of the last decode; 0: no logits */
     int32_t n_rows;
     /* What has happened. */
-    int64_t decodes, decoded_rows, bad_decodes, injected, samplers;
+    int64_t decodes, decoded_rows, bad_decodes, injected, samplers, copies, saves, loads;
     int32_t last_n;
     void (*in_decode)(void *, const struct ic_row *rows, int32_t n); /* e.g. somebody cancels meanwhile */
     void (*on_event)(void *, struct ic_event *);                     /* takes it */
@@ -82,16 +96,44 @@ static inline bool fake_chance(struct fake *f, int of_1000)
 static inline int32_t fake_cells(const struct fake *f)
 {
     int32_t n = 0;
-    for (int i = 0; i < FAKE_SEQS; i++)
-        n += f->seq[i].n;
+    for (int i = 0; i < FAKE_CELLS; i++)
+        n += f->refs[i] > 0;
     return n;
+}
+
+static inline int32_t fake_cell(struct fake *f)
+{
+    for (int i = 0; i < FAKE_CELLS; i++)
+        if (f->refs[i] == 0) {
+            f->refs[i] = 1;
+            return i;
+        }
+    IC_ASSERT(!"the fake model has cells enough");
+    return -1;
+}
+
+static inline void fake_put(struct fake *f, int32_t seq, int32_t token, uint64_t hash, int32_t cell)
+{
+    struct fake_seq *q = &f->seq[seq];
+    IC_ASSERT(q->n < FAKE_CTX);
+    q->hash[q->n] = hash;
+    q->cell[q->n] = cell;
+    q->token[q->n++] = token;
 }
 
 static inline void fake_apply(struct fake *f, const struct ic_row *r)
 {
     struct fake_seq *q = &f->seq[r->seq];
-    q->hash[q->n] = fake_mix(q->n ? q->hash[q->n - 1] : 1, (uint64_t)r->token);
-    q->token[q->n++] = r->token;
+    fake_put(f, r->seq, r->token, fake_mix(q->n ? q->hash[q->n - 1] : 1, (uint64_t)r->token), fake_cell(f));
+}
+
+static inline void fake_cut(struct fake *f, int32_t seq, int32_t from)
+{
+    struct fake_seq *q = &f->seq[seq];
+    while (q->n > from)
+        IC_ASSERT(f->refs[q->cell[--q->n]]-- > 0);
+    if (q->sure > q->n)
+        q->sure = q->n;
 }
 
 static enum ic_decode fake_decode(void *arg, const struct ic_row *rows, int32_t n)
@@ -104,7 +146,7 @@ static enum ic_decode fake_decode(void *arg, const struct ic_row *rows, int32_t 
         next[i] = f->seq[i].n;
     for (int32_t i = 0; i < n; i++) {
         const struct ic_row *r = &rows[i];
-        IC_ASSERT(r->seq >= 0 && r->seq < f->be.parallel);
+        IC_ASSERT(r->seq >= 0 && r->seq < f->be.n_seq);
         IC_ASSERT(r->token >= 0 && r->token < f->be.n_vocab && r->token != FAKE_EOG);
         IC_ASSERT(r->pos == next[r->seq]++ && r->pos < f->be.ctx_size);
         logits[r->seq] += r->logits; /* the real one reserves outputs for one row per sequence */
@@ -133,23 +175,84 @@ static enum ic_decode fake_decode(void *arg, const struct ic_row *rows, int32_t 
         fake_apply(f, &rows[i]);
         if (rows[i].logits)
             f->row_hash[i] = f->seq[rows[i].seq].hash[rows[i].pos];
+        f->seq[rows[i].seq].sure = f->seq[rows[i].seq].n;
     }
     f->n_rows = n;
     f->decoded_rows += n;
     return IC_DECODE_OK;
 }
 
+/* be.window says what this memory can do; see ic_prefix_match. What a failed decode left can always go. */
 static bool fake_seq_rm(void *arg, int32_t seq, int32_t from)
 {
     struct fake *f = arg;
+    struct fake_seq *q = &f->seq[seq];
 
-    IC_ASSERT(!f->gone && seq >= 0 && seq < f->be.parallel && from >= 0);
-    if (f->recurrent && from > 0 && from < f->seq[seq].n) {
-        f->seq[seq].n = 0;
+    IC_ASSERT(!f->gone && seq >= 0 && seq < f->be.n_seq && from >= 0);
+    if (from > 0 && from < q->n &&
+        (f->be.window < 0 || (f->be.window > 0 && q->n > f->be.window && from < q->sure))) {
+        fake_cut(f, seq, 0);
         return false;
     }
-    if (from < f->seq[seq].n)
-        f->seq[seq].n = from;
+    fake_cut(f, seq, from);
+    return true;
+}
+
+static void fake_seq_cp(void *arg, int32_t src, int32_t dst, int32_t from, int32_t to)
+{
+    struct fake *f = arg;
+    const struct fake_seq *q = &f->seq[src];
+
+    IC_ASSERT(!f->gone && src >= 0 && src < f->be.n_seq && dst >= 0 && dst < f->be.n_seq && src != dst);
+    IC_ASSERT(from == f->seq[dst].n && from < to && to <= q->sure);
+    IC_ASSERT(f->be.window == 0 || (f->be.window > 0 && (to == q->n || q->n <= f->be.window)));
+    for (int32_t i = from; i < to; i++) {
+        f->refs[q->cell[i]]++;
+        fake_put(f, dst, q->token[i], q->hash[i], q->cell[i]);
+    }
+    f->seq[dst].sure = to;
+    f->copies++;
+}
+
+static size_t fake_seq_save(void *arg, int32_t seq, int32_t from, int32_t to, size_t max, void **data)
+{
+    struct fake *f = arg;
+    const struct fake_seq *q = &f->seq[seq];
+    struct fake_blob *b;
+    size_t bytes = sizeof *b + sizeof b->at[0] * (size_t)(to - from);
+
+    IC_ASSERT(!f->gone && from >= 0 && from < to && to == q->n && to == q->sure && (f->be.window == 0 || from == 0));
+    if (fake_chance(f, f->save_fails) || bytes > max)
+        return 0;
+    b = malloc(bytes);
+    IC_ASSERT(b);
+    *b = (struct fake_blob){from, to, from ? q->hash[from - 1] : 1};
+    for (int32_t i = from; i < to; i++) {
+        b->at[i - from].token = q->token[i];
+        b->at[i - from].hash = q->hash[i];
+    }
+    *data = b;
+    f->saves++;
+    return bytes;
+}
+
+static bool fake_seq_load(void *arg, int32_t seq, int32_t from, int32_t keep_from, int32_t to, const void *data, size_t bytes)
+{
+    struct fake *f = arg;
+    struct fake_seq *q = &f->seq[seq];
+    const struct fake_blob *b = data;
+
+    IC_ASSERT(!f->gone && b->from == from && keep_from == q->n && from <= keep_from && keep_from < to && to <= b->to);
+    IC_ASSERT(bytes == sizeof *b + sizeof b->at[0] * (size_t)(b->to - b->from));
+    IC_ASSERT(b->before == (from ? q->hash[from - 1] : 1)); /* it is put back where it came from */
+    IC_ASSERT(fake_cells(f) + b->to - b->from <= f->be.kv_size);
+    IC_ASSERT(f->be.window == 0 || to == b->to);
+    if (fake_chance(f, f->load_fails) || fake_cells(f) + b->to - b->from > f->cells_real)
+        return false;
+    for (int32_t i = keep_from; i < to; i++)
+        fake_put(f, seq, b->at[i - from].token, b->at[i - from].hash, fake_cell(f));
+    q->sure = q->n;
+    f->loads++;
     return true;
 }
 
@@ -306,7 +409,7 @@ static enum ic_status fake_sampler_rebind(void *arg, void *sampler, const struct
 
     (void)p;
     (void)said;
-    IC_ASSERT(!f->gone && s->drawn == n && s->epoch <= f->epoch);
+    IC_ASSERT(!f->gone && (s->drawn == n || f->be.policy.shift) && s->epoch <= f->epoch);
     if (fake_chance(f, f->open_fails))
         return ic_fail(err, IC_OOM, "injected");
     s->epoch = f->epoch;
@@ -317,10 +420,11 @@ static enum ic_status fake_sampler_rebind(void *arg, void *sampler, const struct
 static inline void fake_lose(struct fake *f)
 {
     for (int i = 0; i < FAKE_SEQS; i++)
-        f->seq[i].n = 0;
+        fake_cut(f, i, 0);
     f->gone = true;
 }
 
+/* Another instance of it, maybe smaller. */
 static inline void fake_reopen(struct fake *f)
 {
     f->gone = false;
@@ -341,7 +445,7 @@ static void fake_emit(void *arg, struct ic_event *ev)
 static inline void fake_init(struct fake *f, int32_t parallel, int32_t batch, int32_t ctx, int32_t kv)
 {
     memset(f, 0, sizeof *f);
-    IC_ASSERT(parallel <= FAKE_SEQS && ctx <= FAKE_CTX && batch <= FAKE_CTX);
+    IC_ASSERT(parallel + 6 <= FAKE_SEQS && ctx <= FAKE_CTX && batch <= FAKE_CTX);
     f->be = (struct ic_text_backend){
         .arg = f,
         .ctx_size = ctx,
@@ -349,10 +453,14 @@ static inline void fake_init(struct fake *f, int32_t parallel, int32_t batch, in
         .parallel = parallel,
         .batch = batch,
         .n_vocab = FAKE_VOCAB,
+        .n_seq = parallel + 6,
         .tokenize = fake_tokenize,
         .chat = fake_chat,
         .decode = fake_decode,
         .seq_rm = fake_seq_rm,
+        .seq_cp = fake_seq_cp,
+        .seq_save = fake_seq_save,
+        .seq_load = fake_seq_load,
         .piece = fake_piece,
         .sampler_open = fake_sampler_open,
         .draw = fake_draw,

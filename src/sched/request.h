@@ -14,6 +14,7 @@
 #include "base/status.h"
 #include "law/metrics.h"
 #include "law/views.h"
+#include "sched/prefix.h"
 #include "text/model.h"
 #include "text/sample.h"
 
@@ -32,6 +33,8 @@ struct ic_text_req {
     uint64_t rid;     /* unique in this process */
     uint64_t owner;   /* whom events go to; the protocol's number for the connection */
     uint64_t session; /* a conversation that goes on, 0: none */
+    uint64_t client;  /* who shares with the others fairly: a number of the key, or of the connection without one */
+    char salt[IC_SALT_MAX + 1]; /* the key space of its cached prefixes; "": the common one */
     enum ic_priority priority;
     int64_t arrival_ns;  /* ic_now_ns() at submission */
     int64_t deadline_ns; /* 0: none */

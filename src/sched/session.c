@@ -22,7 +22,6 @@ struct ic_session *ic_session_get(struct ic_sessions *t, uint64_t handle)
 
     if (!*p && (*p = calloc(1, sizeof **p))) {
         (*p)->handle = handle;
-        (*p)->slot = -1;
         t->count++;
     }
     return *p;

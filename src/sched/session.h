@@ -10,9 +10,7 @@ struct ic_session {
     struct ic_session *next; /* in its bucket */
     uint64_t handle;
     enum ic_session_kind kind;
-    int32_t *tokens, n_tokens; /* all that has been said, owned */
-    int32_t slot;              /* where its KV lies, -1: nowhere, it is computed again when needed */
-    int32_t n_past;            /* tokens[0..n_past) are in the KV */
+    int32_t *tokens, n_tokens; /* all that has been said, owned; what is in the KV of it is found by them (prefix.h) */
     struct ic_chat_msg *msgs;  /* CHAT: the turns so far, owned */
     size_t n_msgs;
     bool busy; /* a request of it is being served */

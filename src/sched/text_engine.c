@@ -131,6 +131,24 @@ static bool be_seq_rm(void *arg, int32_t seq, int32_t from)
     return ic_text_seq_rm(e->model, seq, from);
 }
 
+static void be_seq_cp(void *arg, int32_t src, int32_t dst, int32_t from, int32_t to)
+{
+    struct ic_text_engine *e = arg;
+    ic_text_seq_cp(e->model, src, dst, from, to);
+}
+
+static size_t be_seq_save(void *arg, int32_t seq, int32_t from, int32_t to, size_t max, void **data)
+{
+    struct ic_text_engine *e = arg;
+    return ic_text_seq_save(e->model, seq, from, to, max, data);
+}
+
+static bool be_seq_load(void *arg, int32_t seq, int32_t from, int32_t keep_from, int32_t to, const void *data, size_t bytes)
+{
+    struct ic_text_engine *e = arg;
+    return ic_text_seq_load(e->model, seq, from, keep_from, to, data, bytes);
+}
+
 static void be_piece(void *arg, int32_t token, struct ic_buf *out)
 {
     struct ic_text_engine *e = arg;
@@ -226,7 +244,13 @@ static enum ic_status open_model(struct ic_text_engine *e)
         .tokenize = be_tokenize,
         .chat = be_chat,
         .decode = be_decode,
+        .n_seq = i->seqs,
+        .window = i->window,
+        .policy = e->cfg.policy,
         .seq_rm = be_seq_rm,
+        .seq_cp = be_seq_cp,
+        .seq_save = be_seq_save,
+        .seq_load = be_seq_load,
         .piece = be_piece,
         .sampler_open = be_sampler_open,
         .draw = be_draw,

@@ -10,7 +10,7 @@ static void a_park_at_any_tick_changes_no_answer(void **state)
     for (int at = 0; at < 20; at++)
         for (int recurrent = 0; recurrent < 2; recurrent++) {
             struct world *w = world_new(1, 2, 8, 60, 128);
-            w->f.recurrent = recurrent;
+            w->f.be.window = -recurrent;
             struct client_req *a = endless(submit(w, ask(w, 0, letters(text, 20), 12)));
             struct client_req *b = endless(submit_prompt(w, letters(text, 9), 12));
             struct client_req *c = endless(submit_prompt(w, letters(text, 7), 3)); /* waits */
@@ -86,7 +86,7 @@ static void what_does_not_fit_any_more_ends_with_a_reason(void **state)
     for (int i = 0; i < 4; i++)
         tick(w);
     lose(w, true);
-    w->f.be.parallel = 1;
+    w->f.be.parallel = w->f.be.n_seq = 1;
     w->f.be.batch = 4;
     w->f.be.ctx_size = w->f.be.kv_size = w->f.cells_real = 50;
     w->unchecked = true; /* big's error is none that the oracle knows */

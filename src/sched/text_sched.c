@@ -9,63 +9,20 @@
  *
  *   waiting: holds no slot; tokens are known unless its session is busy with an earlier request.
  *   running: holds a slot (a llama.cpp sequence) and n_past cells of it.
- *   A slot without a run may still hold the KV of an idle session; it is taken away when somebody needs it, and
- *   computed again when the session goes on.
+ *   What a run leaves behind in its slot stays there until somebody needs the cells: text_cells.c. So a run that was put
+ *   back, for want of cells or for somebody of a higher priority, finds its own again, or has it computed again:
+ *   nothing is lost.
  *
- * Cells: sum of n_past over all slots never exceeds kv_size. When the running ones outgrow it, idle sessions lose
- * their KV first, then the run admitted last goes back to waiting: nothing is lost, only computed again. One run
- * alone always fits, because ctx_size <= kv_size. */
+ * One tick: every stream's next token, and a slice of prompts (text_cost.h) whose first rows go to each client's oldest
+ * prompt in equal parts. A prompt that begins like one which is being read waits for that one and then shares it. */
 #include "sched/text_sched.h"
 
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/clock.h"
-#include "sched/session.h"
-#include "text/stream.h"
-
-#define RESERVE_PER_RUN 16 /* cells kept free for each run at admission, so that it does not come to preemption at once */
-#define SLICE_MIN 4        /* prompt tokens of a tick at least, however slow */
-#define ALONE_MIN 32       /* rows of a prompt that is decoded alone, to learn a row's price from it */
-#define GAP_FACTOR 3       /* a stream's gap while somebody's prompt is read, over its gap alone */
-
-struct run {
-    struct run *next; /* in the waiting list */
-    struct ic_text_req *req;
-    struct ic_session *session;
-    int32_t slot;
-    int32_t *tokens, n_tokens, cap, n_prompt;
-    int32_t n_keep;   /* tokens of the session's KV that this run reuses */
-    int32_t n_gen;    /* sampled so far */
-    int32_t rows, at; /* of the current decode: how many, and the index of the one with logits or -1 */
-    int32_t cached;
-    bool prepared, told_queued, admitted_once;
-    void *sampler;
-    struct ic_stream stream;
-    struct ic_buf answer; /* CHAT sessions: what the client has been sent */
-    int64_t admit_ns, first_ns, last_ns;
-};
-
-struct slot {
-    struct run *run;            /* NULL: idle or free */
-    struct ic_session *session; /* whose KV it is, NULL: the run's own or nobody's */
-    int32_t n_past;
-};
-
-struct ic_text_sched {
-    const struct ic_text_backend *be;
-    struct ic_text_counters *c;
-    struct slot *slots;
-    struct run **order; /* running, admitted first to last */
-    int32_t n_running, n_slots;
-    struct run *waiting;
-    struct ic_row *rows;
-    struct ic_sessions sessions;
-    double ns_decode_tick, ns_prompt_row; /* moving averages, 0: not known yet */
-    bool parked;  /* there is no model now */
-    bool crowded; /* the back end had fewer cells than it said: nobody joins before somebody has ended */
-    struct ic_buf text;
-};
+#include "base/log.h"
+#include "sched/text_sched_int.h"
 
 /* ---- events ------------------------------------------------------------------------------------------ */
 
@@ -132,70 +89,6 @@ static void emit_token(struct ic_text_sched *s, struct run *r, const struct ic_s
     ic_buf_deinit(&tops);
 }
 
-/* ---- slots and cells ----------------------------------------------------------------------------------- */
-
-static int32_t cells_used(const struct ic_text_sched *s)
-{
-    int32_t n = 0;
-    for (int32_t i = 0; i < s->n_slots; i++)
-        n += s->slots[i].n_past;
-    return n;
-}
-
-/* Cells that the running ones will need for what they already have, beyond those they hold. */
-static int32_t cells_promised(const struct ic_text_sched *s)
-{
-    int32_t n = 0;
-    for (int32_t i = 0; i < s->n_running; i++)
-        n += s->order[i]->n_tokens - s->slots[s->order[i]->slot].n_past + RESERVE_PER_RUN;
-    return n;
-}
-
-/* Cuts a slot's KV back to `keep` tokens; to nothing where the model cannot cut. */
-static void cut(struct ic_text_sched *s, int32_t slot, int32_t keep)
-{
-    struct slot *sl = &s->slots[slot];
-
-    if (sl->n_past <= keep && keep > 0)
-        return;
-    if (!s->parked && !s->be->seq_rm(s->be->arg, slot, keep))
-        keep = 0;
-    sl->n_past = keep;
-    if (sl->session && sl->session->n_past > keep)
-        sl->session->n_past = keep;
-}
-
-/* An idle session loses its KV (it keeps its tokens). */
-static void evict(struct ic_text_sched *s, int32_t slot)
-{
-    struct ic_session *who = s->slots[slot].session;
-
-    cut(s, slot, 0);
-    if (who)
-        who->slot = -1, who->n_past = 0;
-    s->slots[slot].session = NULL;
-}
-
-static int32_t oldest_idle(const struct ic_text_sched *s, const struct ic_session *but)
-{
-    int32_t best = -1;
-    for (int32_t i = 0; i < s->n_slots; i++) {
-        const struct slot *sl = &s->slots[i];
-        if (!sl->run && sl->session && sl->session != but &&
-            (best < 0 || sl->session->used_ns < s->slots[best].session->used_ns))
-            best = i;
-    }
-    return best;
-}
-
-static int32_t free_slot(const struct ic_text_sched *s)
-{
-    for (int32_t i = 0; i < s->n_slots; i++)
-        if (!s->slots[i].run && !s->slots[i].session)
-            return i;
-    return -1;
-}
-
 /* ---- the end of a run ---------------------------------------------------------------------------------- */
 
 static void remove_running(struct ic_text_sched *s, const struct run *r)
@@ -205,29 +98,6 @@ static void remove_running(struct ic_text_sched *s, const struct run *r)
         if (s->order[i] != r)
             s->order[w++] = s->order[i];
     s->n_running = w;
-}
-
-static void insert_waiting(struct ic_text_sched *s, struct run *r, bool first_of_class)
-{
-    struct run **p = &s->waiting;
-
-    while (*p && ((*p)->req->priority > r->req->priority ||
-                  (!first_of_class && (*p)->req->priority == r->req->priority)))
-        p = &(*p)->next;
-    r->next = *p;
-    *p = r;
-    atomic_fetch_add(&s->c->waiting, 1);
-}
-
-static void remove_waiting(struct ic_text_sched *s, struct run *r)
-{
-    for (struct run **p = &s->waiting; *p; p = &(*p)->next)
-        if (*p == r) {
-            *p = r->next;
-            atomic_fetch_sub(&s->c->waiting, 1);
-            return;
-        }
-    IC_ASSERT(!"run is waiting");
 }
 
 /* The session takes over what was said, or, when nothing was, stays as it was before the request. */
@@ -252,15 +122,8 @@ static void give_back_session(struct ic_text_sched *s, struct run *r, bool said)
         se->tokens = r->tokens;
         se->n_tokens = r->n_tokens;
         r->tokens = NULL;
-        if (r->slot >= 0)
-            se->n_past = s->slots[r->slot].n_past;
-    } else {
-        if (r->slot >= 0) {
-            cut(s, r->slot, r->n_keep);
-            se->n_past = s->slots[r->slot].n_past;
-        }
-        if (!se->n_tokens)
-            se->kind = IC_SESSION_NEW;
+    } else if (!se->n_tokens) {
+        se->kind = IC_SESSION_NEW;
     }
 }
 
@@ -272,19 +135,25 @@ static void free_run(struct ic_text_sched *s, struct run *r)
     ic_buf_deinit(&r->answer);
     ic_text_req_unref(r->req);
     free(r->tokens);
+    ic_queue_leave(s, r->client);
     free(r);
 }
 
-/* Lets go of slot and session; the run itself stays. */
+/* Lets go of its slot, which keeps what it holds; the run itself stays. */
 static void leave_slot(struct ic_text_sched *s, struct run *r)
 {
-    struct slot *sl = &s->slots[r->slot];
-
-    sl->run = NULL;
-    if (!sl->session)
-        cut(s, r->slot, 0);
+    s->slots[r->slot].run = NULL;
     remove_running(s, r);
+    for (int32_t i = 0; i < s->n_running; i++)
+        if (s->order[i]->lead == r) {
+            s->order[i]->lead = NULL;
+            s->order[i]->look = true;
+        }
     r->slot = -1;
+    r->lead = NULL;
+    r->look = false;
+    r->rows = 0;
+    r->client->n_running--;
     atomic_fetch_sub(&s->c->running, 1);
 }
 
@@ -314,12 +183,14 @@ static void finish(struct ic_text_sched *s, struct run *r, enum ic_end_reason re
     }
     emit(s, r, ev);
     atomic_fetch_add(&s->c->ended[reason], 1);
+    if (r->slot >= 0)
+        s->service_ns = 0.8 * s->service_ns + 0.2 * (double)(now - r->admit_ns);
     give_back_session(s, r, r->n_gen > 0 && reason != IC_END_ERROR);
     if (r->slot >= 0) {
         leave_slot(s, r);
         s->crowded = false;
     } else {
-        remove_waiting(s, r);
+        ic_queue_remove(s, r);
     }
     free_run(s, r);
 }
@@ -397,8 +268,6 @@ static enum ic_status prepare(struct ic_text_sched *s, struct run *r, struct ic_
     if (st != IC_OK)
         return st;
     if (se) {
-        while (r->n_keep < n - 1 && r->n_keep < se->n_past && r->tokens[r->n_keep] == se->tokens[r->n_keep])
-            r->n_keep++;
         se->kind = r->req->prompt ? IC_SESSION_RAW : IC_SESSION_CHAT;
         se->busy = true;
     }
@@ -406,106 +275,104 @@ static enum ic_status prepare(struct ic_text_sched *s, struct run *r, struct ic_
     return IC_OK;
 }
 
-/* Frees cells by taking the KV of idle sessions until `need` are free. */
-static bool make_room(struct ic_text_sched *s, int32_t need, const struct ic_session *but)
-{
-    int32_t victim;
-
-    while (s->be->kv_size - cells_used(s) < need && (victim = oldest_idle(s, but)) >= 0)
-        evict(s, victim);
-    return s->be->kv_size - cells_used(s) >= need;
-}
-
 static bool try_admit(struct ic_text_sched *s, struct run *r)
 {
-    struct ic_session *se = r->session;
-    int32_t slot = se && se->slot >= 0 ? se->slot : free_slot(s);
+    int32_t slot = ic_cells_take_slot(s, r);
 
-    if (slot < 0 && (slot = oldest_idle(s, se)) >= 0)
-        evict(s, slot);
     if (slot < 0)
         return false;
-    if (se && se->slot == slot)
-        cut(s, slot, r->n_keep < se->n_past ? r->n_keep : se->n_past);
-    /* What is kept is known after the cut only: not every model can keep a part. */
-    int32_t need = r->n_tokens - s->slots[slot].n_past + (s->n_running ? cells_promised(s) + RESERVE_PER_RUN : 0);
-    if (!make_room(s, need, se))
-        return false;
-
     s->slots[slot].run = r;
-    s->slots[slot].session = se;
-    if (se) {
-        se->slot = slot;
-        r->n_keep = s->slots[slot].n_past;
-    }
     r->slot = slot;
     s->order[s->n_running++] = r;
+    r->client->n_running++;
     atomic_fetch_add(&s->c->running, 1);
+    ic_cells_find_lead(s, r);
+    if (!r->lead)
+        ic_cells_restore(s, r);
+    ic_cells_credit(s, r);
     if (!r->admitted_once) {
         r->admitted_once = true;
         r->admit_ns = s->be->now_ns(s->be->arg);
-        r->cached = s->slots[slot].n_past;
         atomic_fetch_add(&s->c->prompt_tokens, (uint64_t)r->n_prompt);
-        atomic_fetch_add(&s->c->cached_tokens, (uint64_t)r->cached);
         ic_hist_add(&s->c->queue, r->admit_ns - r->req->arrival_ns);
+        ic_queue_served(s, r);
     }
     return true;
 }
 
+/* Back to the head of the queue. What it has stays in its slot, and goes to host memory or away when it is needed. */
+static void preempt(struct ic_text_sched *s, struct run *r)
+{
+    leave_slot(s, r);
+    ic_queue_put(s, r, true);
+    atomic_fetch_add(&s->c->preempted, 1);
+}
+
+/* The last admitted of the lowest priority, which is below `below`. */
+static struct run *victim(const struct ic_text_sched *s, int below)
+{
+    struct run *worst = NULL;
+
+    for (int32_t i = s->n_running - 1; i >= 0; i--)
+        if ((int)s->order[i]->req->priority < (worst ? (int)worst->req->priority : below))
+            worst = s->order[i];
+    return worst;
+}
+
+static bool admit_at_others_cost(struct ic_text_sched *s, struct run *r)
+{
+    struct run *v;
+
+    if (r->req->priority != IC_PRIO_HIGH || !ic_cells_would_fit(s, r, IC_PRIO_HIGH))
+        return false;
+    while ((v = victim(s, IC_PRIO_HIGH)) != NULL) {
+        preempt(s, v);
+        if (try_admit(s, r))
+            return true;
+    }
+    return false;
+}
+
+static void tell_queued(struct ic_text_sched *s)
+{
+    for (struct run *r = s->waiting; r; r = r->next) {
+        if (r->told_queued)
+            continue;
+        struct ic_event *ev = new_event(r, IC_EVENT_QUEUED, NULL, 0, 0);
+        if (ev)
+            ev->index = ic_queue_place(s, r);
+        emit(s, r, ev);
+        r->told_queued = true;
+    }
+}
+
+/* In turn (text_queue.c): who does not fit yet is not overtaken. Only a request that waits for its own session lets others
+ * pass. */
 static void admit(struct ic_text_sched *s)
 {
-    struct run *r = s->waiting, *next;
-    bool blocked = s->crowded && s->n_running > 0;
-    int32_t place = 0;
+    struct run *r;
 
-    for (; r; r = next) {
-        next = r->next;
-        if (!blocked && !r->prepared && !(r->session && r->session->busy)) {
-            struct ic_err err = {0};
-            if (prepare(s, r, &err) != IC_OK) {
-                if (r->told_queued) { /* the client has been told to wait, so it waits for an END */
-                    finish(s, r, IC_END_ERROR, &err);
-                } else {
-                    remove_waiting(s, r);
-                    refuse(s, r, &err);
-                }
-                continue;
+    while (!(s->crowded && s->n_running > 0) && (r = ic_queue_pick(s)) != NULL) {
+        struct ic_err err = {0};
+        if (!r->prepared && prepare(s, r, &err) != IC_OK) {
+            if (r->told_queued) { /* the client has been told to wait, so it waits for an END */
+                finish(s, r, IC_END_ERROR, &err);
+            } else {
+                ic_queue_remove(s, r);
+                refuse(s, r, &err);
             }
+            continue;
         }
-        /* In order: who comes first and does not fit yet is not overtaken. Only a request that waits for its own
-         * session lets others pass. */
-        if (!blocked && r->prepared) {
-            if (try_admit(s, r)) {
-                remove_waiting(s, r);
-                continue;
-            }
-            blocked = true;
-        }
-        place++;
-        if (!r->told_queued) {
-            struct ic_event *ev = new_event(r, IC_EVENT_QUEUED, NULL, 0, 0);
-            if (ev)
-                ev->index = place;
-            emit(s, r, ev);
-            r->told_queued = true;
-        }
+        if (!try_admit(s, r) && !admit_at_others_cost(s, r))
+            break;
+        ic_queue_remove(s, r);
     }
+    tell_queued(s);
 }
 
 static void preempt_last(struct ic_text_sched *s)
 {
-    int32_t worst = s->n_running - 1;
-
-    for (int32_t i = s->n_running - 1; i >= 0; i--)
-        if (s->order[i]->req->priority < s->order[worst]->req->priority)
-            worst = i;
-    struct run *r = s->order[worst];
-    int32_t slot = r->slot;
-    leave_slot(s, r);
-    evict(s, slot);
-    r->n_keep = 0;
-    insert_waiting(s, r, true);
-    atomic_fetch_add(&s->c->preempted, 1);
+    preempt(s, victim(s, IC_PRIO_HIGH + 1));
 }
 
 /* ---- one decode ----------------------------------------------------------------------------------------- */
@@ -513,19 +380,6 @@ static void preempt_last(struct ic_text_sched *s)
 static int32_t pending(const struct ic_text_sched *s, const struct run *r)
 {
     return r->n_tokens - s->slots[r->slot].n_past;
-}
-
-/* Prompt tokens that this tick may carry beside n_decode streams without stretching their gaps too far. */
-static int32_t prompt_budget(const struct ic_text_sched *s, int32_t n_decode)
-{
-    int32_t room = s->be->batch - n_decode;
-
-    if (n_decode == 0 || s->ns_prompt_row <= 0 || s->ns_decode_tick <= 0)
-        return n_decode && room > SLICE_MIN ? SLICE_MIN : room;
-    double slice = (GAP_FACTOR - 1) * s->ns_decode_tick / s->ns_prompt_row;
-    if (slice < SLICE_MIN)
-        slice = SLICE_MIN;
-    return slice < room ? (int32_t)slice : room;
 }
 
 static void add_rows(struct ic_text_sched *s, struct run *r, int32_t count, int32_t *n)
@@ -542,65 +396,90 @@ static void add_rows(struct ic_text_sched *s, struct run *r, int32_t count, int3
     r->rows = count;
 }
 
-/* Fills s->rows: every stream's next token, then prompts in the order of admission. Returns the rows and in
- * *n_prompt how many of them belong to prompts. */
-static int32_t build(struct ic_text_sched *s, int32_t *n_prompt)
+static int32_t count_streams(const struct ic_text_sched *s)
 {
-    int32_t n = 0, n_decode = 0;
+    int32_t n = 0;
+    for (int32_t i = 0; i < s->n_running; i++)
+        n += pending(s, s->order[i]) == 1;
+    return n;
+}
+
+/* Whether this run reads its prompt in this tick, and is its client's first that does. */
+static bool reads(const struct ic_text_sched *s, int32_t i, bool *first)
+{
+    const struct run *r = s->order[i];
+
+    *first = true;
+    if (r->lead || r->rows || pending(s, r) <= 1)
+        return false;
+    for (int32_t k = 0; k < i && *first; k++) {
+        const struct run *o = s->order[k];
+        *first = o->client != r->client || o->lead || pending(s, o) <= 1;
+    }
+    return true;
+}
+
+/* Rows of prompts, `budget` at most: each client's oldest prompt gets its part, what is left goes in the order of
+ * admission. */
+static void add_prompts(struct ic_text_sched *s, int32_t budget, int32_t *n)
+{
+    int32_t want[IC_PREFIX_SEQS_MAX] = {0}, readers = 0, left = budget;
+    bool first;
 
     for (int32_t i = 0; i < s->n_running; i++)
-        n_decode += pending(s, s->order[i]) == 1;
-    while (!make_room(s, n_decode, NULL) && s->n_running > 1) {
-        preempt_last(s);
-        n_decode = 0;
-        for (int32_t i = 0; i < s->n_running; i++)
-            n_decode += pending(s, s->order[i]) == 1;
-    }
-    for (int32_t i = 0; i < s->n_running; i++) {
-        struct run *r = s->order[i];
-        r->rows = 0;
-        r->at = -1;
-        if (pending(s, r) == 1)
-            add_rows(s, r, 1, &n);
-    }
-    int32_t budget = prompt_budget(s, n_decode), unread = 0;
-    for (int32_t i = 0; i < s->n_running; i++)
-        unread += s->order[i]->rows ? 0 : pending(s, s->order[i]);
-    if (budget > unread)
-        budget = unread; /* no idle session loses its cells for rows that nobody has */
-    make_room(s, n + budget, NULL);
-    int32_t used = cells_used(s);
-    for (int32_t i = 0; i < s->n_running && budget > 0; i++) {
-        struct run *r = s->order[i];
-        int32_t want = pending(s, r), cells = s->be->kv_size - used - n;
-        if (r->rows || want > budget)
-            want = r->rows ? 0 : budget;
-        if (want > cells)
-            want = cells;
-        if (want > 0) {
-            add_rows(s, r, want, &n);
-            budget -= want;
+        readers += reads(s, i, &first) && first;
+    for (int32_t i = 0; i < s->n_running && readers; i++)
+        if (reads(s, i, &first) && first) {
+            int32_t p = pending(s, s->order[i]), part = budget / readers;
+            want[i] = p < part ? p : part;
+            left -= want[i];
         }
+    for (int32_t i = 0; i < s->n_running && left > 0; i++)
+        if (reads(s, i, &first)) {
+            int32_t more = pending(s, s->order[i]) - want[i];
+            more = more < left ? more : left;
+            want[i] += more;
+            left -= more;
+        }
+    for (int32_t i = 0; i < s->n_running; i++)
+        if (want[i] > 0)
+            add_rows(s, s->order[i], want[i], n);
+}
+
+/* Fills s->rows: every stream's next token, then prompts. Returns the rows and in *n_prompt how many of them belong to
+ * prompts. */
+static int32_t build(struct ic_text_sched *s, int32_t *n_prompt)
+{
+    int32_t n = 0, n_decode, unread = 0;
+    bool first;
+
+    while (!ic_cells_make_room(s, n_decode = count_streams(s), -1) && s->n_running > 1)
+        preempt_last(s);
+    for (int32_t i = 0; i < s->n_running; i++) {
+        s->order[i]->rows = 0;
+        s->order[i]->at = -1;
+        ic_cells_join(s, s->order[i]);
     }
+    n_decode = count_streams(s); /* who has joined may have one token left to read */
+    if (!ic_cells_make_room(s, n_decode, -1))
+        n_decode = ic_cells_free(s);
+    for (int32_t i = 0; i < s->n_running && n < n_decode; i++)
+        if (pending(s, s->order[i]) == 1)
+            add_rows(s, s->order[i], 1, &n);
+    int32_t budget = ic_text_cost_slice(&s->cost, n, s->be->batch - n, s->be->policy.itl_bound_ns);
+    for (int32_t i = 0; i < s->n_running; i++)
+        unread += reads(s, i, &first) ? pending(s, s->order[i]) : 0;
+    if (budget > unread)
+        budget = unread; /* nobody idle loses its cells for rows that nobody has */
+    if (!ic_cells_make_room(s, n + budget, -1))
+        budget = ic_cells_free(s) - n;
+    n_decode = n;
+    if (budget > 0)
+        add_prompts(s, budget, &n);
     if (n == 0 && s->n_running > 1) /* prompts that block each other: the last one waits */
         preempt_last(s);
     *n_prompt = n - n_decode;
     return n;
-}
-
-static void learn_cost(struct ic_text_sched *s, double ns, int32_t n, int32_t n_prompt)
-{
-    const double keep = 0.8;
-
-    if (n_prompt == 0)
-        s->ns_decode_tick = s->ns_decode_tick > 0 ? keep * s->ns_decode_tick + (1 - keep) * ns : ns;
-    else if (n_prompt >= SLICE_MIN / 2) {
-        double base = s->ns_decode_tick; /* what a tick costs whatever is in it */
-        double per = ns > base ? (ns - base) / n_prompt : ns / n;
-        if (n == n_prompt && n < ALONE_MIN && s->ns_prompt_row > 0)
-            return; /* nearly all of it is the base, or noise: it would make a row look many times dearer */
-        s->ns_prompt_row = s->ns_prompt_row > 0 ? keep * s->ns_prompt_row + (1 - keep) * per : per;
-    }
 }
 
 static bool append_token(struct run *r, int32_t token)
@@ -614,6 +493,22 @@ static bool append_token(struct run *r, int32_t token)
         r->cap = cap;
     }
     r->tokens[r->n_tokens++] = token;
+    return true;
+}
+
+/* The context is full: its first quarter (the system's and the task's words, one hopes) and its last quarter stay, and what
+ * lies behind the gap is computed again, at its new place. Cells are not moved: others may share them, and not every
+ * kind of cache could. */
+static bool shift(struct ic_text_sched *s, struct run *r)
+{
+    int32_t quarter = s->be->ctx_size / 4, drop = r->n_tokens - 2 * quarter;
+
+    if (!s->be->policy.shift || quarter < 1)
+        return false;
+    memmove(r->tokens + quarter, r->tokens + quarter + drop, sizeof *r->tokens * (size_t)quarter);
+    r->n_tokens -= drop;
+    r->shifted += drop;
+    ic_cells_cut(s, r->slot, quarter);
     return true;
 }
 
@@ -656,7 +551,7 @@ static void take_token(struct ic_text_sched *s, struct run *r)
         ic_stream_push(&r->stream, piece.data, piece.len, &s->text);
         ic_buf_deinit(&piece);
     }
-    length = r->n_tokens >= s->be->ctx_size || (p->max_tokens > 0 && r->n_gen >= p->max_tokens);
+    length = (p->max_tokens > 0 && r->n_gen >= p->max_tokens) || (r->n_tokens >= s->be->ctx_size && !shift(s, r));
     over = d.eog || r->stream.stopped || length;
     if (over && !r->stream.stopped)
         ic_stream_flush(&r->stream, &s->text);
@@ -673,13 +568,11 @@ static void undo(struct ic_text_sched *s, enum ic_decode rc)
     int32_t n = s->n_running;
 
     if (rc == IC_DECODE_FULL) {
-        int32_t idle = oldest_idle(s, NULL);
-        if (idle >= 0) {
-            evict(s, idle);
+        if (ic_cells_evict(s, -1))
             return;
-        }
         if (n > 1) {
             preempt_last(s);
+            ic_cells_evict(s, -1);
             s->crowded = true; /* by our own count there is room: it would be let in again at once, for ever */
             return;
         }
@@ -691,10 +584,7 @@ static void undo(struct ic_text_sched *s, enum ic_decode rc)
         struct run *r = s->order[i];
         if (!r->rows)
             continue;
-        struct slot *sl = &s->slots[r->slot];
-        int32_t keep = sl->n_past;
-        sl->n_past += r->rows; /* maybe there, maybe not: cut() removes them */
-        cut(s, r->slot, keep);
+        ic_cells_cut(s, r->slot, s->slots[r->slot].n_past); /* its rows are there or not: now they are not */
         if (err.code)
             finish(s, r, IC_END_ERROR, &err);
     }
@@ -741,6 +631,14 @@ bool ic_text_sched_reap(struct ic_text_sched *s, int64_t *until)
     return s->n_running > 0 || s->waiting;
 }
 
+static void publish_counters(struct ic_text_sched *s)
+{
+    atomic_store(&s->c->kv_used, ic_prefix_cells(s->prefix));
+    atomic_store(&s->c->sessions, s->sessions.count);
+    atomic_store(&s->c->spill_bytes, (int64_t)s->spill.sum);
+    atomic_store(&s->c->spill_parts, s->spill.count);
+}
+
 bool ic_text_sched_tick(struct ic_text_sched *s)
 {
     const struct ic_text_backend *be = s->be;
@@ -752,8 +650,7 @@ bool ic_text_sched_tick(struct ic_text_sched *s)
         return s->waiting != NULL;
     admit(s);
     int32_t n = build(s, &n_prompt);
-    atomic_store(&s->c->kv_used, cells_used(s));
-    atomic_store(&s->c->sessions, s->sessions.count);
+    publish_counters(s);
     if (n == 0)
         return s->n_running > 0 || s->waiting;
 
@@ -766,9 +663,12 @@ bool ic_text_sched_tick(struct ic_text_sched *s)
     int64_t t1 = be->now_ns(be->arg);
     ic_hist_add(&s->c->tick, t1 - t0);
     atomic_fetch_add(&s->c->rows, (uint64_t)n);
-    learn_cost(s, (double)(t1 - t0), n, n_prompt);
+    ic_text_cost_learn(&s->cost, (double)(t1 - t0), n - n_prompt, n_prompt);
     for (int32_t i = 0; i < s->n_running; i++)
-        s->slots[s->order[i]->slot].n_past += s->order[i]->rows;
+        if (s->order[i]->rows) {
+            ic_cells_grow(s, s->order[i]);
+            ic_queue_charge(s->order[i]->client, s->order[i]->rows);
+        }
     for (int32_t i = 0; i < s->n_running;) {
         struct run *r = s->order[i];
         if (r->at >= 0)
@@ -794,33 +694,26 @@ bool ic_text_sched_batch_is_dead(void *sched)
 
 /* ---- the model goes and comes back ------------------------------------------------------------------------- */
 
-/* Back to the head of the queue: nothing is lost, only computed again. */
-static void requeue(struct ic_text_sched *s, struct run *r)
+static void all_leave(struct ic_text_sched *s)
 {
-    int32_t slot = r->slot;
-
-    leave_slot(s, r);
-    evict(s, slot);
-    r->n_keep = r->rows = 0;
-    insert_waiting(s, r, true);
-}
-
-/* Everybody leaves; the device has been, or is, emptied. */
-static void vacate(struct ic_text_sched *s)
-{
-    while (s->n_running > 0) /* the last first, so that they come back in their order */
-        requeue(s, s->order[s->n_running - 1]);
-    for (int32_t i = 0; i < s->n_slots; i++)
-        evict(s, i);
+    while (s->n_running > 0) { /* the last first, so that they come back in their order */
+        struct run *r = s->order[s->n_running - 1];
+        leave_slot(s, r);
+        ic_queue_put(s, r, true);
+    }
     s->crowded = false;
     s->parked = true;
-    atomic_store(&s->c->kv_used, 0);
 }
 
 void ic_text_sched_park(struct ic_text_sched *s)
 {
-    if (!s->parked)
-        vacate(s);
+    if (s->parked)
+        return;
+    all_leave(s);
+    s->parked = false; /* the device still answers */
+    ic_cells_park(s);
+    s->parked = true;
+    publish_counters(s);
 }
 
 void ic_text_sched_forget_kv(struct ic_text_sched *s, const char *why)
@@ -834,7 +727,10 @@ void ic_text_sched_forget_kv(struct ic_text_sched *s, const char *why)
     for (int32_t i = s->n_running - 1; i >= 0; i--)
         if (s->order[i]->rows)
             finish(s, s->order[i], IC_END_ERROR, &err);
-    vacate(s);
+    all_leave(s);
+    for (int32_t i = 0; i < s->n_slots; i++)
+        ic_cells_cut(s, i, 0);
+    publish_counters(s);
 }
 
 /* A request that was prepared for the old model. */
@@ -845,45 +741,26 @@ static enum ic_status rebind_run(struct ic_text_sched *s, struct run *r, struct 
     if (r->n_tokens >= be->ctx_size)
         return ic_fail(err, IC_TOO_LARGE, "the model came back with a context of %d tokens, this request holds %d",
                        be->ctx_size, r->n_tokens);
-    return be->sampler_rebind ? be->sampler_rebind(be->arg, r->sampler, &r->req->params, r->tokens + r->n_prompt,
-                                                   r->n_tokens - r->n_prompt, err)
+    if (r->shifted && r->req->params.grammar)
+        return ic_fail(err, IC_INTERNAL, "the model was reopened, and what this answer's grammar has seen is gone");
+    int32_t said = r->n_gen < r->n_tokens ? r->n_gen : r->n_tokens;
+    return be->sampler_rebind ? be->sampler_rebind(be->arg, r->sampler, &r->req->params, r->tokens + r->n_tokens - said,
+                                                   said, err)
                               : IC_OK;
-}
-
-static enum ic_status make_slots(struct ic_text_sched *s, const struct ic_text_backend *be, struct ic_err *err)
-{
-    IC_ASSERT(be->parallel <= be->batch && be->ctx_size <= be->kv_size);
-    struct slot *slots = calloc((size_t)be->parallel, sizeof *slots);
-    struct run **order = calloc((size_t)be->parallel, sizeof(struct run *));
-    struct ic_row *rows = calloc((size_t)be->batch, sizeof *rows);
-
-    if (!slots || !order || !rows) {
-        free(slots);
-        free(order);
-        free(rows);
-        return ic_fail(err, IC_OOM, "out of memory");
-    }
-    free(s->slots);
-    free(s->order);
-    free(s->rows);
-    s->slots = slots;
-    s->order = order;
-    s->rows = rows;
-    s->n_slots = be->parallel;
-    s->be = be;
-    return IC_OK;
 }
 
 enum ic_status ic_text_sched_unpark(struct ic_text_sched *s, const struct ic_text_backend *be, struct ic_err *err)
 {
+    struct ic_err ignored = {0};
     struct run *next;
 
     IC_ASSERT(s->parked);
-    enum ic_status st = make_slots(s, be, err);
+    enum ic_status st = ic_cells_open(s, be, err);
     if (st != IC_OK)
         return st;
     s->parked = false;
-    s->ns_decode_tick = s->ns_prompt_row = 0; /* it may have come back on another device */
+    if (ic_cells_pin_all(s, &ignored) != IC_OK)
+        ic_warn("text", "%s", ignored.msg);
     for (struct run *r = s->waiting; r; r = next) {
         struct ic_err own = {0};
         next = r->next;
@@ -909,12 +786,34 @@ enum ic_status ic_text_sched_open(struct ic_text_sched **out, const struct ic_te
     if (!s)
         return ic_fail(err, IC_OOM, "out of memory");
     s->c = c;
-    enum ic_status st = make_slots(s, be, err);
+    enum ic_status st = ic_cells_open(s, be, err);
     if (st != IC_OK) {
         free(s);
         return st;
     }
     *out = s;
+    return IC_OK;
+}
+
+enum ic_status ic_text_sched_pin(struct ic_text_sched *s, const int32_t *tokens, int32_t n, struct ic_err *err)
+{
+    struct ic_pin *p = calloc(1, sizeof *p);
+
+    IC_ASSERT(n > 0 && !s->parked && s->n_running == 0);
+    if (!p || !(p->tokens = malloc(sizeof *tokens * (size_t)n))) {
+        free(p);
+        return ic_fail(err, IC_OOM, "out of memory");
+    }
+    memcpy(p->tokens, tokens, sizeof *tokens * (size_t)n);
+    p->n = n;
+    enum ic_status st = ic_cells_pin(s, p, err);
+    if (st != IC_OK) {
+        free(p->tokens);
+        free(p);
+        return st;
+    }
+    p->next = s->pins;
+    s->pins = p;
     return IC_OK;
 }
 
@@ -934,11 +833,26 @@ void ic_text_sched_close(struct ic_text_sched **sp)
         while (s->sessions.bucket[i])
             ic_session_drop(&s->sessions, s->sessions.bucket[i]);
     ic_buf_deinit(&s->text);
+    ic_queue_clear(s);
+    ic_spill_clear(&s->spill);
+    ic_prefix_close(&s->prefix);
+    for (struct ic_pin *p = s->pins, *next; p; p = next) {
+        next = p->next;
+        free(p->tokens);
+        free(p);
+    }
     free(s->slots);
     free(s->order);
     free(s->rows);
     free(s);
     *sp = NULL;
+}
+
+/* When a place in the queue may be free again. */
+static int32_t retry_s(const struct ic_text_sched *s)
+{
+    double s_each = s->service_ns / 1e9 / (s->n_running > 0 ? s->n_running : 1);
+    return s_each < 1 ? 1 : s_each > 60 ? 60 : (int32_t)s_each;
 }
 
 void ic_text_sched_submit(struct ic_text_sched *s, struct ic_text_req *req)
@@ -958,13 +872,26 @@ void ic_text_sched_submit(struct ic_text_sched *s, struct ic_text_req *req)
     r->stream.stop = req->params.stop;
     r->stream.n_stop = req->params.n_stop;
     atomic_fetch_add(&s->c->requests, 1);
+    if (!(r->client = ic_queue_client(s, req->client))) {
+        struct ic_err err = {0};
+        ic_fail(&err, IC_OOM, "out of memory");
+        refuse(s, r, &err);
+        return;
+    }
+    if (s->be->policy.queue_per_client > 0 && r->client->n_waiting >= s->be->policy.queue_per_client) {
+        struct ic_err err = {0};
+        ic_fail(&err, IC_BUSY, "%d requests of this client are waiting already; try again in about %d s",
+                r->client->n_waiting, retry_s(s));
+        refuse(s, r, &err);
+        return;
+    }
     if (req->session && !(r->session = ic_session_get(&s->sessions, req->session))) {
         struct ic_err err = {0};
         ic_fail(&err, IC_OOM, "out of memory");
         refuse(s, r, &err);
         return;
     }
-    insert_waiting(s, r, false);
+    ic_queue_put(s, r, false);
 }
 
 void ic_text_sched_session_close(struct ic_text_sched *s, uint64_t session)
@@ -982,7 +909,5 @@ void ic_text_sched_session_close(struct ic_text_sched *s, uint64_t session)
     for (int32_t i = s->n_running - 1; i >= 0; i--)
         if (s->order[i]->session == se)
             finish(s, s->order[i], IC_END_ABORT, NULL);
-    if (se->slot >= 0)
-        evict(s, se->slot);
     ic_session_drop(&s->sessions, se);
 }

@@ -8,10 +8,21 @@
 #include "base/hist.h"
 #include "sched/request.h"
 
+/* What the operator decides. Zeros: the defaults. */
+struct ic_text_policy {
+    double itl_bound_ns;      /* longest gap between two tokens of a stream because of others' prompts; 0: 3 times without */
+    int32_t queue_per_client; /* requests of one client that may wait; 0: no bound of its own */
+    size_t cache_ram;         /* bytes of host memory for KV that had to leave the cache; 0: none */
+    bool shift;               /* a full context drops its older half and goes on, instead of ending with `length` */
+};
+
 /* What the scheduler needs of a model. The real one is text/, wrapped in text_engine.c. */
 struct ic_text_backend {
     void *arg;
     int32_t ctx_size, kv_size, parallel, batch, n_vocab; /* as in struct ic_text_info */
+    int32_t n_seq;  /* sequences that can be held: parallel, and those that only keep what they have */
+    int32_t window; /* what the memory can do, as in ic_prefix_match: 0: be cut and shared anywhere */
+    struct ic_text_policy policy;
     /* Tokens of a prompt (as ic_text_tokenize, special off) and of a conversation (as ic_text_chat_tokenize). */
     enum ic_status (*tokenize)(void *arg, const char *s, size_t len, bool first, int32_t max, int32_t **out, int32_t *n,
                                struct ic_err *err);
@@ -19,6 +30,14 @@ struct ic_text_backend {
                            int32_t *n, struct ic_err *err);
     enum ic_decode (*decode)(void *arg, const struct ic_row *rows, int32_t n);
     bool (*seq_rm)(void *arg, int32_t seq, int32_t from);
+    /* The cells of `src` at positions [from, to) belong to `dst` too. Only as `window` allows. */
+    void (*seq_cp)(void *arg, int32_t src, int32_t dst, int32_t from, int32_t to);
+    /* Copies positions [from, to) of a sequence, which are its end, to malloc'd memory: returns its bytes; 0: cannot,
+     * or more than max. window != 0: from is 0. NULL: cannot. */
+    size_t (*seq_save)(void *arg, int32_t seq, int32_t from, int32_t to, size_t max, void **data);
+    /* Brings [keep_from, to) of what was saved as [from, …) back to the end of a sequence that holds keep_from. Needs
+     * free cells for all that was saved. False: not there; the sequence may hold anything from keep_from on. */
+    bool (*seq_load)(void *arg, int32_t seq, int32_t from, int32_t keep_from, int32_t to, const void *data, size_t bytes);
     void (*piece)(void *arg, int32_t token, struct ic_buf *out);
     enum ic_status (*sampler_open)(void *arg, void **sampler, const struct ic_text_params *p, const int32_t *prompt,
                                    int32_t n, struct ic_err *err);
@@ -34,7 +53,10 @@ struct ic_text_backend {
 
 /* Read by other threads at any time. */
 struct ic_text_counters {
-    _Atomic int64_t running, waiting, sessions, kv_used;
+    _Atomic int64_t running, waiting, sessions;
+    _Atomic int64_t kv_used;                    /* cells, each once, those of idle sequences included */
+    _Atomic int64_t spill_bytes, spill_parts;   /* in host memory now */
+    _Atomic uint64_t spilled, restored;         /* tokens that went there and came back */
     _Atomic uint64_t requests, refused, tokens, prompt_tokens, cached_tokens, preempted, ticks, rows;
     _Atomic uint64_t ended[IC_END_ERROR + 1];
     _Atomic double last_tps, last_ttft_ms;
@@ -48,9 +70,14 @@ enum ic_status ic_text_sched_open(struct ic_text_sched **out, const struct ic_te
                                   struct ic_text_counters *c, struct ic_err *err);
 void ic_text_sched_close(struct ic_text_sched **s); /* ends what is left with IC_CANCEL_SHUTDOWN */
 
+/* A prompt that others will begin with (copied): computed now and kept for good, found by every key space. Before the
+ * first request. IC_TOO_LARGE: it does not fit beside one whole context. Models that cannot share ignore it. */
+enum ic_status ic_text_sched_pin(struct ic_text_sched *s, const int32_t *tokens, int32_t n, struct ic_err *err);
+
 /* Takes the caller's reference. What becomes of it is told by events only. */
 void ic_text_sched_submit(struct ic_text_sched *s, struct ic_text_req *req);
-/* Ends the session's requests as aborted and forgets the conversation. Unknown handles are ignored. */
+/* Ends the session's requests as aborted and forgets the conversation (what it computed stays for whoever of the same
+ * key space begins alike, until its cells are needed). Unknown handles are ignored. */
 void ic_text_sched_session_close(struct ic_text_sched *s, uint64_t session);
 
 /* One tick: obeys cancels and deadlines, admits, decodes once, samples, emits. False when there is nothing to do

@@ -338,6 +338,14 @@ static struct world *world_new(uint64_t seed, int32_t parallel, int32_t batch, i
     return w;
 }
 
+/* After a change of the back end's sizes or the operator's policy, before anything is asked. */
+static void world_restart(struct world *w)
+{
+    ic_text_sched_close(&w->s);
+    CHECK(ic_text_sched_open(&w->s, &w->f.be, &w->c, NULL) == IC_OK);
+    w->f.sched = w->s;
+}
+
 static void world_free(struct world *w)
 {
     ic_text_sched_close(&w->s);
@@ -416,35 +424,28 @@ static bool same(const int32_t *a, const int32_t *b, int32_t n)
     return n <= 0 || !memcmp(a, b, sizeof *a * (size_t)n);
 }
 
-static int32_t min32(int32_t a, int32_t b)
-{
-    return a < b ? a : b;
-}
-
 static void check_slots(const struct world *w)
 {
+    static int32_t held[FAKE_CTX];
     const struct ic_text_sched *s = w->s;
     int32_t with_run = 0;
 
-    CHECK(cells_used(s) <= w->f.be.kv_size);
+    CHECK(ic_prefix_check(s->prefix));
+    CHECK(ic_prefix_cells(s->prefix) == fake_cells(&w->f)); /* shared ones once, and none lost */
+    CHECK(ic_prefix_cells(s->prefix) <= w->f.be.kv_size);
     for (int32_t i = 0; i < s->n_slots; i++) {
         const struct slot *sl = &s->slots[i];
         const struct fake_seq *kv = &w->f.seq[i];
-        CHECK(sl->n_past == kv->n);
+        CHECK(sl->n_past == kv->n && ic_prefix_len(s->prefix, i) == kv->n);
+        ic_prefix_tokens(s->prefix, i, 0, kv->n, held);
+        CHECK(same(kv->token, held, kv->n));
         with_run += sl->run != NULL;
         if (sl->run) {
             const struct run *r = sl->run;
-            CHECK(r->slot == i && sl->session == r->session);
-            CHECK(sl->n_past < r->n_tokens && same(kv->token, r->tokens, sl->n_past));
+            CHECK(r->slot == i && sl->n_past < r->n_tokens && same(kv->token, r->tokens, sl->n_past));
             CHECK(r->n_tokens <= w->f.be.ctx_size);
-            if (r->session)
-                CHECK(r->n_keep <= r->session->n_tokens && same(r->tokens, r->session->tokens, r->n_keep));
-        } else if (sl->session) {
-            CHECK(sl->session->n_past == sl->n_past && same(kv->token, sl->session->tokens, sl->n_past));
-        } else {
-            CHECK(sl->n_past == 0);
+            CHECK(!r->lead || (r->lead->slot >= 0 && same(r->tokens, r->lead->tokens, r->lead_n)));
         }
-        CHECK(!sl->session || sl->session->slot == i);
     }
     CHECK(with_run == s->n_running && w->c.running == s->n_running);
 }
@@ -454,9 +455,6 @@ static void check_session(const struct world *w, const struct ic_session *se)
     const struct ic_text_sched *s = w->s;
     int holders = 0;
 
-    CHECK(se->slot < s->n_slots && (se->slot < 0 || s->slots[se->slot].session == se));
-    CHECK(se->slot >= 0 || se->n_past == 0);
-    CHECK(se->n_past <= se->n_tokens);
     for (int32_t i = 0; i < s->n_running; i++)
         holders += s->order[i]->session == se;
     for (const struct run *r = s->waiting; r; r = r->next)
@@ -475,20 +473,50 @@ static void check_session(const struct world *w, const struct ic_session *se)
     }
 }
 
+/* The host's part: its sum is what it says, and within its bound. */
+static void check_spill(const struct world *w)
+{
+    const struct ic_spill *sp = &w->s->spill;
+    size_t sum = 0;
+    int32_t n = 0;
+
+    for (const struct ic_spill_part *p = sp->first; p; p = p->next, n++)
+        sum += sizeof *p + sizeof *p->tokens * (size_t)p->to + p->bytes;
+    CHECK(sum == sp->sum && sum <= sp->max && n == sp->count);
+}
+
+/* Each client's numbers are those of the lists. */
+static void check_clients(const struct world *w)
+{
+    const struct ic_text_sched *s = w->s;
+    int32_t n = 0;
+
+    for (const struct ic_text_client *c = s->clients; c; c = c->next, n++) {
+        int32_t waiting = 0, running = 0;
+        for (const struct run *r = s->waiting; r; r = r->next)
+            waiting += r->client == c;
+        for (int32_t i = 0; i < s->n_running; i++)
+            running += s->order[i]->client == c;
+        CHECK(waiting == c->n_waiting && running == c->n_running && c->balance <= IC_TURN_TOKENS);
+        CHECK(waiting || running || c->balance < 0);
+    }
+    CHECK(n == s->n_clients);
+}
+
 static void check_state(const struct world *w)
 {
     const struct ic_text_sched *s = w->s;
     int64_t waiting = 0;
 
     check_slots(w);
+    check_spill(w);
+    check_clients(w);
     for (int i = 0; i < IC_SESSION_BUCKETS; i++)
         for (const struct ic_session *se = s->sessions.bucket[i]; se; se = se->next)
             check_session(w, se);
     for (const struct run *r = s->waiting; r; r = r->next, waiting++) {
         CHECK(r->slot == -1 && (r->prepared || !r->tokens));
         CHECK(!r->next || r->next->req->priority <= r->req->priority);
-        if (r->prepared && r->session)
-            CHECK(same(r->tokens, r->session->tokens, min32(r->n_keep, r->session->n_past)));
     }
     CHECK(w->c.waiting == waiting);
 }
@@ -521,7 +549,8 @@ static void check_overtaking(const struct world *w, const struct before *was)
                 in = w->s->order[k];
         for (const struct run *r = w->s->waiting; in && r; r = r->next)
             for (int k = 0; k < i; k++)
-                if (r->req->owner == was->owner[k])
+                if (r->req->owner == was->owner[k] &&
+                    (r->client == in->client || r->req->priority > in->req->priority))
                     CHECK(was->behind_own_session[k]);
     }
 }
@@ -590,7 +619,7 @@ static void run_dry(struct world *w)
     for (int i = 0; i < w->n; i++)
         CHECK(w->r[i].ended || atomic_load(&w->r[i].req->cancel) == IC_CANCEL_GONE);
     CHECK(w->c.running == 0 && w->c.waiting == 0 && w->f.samplers == 0);
-    CHECK(w->c.kv_used == fake_cells(&w->f)); /* all that is held is of idle sessions: check_slots */
+    CHECK(w->c.kv_used == fake_cells(&w->f));
 }
 
 static uint64_t env_number(const char *name, uint64_t def)
@@ -599,10 +628,14 @@ static uint64_t env_number(const char *name, uint64_t def)
     return v ? strtoull(v, NULL, 10) : def;
 }
 
+/* Text that begins unlike any that was asked for lately. */
 static char *letters(char *out, int n)
 {
+    static int calls;
+
+    calls++;
     for (int i = 0; i < n; i++)
-        out[i] = (char)('a' + i % 26);
+        out[i] = (char)('a' + (i + 7 * calls) % 26);
     out[n] = 0;
     return out;
 }
@@ -618,6 +651,22 @@ static bool is_running(const struct world *w, const struct client_req *r)
 static struct ic_session *session(struct world *w, int i)
 {
     return ic_session_find(&w->s->sessions, w->talk[i].handle);
+}
+
+/* How many of a session's tokens are in the KV. */
+static int32_t held(struct world *w, int i)
+{
+    struct ic_session *se = session(w, i);
+    int32_t holder, n = ic_prefix_match(w->s->prefix, "", se->tokens, se->n_tokens, w->f.be.window, &holder);
+    return n < IC_SHARE_MIN ? 0 : n; /* every prompt begins with BOS */
+}
+
+/* All that nobody uses goes, as when others need the cells. */
+static void empty_cache(struct world *w)
+{
+    while (ic_cells_evict(w->s, -1))
+        ;
+    check_state(w);
 }
 
 /* Never an end of its own, so that lengths are known. */

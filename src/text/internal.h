@@ -14,6 +14,8 @@ struct ic_place;
  * IC_BAD_REQUEST: there is none for the CPU. */
 enum ic_status ic_text_load_backends(const char *dir, struct ic_err *err);
 
+#define IC_TEXT_SEQS_MAX 256 /* llama.cpp's LLAMA_MAX_SEQ */
+
 struct ic_text_model {
     struct ic_place *place; /* what lies where; holds our part of the ledger */
     struct llama_model *model;
@@ -26,6 +28,7 @@ struct ic_text_model {
     struct ic_cpu_watch watch;
     bool adapt; /* threads follow what the machine leaves us */
     struct llama_batch batch;
+    int32_t sure[IC_TEXT_SEQS_MAX]; /* positions of each sequence that a decode has been through with */
     const char *template; /* NULL: none; owned by the llama model or the caller's config */
     char *template_copy;
     bool zephyr; /* llama.cpp takes the template for another family's; it is Zephyr's with the model's own EOS */

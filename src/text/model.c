@@ -116,6 +116,10 @@ static void fill_info(struct ic_text_model *m)
     i->ctx_size = p->sizes.ctx;
     i->kv_size = p->sizes.kv;
     i->parallel = p->sizes.parallel;
+    i->seqs = p->sizes.seqs;
+    i->window = llama_model_is_recurrent(m->model) || llama_model_is_hybrid(m->model) ? -1
+                : llama_model_n_swa(m->model) > 0 ? llama_model_n_swa(m->model) / 2 /* symmetric ones look half as far */
+                                                  : 0;
     i->batch = p->sizes.batch;
     i->gpu_layers = p->plan.layers;
     i->layers = p->plan.layers_max;
@@ -214,6 +218,7 @@ static bool warm_up(struct ic_text_model *m)
     if (ic_text_decode(m, &row, 1) != IC_DECODE_OK)
         return false;
     llama_memory_clear(llama_get_memory(m->ctx), true);
+    memset(m->sure, 0, sizeof m->sure);
     return true;
 }
 
@@ -397,6 +402,8 @@ enum ic_decode ic_text_decode(struct ic_text_model *m, const struct ic_row *rows
     int32_t rc = llama_decode(m->ctx, *b);
     if (rc == 0) {
         llama_synchronize(m->ctx);
+        for (int32_t i = 0; i < n; i++)
+            m->sure[rows[i].seq] = rows[i].pos + 1;
         free_old_pool(m);
         if (m->adapt)
             adapt_threads(m, ic_now_ns() - wall, ic_cpu_self_ns() - cpu);
@@ -410,12 +417,78 @@ const float *ic_text_logits(struct ic_text_model *m, int32_t i)
     return llama_get_logits_ith(m->ctx, i);
 }
 
+/* What a decode that failed left behind can always be taken away. */
+static bool can_cut(const struct ic_text_model *m, int32_t seq, int32_t from)
+{
+    int32_t n = m->sure[seq];
+    return from == 0 || from >= n || m->info.window == 0 || n <= m->info.window;
+}
+
 bool ic_text_seq_rm(struct ic_text_model *m, int32_t seq, int32_t from)
 {
     llama_memory_t mem = llama_get_memory(m->ctx);
 
-    if (llama_memory_seq_rm(mem, seq, from, -1))
+    if (can_cut(m, seq, from) && llama_memory_seq_rm(mem, seq, from, -1)) {
+        if (m->sure[seq] > from)
+            m->sure[seq] = from;
         return true;
+    }
     llama_memory_seq_rm(mem, seq, -1, -1);
+    m->sure[seq] = 0;
     return from == 0;
+}
+
+void ic_text_seq_cp(struct ic_text_model *m, int32_t src, int32_t dst, int32_t from, int32_t to)
+{
+    llama_memory_seq_cp(llama_get_memory(m->ctx), src, dst, from, to);
+    m->sure[dst] = to;
+}
+
+static bool parts(const struct ic_text_model *m)
+{
+    return m->info.window == 0 && m->info.seqs < IC_TEXT_SEQS_MAX;
+}
+
+/* llama.cpp saves whole sequences only. For a part, its cells are lent to one sequence more that is never decoded, and
+ * that one is saved; likewise on the way back. */
+size_t ic_text_seq_save(struct ic_text_model *m, int32_t seq, int32_t from, int32_t to, size_t max, void **data)
+{
+    llama_memory_t mem = llama_get_memory(m->ctx);
+    int32_t what = from > 0 ? m->info.seqs : seq;
+
+    *data = NULL;
+    if (to != m->sure[seq] || (from > 0 && !parts(m)))
+        return 0;
+    if (from > 0)
+        llama_memory_seq_cp(mem, seq, what, from, to);
+    size_t n = llama_state_seq_get_size(m->ctx, what), got = 0;
+    if (n > 0 && n <= max && (*data = malloc(n)) != NULL)
+        got = llama_state_seq_get_data(m->ctx, *data, n, what);
+    if (got != n || got == 0) {
+        free(*data);
+        *data = NULL;
+        got = 0;
+    }
+    if (from > 0)
+        llama_memory_seq_rm(mem, what, -1, -1);
+    return got;
+}
+
+bool ic_text_seq_load(struct ic_text_model *m, int32_t seq, int32_t from, int32_t keep_from, int32_t to, const void *data,
+                      size_t bytes)
+{
+    llama_memory_t mem = llama_get_memory(m->ctx);
+    bool part = parts(m);
+    int32_t into = part ? m->info.seqs : seq;
+
+    if (!part && keep_from > from)
+        return false;
+    bool ok = llama_state_seq_set_data(m->ctx, data, bytes, into) == bytes;
+    if (part && ok)
+        llama_memory_seq_cp(mem, into, seq, keep_from, to);
+    if (part || !ok)
+        llama_memory_seq_rm(mem, into, -1, -1);
+    if (ok)
+        m->sure[seq] = to;
+    return ok;
 }

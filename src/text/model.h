@@ -50,6 +50,9 @@ struct ic_text_info {
     int32_t n_vocab, n_ctx_train;
     int32_t ctx_size, kv_size, parallel, batch, threads; /* as decided */
     int32_t gpu_layers, layers;                          /* on a GPU, of how many; the output is one */
+    int32_t seqs;   /* sequences that can be held: parallel, and where they cost nothing some that only keep what they have */
+    int32_t window; /* what the memory can do: 0: be cut and shared anywhere; w: a sequence longer than w only as a whole; -1: a
+                       recurrent state, which only goes on */
     uint64_t n_params, model_bytes;
     bool has_chat_template;
 };
@@ -90,6 +93,17 @@ const float *ic_text_logits(struct ic_text_model *m, int32_t i);
 /* Forgets positions >= from of a sequence (0: all). False when this kind of model cannot keep the part
  * before `from`: then everything of the sequence has been forgotten. */
 bool ic_text_seq_rm(struct ic_text_model *m, int32_t seq, int32_t from);
+/* Positions [from, to) of `src` belong to `dst` too: the same cells, nothing is copied. `dst` holds exactly [0, from). Only as
+ * info.window allows. */
+void ic_text_seq_cp(struct ic_text_model *m, int32_t src, int32_t dst, int32_t from, int32_t to);
+/* The KV of positions [from, to), which are the end of a sequence, in *data (malloc'd, the caller's): returns its bytes. 0:
+ * more than max, no memory, or the model cannot (info.window != 0 and from > 0). */
+size_t ic_text_seq_save(struct ic_text_model *m, int32_t seq, int32_t from, int32_t to, size_t max, void **data);
+/* Puts [keep_from, to) of data, saved as [from, …) from this or another instance of the same model, behind the keep_from
+ * positions that the sequence holds. Needs free cells for all that was saved. False: it does not fit, in size or in kind;
+ * positions >= keep_from are then undefined. */
+bool ic_text_seq_load(struct ic_text_model *m, int32_t seq, int32_t from, int32_t keep_from, int32_t to, const void *data,
+                      size_t bytes);
 /* `test` runs on a compute thread now and then during a decode; true ends the decode (CPU only). */
 void ic_text_set_abort(struct ic_text_model *m, bool (*test)(void *), void *arg);
 

@@ -45,6 +45,14 @@ static void apply_sizes(struct ic_place *p)
     };
 }
 
+static bool has_state(const struct ic_gguf_facts *f)
+{
+    for (uint32_t i = 0; i < f->n_layers; i++)
+        if (f->layer[i].state_bytes)
+            return true;
+    return false;
+}
+
 static enum ic_status decide_sizes(struct ic_place *p, const struct ic_text_config *cfg, struct ic_err *err)
 {
     struct ic_sizes *s = &p->sizes;
@@ -65,6 +73,9 @@ static enum ic_status decide_sizes(struct ic_place *p, const struct ic_text_conf
     if (kv > INT32_MAX / 2)
         return ic_fail(err, IC_BAD_REQUEST, "a KV cache of %lld tokens is too large", (long long)kv);
     s->kv = (int32_t)kv;
+    /* A sequence more costs a few bits in each cell and a row of logits, but a recurrent model a whole state. One is kept for copies of parts
+     * (ic_text_seq_save). */
+    s->seqs = has_state(&p->facts) ? s->parallel : most(s->parallel, least(s->parallel + IC_SEQS_KEPT, parallel_max - 1));
     s->batch = most(cfg->batch > 0 ? cfg->batch : IC_BATCH_DEFAULT, s->parallel);
     p->ctx_default = !cfg->ctx_size;
     p->kv_default = !cfg->kv_size;
@@ -230,10 +241,10 @@ struct llama_context_params ic_place_context_params(const struct ic_place *p)
 
     cp.n_ctx = (uint32_t)p->sizes.kv;
     cp.n_batch = cp.n_ubatch = (uint32_t)p->sizes.batch;
-    cp.n_seq_max = (uint32_t)p->sizes.parallel;
+    cp.n_seq_max = (uint32_t)least(p->sizes.seqs + !has_state(&p->facts), (int32_t)llama_max_parallel_sequences());
     /* Only the last row of each sequence is asked for: without this the logits of a whole batch are
-     * reserved. */
-    cp.n_outputs_max = (uint32_t)p->sizes.parallel;
+     * reserved. (No fewer than there are sequences: llama.cpp asserts it.) */
+    cp.n_outputs_max = cp.n_seq_max;
     cp.kv_unified = true;
     if (p->plan.layers > 0)
         cp.flash_attn_type = p->flash;
@@ -248,7 +259,7 @@ static uint64_t guess_compute(const struct ic_place *p)
 {
     const struct ic_sizes *s = &p->sizes;
 
-    return 4 * ((uint64_t)s->parallel * p->facts.n_vocab +
+    return 4 * ((uint64_t)s->seqs * p->facts.n_vocab +
                 (uint64_t)s->batch * (16 * (uint64_t)p->facts.n_embd + p->in.kv.cells));
 }
 

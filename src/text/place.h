@@ -18,6 +18,8 @@
 
 #define IC_CTX_SHRUNK_MIN 512 /* tokens: no context that nobody asked for becomes smaller than this */
 #define IC_BATCH_SHRUNK_MIN 64
+/* Sequences beside those that are decoded, for prefixes and idle sessions. llama.cpp reserves a row of logits for each. */
+#define IC_SEQS_KEPT 32
 #define IC_MEASURE_ROUNDS 4 /* a split changes the buffers, and these the split: so often at most */
 
 /* What a CUDA process takes beside what it asks for: the context itself, where free memory was read without one (an
@@ -28,6 +30,7 @@
 
 struct ic_sizes {
     int32_t ctx, kv, parallel, batch;
+    int32_t seqs; /* sequences: parallel, and some that only keep what they have */
 };
 
 struct ic_place {

@@ -1,0 +1,28 @@
+/* What a tick costs, learnt from the ticks themselves: a decode of n streams, and each row of a prompt on top.
+ * No thread, no clock. */
+#ifndef IC_SCHED_TEXT_COST_H
+#define IC_SCHED_TEXT_COST_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#define IC_COST_CLASSES 10 /* streams in a decode: 1, 2, 3-4, 5-8, … 257 and more */
+
+struct ic_text_cost {
+    double decode_ns[IC_COST_CLASSES]; /* moving averages, 0: not known yet */
+    bool guessed[IC_COST_CLASSES];     /* from ticks with prompts in them: until a better one comes */
+    double row_ns;
+};
+
+/* Of a decode of n streams and nothing else; of fewer where it has not been seen; 0: nothing is known. */
+double ic_text_cost_decode(const struct ic_text_cost *c, int32_t n);
+/* A tick of n_decode streams and n_prompt rows of prompts took ns. */
+void ic_text_cost_learn(struct ic_text_cost *c, double ns, int32_t n_decode, int32_t n_prompt);
+/* Rows of prompts that may join n_decode streams without stretching their gaps beyond bound_ns, or where that is
+ * 0 beyond IC_GAP_FACTOR times the gap without them; SLICE_MIN at least, `room` at most. */
+int32_t ic_text_cost_slice(const struct ic_text_cost *c, int32_t n_decode, int32_t room, double bound_ns);
+
+#define IC_SLICE_MIN 4  /* prompt tokens of a tick at least, however slow */
+#define IC_GAP_FACTOR 3 /* a stream's gap while somebody's prompt is read, over its gap without */
+
+#endif

@@ -1,0 +1,125 @@
+/* What the files of the text scheduler share: its state. See text_sched.c for the life of a request, text_cells.c for
+ * that of cells, text_queue.c for whose turn it is. */
+#ifndef IC_SCHED_TEXT_SCHED_INT_H
+#define IC_SCHED_TEXT_SCHED_INT_H
+
+#include "sched/prefix.h"
+#include "sched/session.h"
+#include "sched/spill.h"
+#include "sched/text_cost.h"
+#include "sched/text_sched.h"
+#include "text/stream.h"
+
+#define IC_RESERVE_PER_RUN 16 /* cells kept free for each run at admission, so that it does not come to preemption at once */
+#define IC_SHARE_MIN 4        /* tokens: fewer (a BOS, say) are not worth a copy or a wait */
+#define IC_SPILL_MIN 16       /* tokens: fewer are computed sooner than copied twice */
+#define IC_CLIENTS_MAX 1024   /* whose balance is remembered while they ask nothing */
+#define IC_TURN_TOKENS 512    /* quantum of the round robin between clients */
+
+/* Whoever shares with the others: a key, or a connection without one. */
+struct ic_text_client {
+    struct ic_text_client *next; /* in the ring's order */
+    uint64_t key;
+    int64_t balance;       /* tokens that it may still have computed before others have had theirs */
+    int32_t n_waiting, n_running;
+    int32_t seen; /* while counting */
+    struct run *first;     /* while choosing: its first request that could be admitted */
+};
+
+struct run {
+    struct run *next; /* in the waiting list */
+    struct ic_text_req *req;
+    struct ic_session *session;
+    struct ic_text_client *client;
+    int32_t slot;
+    int32_t *tokens, n_tokens, cap, n_prompt;
+    int32_t n_gen;    /* sampled so far */
+    int32_t rows, at; /* of the current decode: how many, and the index of the one with logits or -1 */
+    int32_t cached;   /* prompt tokens that were there already */
+    int32_t reached;  /* the furthest position that it has held */
+    int32_t shifted;  /* tokens dropped from the front of a full context */
+    struct run *lead; /* it is computing what this one also begins with: wait for it, up to lead_n */
+    int32_t lead_n;
+    bool look; /* somebody has left: see what is there now */
+    bool prepared, told_queued, admitted_once;
+    void *sampler;
+    struct ic_stream stream;
+    struct ic_buf answer; /* CHAT sessions: what the client has been sent */
+    int64_t admit_ns, first_ns, last_ns;
+};
+
+/* A sequence of the model. One without a run keeps what it holds for whoever begins alike, until the cells are needed. */
+struct slot {
+    struct run *run; /* NULL: idle or free */
+    int32_t n_past;  /* = ic_prefix_len */
+    bool pinned;     /* never evicted */
+};
+
+struct ic_pin {
+    struct ic_pin *next;
+    int32_t *tokens, n;
+};
+
+struct ic_text_sched {
+    const struct ic_text_backend *be;
+    struct ic_text_counters *c;
+    struct slot *slots;
+    struct run **order; /* running, admitted first to last */
+    int32_t n_running, n_slots;
+    struct run *waiting; /* by priority, then arrival; who has been preempted first */
+    struct ic_text_client *clients, *turn; /* turn: who is asked first, NULL: the first */
+    int32_t n_clients;
+    struct ic_row *rows;
+    struct ic_sessions sessions;
+    struct ic_prefix *prefix;
+    struct ic_spill spill;
+    struct ic_pin *pins;
+    struct ic_text_cost cost;
+    double ns_per_byte; /* of restoring from host memory */
+    double service_ns;  /* of a request from admission to end, moving average */
+    bool parked;        /* there is no model now */
+    bool crowded; /* the back end had fewer cells than it said: nobody joins before somebody has ended */
+    struct ic_buf text;
+};
+
+/* ---- text_cells.c */
+int32_t ic_cells_free(const struct ic_text_sched *s);
+/* Counts what a run has found of its prompt, each token once. */
+void ic_cells_credit(struct ic_text_sched *s, struct run *r);
+/* Cuts a slot back to its first `keep` tokens; to fewer where the model or memory cannot. */
+void ic_cells_cut(struct ic_text_sched *s, int32_t slot, int32_t keep);
+/* The rows of this tick have been computed. */
+void ic_cells_grow(struct ic_text_sched *s, struct run *r);
+/* Frees cells, idle ones that were used longest ago first, until `need` are free. */
+bool ic_cells_make_room(struct ic_text_sched *s, int32_t need, int32_t but);
+/* All that one idle sequence holds goes; -1: the one used longest ago. False: there is none. */
+bool ic_cells_evict(struct ic_text_sched *s, int32_t slot);
+/* A slot for a run with whatever is there of its tokens, and room for the rest. -1: not now. */
+int32_t ic_cells_take_slot(struct ic_text_sched *s, struct run *r);
+/* Whether it would have a place if all below this priority had none. */
+bool ic_cells_would_fit(const struct ic_text_sched *s, const struct run *r, enum ic_priority prio);
+/* What lies in host memory of a run that has its slot. */
+void ic_cells_restore(struct ic_text_sched *s, struct run *r);
+/* The run's neighbours: whether somebody is computing, or has computed, what it needs. */
+void ic_cells_find_lead(struct ic_text_sched *s, struct run *r);
+void ic_cells_join(struct ic_text_sched *s, struct run *r);
+enum ic_status ic_cells_open(struct ic_text_sched *s, const struct ic_text_backend *be, struct ic_err *err);
+enum ic_status ic_cells_pin(struct ic_text_sched *s, const struct ic_pin *p, struct ic_err *err);
+enum ic_status ic_cells_pin_all(struct ic_text_sched *s, struct ic_err *err);
+void ic_cells_park(struct ic_text_sched *s); /* all that is idle to host memory */
+
+/* ---- text_queue.c */
+/* The client of this key; NULL: no memory. */
+struct ic_text_client *ic_queue_client(struct ic_text_sched *s, uint64_t key);
+void ic_queue_put(struct ic_text_sched *s, struct run *r, bool first_of_class);
+void ic_queue_remove(struct ic_text_sched *s, struct run *r);
+/* Whose turn it is; NULL: nobody could be admitted. */
+struct run *ic_queue_pick(struct ic_text_sched *s);
+/* It has been admitted. */
+void ic_queue_served(struct ic_text_sched *s, struct run *r);
+int32_t ic_queue_place(const struct ic_text_sched *s, const struct run *r); /* 1: the next */
+void ic_queue_charge(struct ic_text_client *c, int32_t tokens);
+void ic_queue_leave(struct ic_text_sched *s, struct ic_text_client *c); /* maybe it has nothing left here */
+void ic_queue_clear(struct ic_text_sched *s);
+
+#endif
