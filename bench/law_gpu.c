@@ -1,0 +1,397 @@
+/* The CUDA back end of Law M on a GPU: is it right, and how fast.
+ *
+ *   law-gpu check ROOT          golden vectors of ROOT/tests/golden and random laws against the reference
+ *   law-gpu small               one small law, a few steps: for compute-sanitizer
+ *   law-gpu time [--backend B] [--precision P] [--d N] [--b N] [--case GRID,BATCH]…
+ *
+ * `check` exits with 1 where an error is past its bound. Bounds: float32 is held to what tests/golden/README.md
+ * says; 16-bit back ends to a relative error |x - ref| / |ref| of delta in one step. Each of up to 16 layers
+ * rounds its output and its weights once, errors of half a unit in the last place that add like a random walk:
+ * 2^-11 * sqrt(2 * 16) / sqrt(3) * 2 (what norm and ELU may amplify) = 0.6 % for fp16, eight times that for
+ * bf16. The bound is twice it. Run it with IC_LAW_CUDA_POISON=1: memory is NaN before every plan. */
+#include <math.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "law/cpu/synth.h"
+#include "law/plugin.h"
+#include "model/tensors.h"
+
+#define CASES_MAX 16
+#define PEAK_TFLOPS 790e12 /* dense fp16 matrix products measured on an H100 and an H200 of ours */
+#define BOUND_F16 1.2e-2
+#define BOUND_BF16 9.6e-2
+#define BOUND_GOLDEN 1e-5 /* float32, one step */
+
+static const struct ic_law_plugin *plugin;
+static int failures;
+
+static _Noreturn void die(const char *what, const struct ic_err *err)
+{
+    fprintf(stderr, "%s: %s\n", what, err->msg);
+    exit(1);
+}
+
+static const struct ic_law_backend *backend(const char *name)
+{
+    const struct ic_law_backend *be;
+    struct ic_err err = {0};
+    if (ic_law_backend_open(name, &be, &err) != IC_OK)
+        die(name, &err);
+    return be;
+}
+
+/* A law on a back end with a batch of states. */
+struct rig {
+    const struct ic_law_backend *be;
+    struct ic_law_plan *plan;
+    struct ic_law_packed *packed;
+    struct ic_law_exec *exec;
+    struct ic_law_io *io;
+    unsigned n;
+};
+
+static struct rig rig_open(const struct ic_law *law, const char *name, unsigned h, unsigned w, unsigned batch)
+{
+    struct rig r = {.be = backend(name), .n = batch};
+    struct ic_err err = {0};
+    if (ic_law_plan_open(law, h, w, batch, r.be->tensor_bytes, &r.plan, &err) != IC_OK ||
+        r.be->pack(law, 2, &r.packed, &err) != IC_OK || r.be->open(r.packed, r.plan, &r.exec, &err) != IC_OK)
+        die(name, &err);
+    r.io = calloc(batch, sizeof *r.io);
+    for (unsigned i = 0; i < batch; i++) {
+        const size_t bytes = (r.plan->psi_bytes + 63) / 64 * 64, half = r.plan->memory_bytes / 2;
+        r.io[i] = (struct ic_law_io){.psi = aligned_alloc(64, bytes), .delta = aligned_alloc(64, bytes), .gamma = law->gamma};
+        if (half) {
+            r.io[i].h = calloc(1, half);
+            r.io[i].c = calloc(1, half);
+            uint64_t seed = 100 + i;
+            for (size_t k = 0; k < half / sizeof(float); k++) {
+                r.io[i].h[k] = 0.5f * synth_uniform(&seed);
+                r.io[i].c[k] = synth_uniform(&seed);
+            }
+        }
+        synth_psi(r.io[i].psi, (size_t)h * w, law->d, i + 1);
+    }
+    return r;
+}
+
+static void rig_close(struct rig *r)
+{
+    for (unsigned i = 0; i < r->n; i++) {
+        free(r->io[i].psi);
+        free(r->io[i].delta);
+        free(r->io[i].h);
+        free(r->io[i].c);
+    }
+    free(r->io);
+    r->be->close(&r->exec);
+    r->be->unpack(&r->packed);
+    ic_law_plan_close(&r->plan);
+}
+
+static void steps(struct rig *r, unsigned n, unsigned count)
+{
+    struct ic_err err = {0};
+    if (r->be->run) {
+        if (r->be->run(r->exec, r->io, n, count, &err) != IC_OK)
+            die(r->be->name, &err);
+        return;
+    }
+    for (unsigned i = 0; i < count; i++)
+        r->be->step(r->exec, r->io, n);
+}
+
+static double relative(const float *a, const float *ref, size_t n)
+{
+    double diff = 0, norm = 0;
+    for (size_t i = 0; i < n; i++) {
+        const double d = (double)a[i] - (double)ref[i];
+        diff += d * d;
+        norm += (double)ref[i] * (double)ref[i];
+    }
+    return sqrt(diff / (norm > 0 ? norm : 1));
+}
+
+static void verdict(double e, double bound)
+{
+    const bool good = e <= bound; /* a NaN is not */
+    failures += !good;
+    printf("%s\n", good ? "ok" : "WRONG");
+    fflush(stdout);
+}
+
+/* Random law and states, one step of each back end beside the reference's; the batch is not full. */
+static void check_random(enum ic_law_arch arch, unsigned d, unsigned b, unsigned h, unsigned w, const char *precision)
+{
+    static const struct {
+        const char *name;
+        double bound;
+    } all[] = {{"cuda-fp32", 2e-5}, {"cuda", BOUND_F16}, {"cuda-bf16", BOUND_BF16}};
+    struct ic_law *law = synth_law(arch, d, b, 11 + d);
+    struct ic_law_policy policy;
+    struct ic_err err = {0};
+    if (!law || (precision && (ic_law_policy_parse("fp32", precision, &policy, &err) != IC_OK || !synth_requantise(law, &policy))))
+        die("a law", &err);
+    struct rig ref = rig_open(law, "ref", h, w, 3);
+    steps(&ref, 3, 1);
+    for (int i = 0; i < 3; i++) {
+        if (arch == IC_LAW_SNN_UNET && i > 0)
+            continue;
+        struct rig r = rig_open(law, all[i].name, h, w, 5);
+        struct rig again = rig_open(law, all[i].name, h, w, 5);
+        steps(&r, 3, 1);
+        double delta = 0, memory = 0;
+        bool same = true;
+        for (unsigned k = 0; k < 3; k++) {
+            const size_t n = ref.plan->psi_bytes / sizeof(float), m = ref.plan->memory_bytes / 2 / sizeof(float);
+            delta = fmax(delta, relative(r.io[k].delta, ref.io[k].delta, n));
+            if (!(relative(r.io[k].delta, ref.io[k].delta, n) >= 0))
+                delta = NAN;
+            if (m)
+                memory = fmax(memory, fmax(relative(r.io[k].h, ref.io[k].h, m), relative(r.io[k].c, ref.io[k].c, m)));
+        }
+        /* each one alone, in the first place of the batch: the same to the last bit */
+        for (unsigned k = 0; k < 3; k++) {
+            struct ic_law_io first = again.io[0];
+            again.io[0] = again.io[k];
+            steps(&again, 1, 1);
+            again.io[0] = first;
+        }
+        for (unsigned k = 0; k < 3; k++)
+            same = same && memcmp(again.io[k].psi, r.io[k].psi, ref.plan->psi_bytes) == 0;
+        printf("%-10s %-22s d %2u b %3u %3ux%-3u %-14s delta %.2e memory %.1e bound %.1e  same again: %s  ", all[i].name,
+               ic_law_arch_info(arch)->name, d, b, h, w, precision ? precision : "", delta, memory, all[i].bound,
+               same ? "yes" : "NO");
+        verdict(same ? fmax(delta, memory) : 1e9, isnan(delta) ? -1 : all[i].bound);
+        rig_close(&again);
+        rig_close(&r);
+    }
+    rig_close(&ref);
+    synth_free(law);
+}
+
+/* One call of 11 steps is 11 calls of one step. */
+static void check_many(const char *name)
+{
+    struct ic_law *law = synth_law(IC_LAW_UNET_UNITARY, 8, 32, 3);
+    struct rig a = rig_open(law, name, 64, 64, 2), b = rig_open(law, name, 64, 64, 2);
+    steps(&a, 2, 11);
+    for (int i = 0; i < 11; i++)
+        steps(&b, 2, 1);
+    const bool same = memcmp(a.io[1].psi, b.io[1].psi, a.plan->psi_bytes) == 0 &&
+                      memcmp(a.io[1].delta, b.io[1].delta, a.plan->psi_bytes) == 0;
+    printf("%-10s eleven steps at once %s ", name, same ? "are eleven single ones" : "DIFFER from eleven single ones:");
+    verdict(same ? 0 : 1, 0.5);
+    rig_close(&a);
+    rig_close(&b);
+    synth_free(law);
+}
+
+static double worst(const float *a, const double *ref, size_t n)
+{
+    double w = 0;
+    for (size_t i = 0; i < n; i++) {
+        const double d = fabs((double)a[i] - ref[i]);
+        w = d > w || isnan(d) ? d : w;
+    }
+    return w;
+}
+
+static double *read_f64(const struct ic_tensors *set, const char *name, size_t *n)
+{
+    struct ic_err err = {0};
+    const struct ic_tensor *t = ic_tensors_find(set, name);
+    if (!t || t->dtype != IC_DTYPE_F64)
+        die(name, &err);
+    double *out = malloc(t->count * sizeof *out);
+    if (ic_pread_all(set->fd, t->where.at, out, t->count * sizeof *out, &err) != IC_OK)
+        die(name, &err);
+    *n = t->count;
+    return out;
+}
+
+static void check_golden(const char *root, const char *folder, const char *checkpoint, const char *arch)
+{
+    static const char *const names[] = {"cuda-fp32", "cuda", "cuda-bf16"};
+    char path[1024];
+    struct ic_err err = {0};
+    struct ic_law *law;
+    struct ic_tensors *set;
+    snprintf(path, sizeof path, "%s/%s%s", root, checkpoint ? checkpoint : "tests/golden/", checkpoint ? "" : folder);
+    if (ic_law_open(path, &(struct ic_law_open_opts){.arch = arch}, &law, &err) != IC_OK)
+        die(path, &err);
+    snprintf(path, sizeof path, "%s/tests/golden/%s/golden.safetensors", root, folder);
+    if (ic_tensors_open(path, &set, &err) != IC_OK)
+        die(path, &err);
+    const struct ic_tensor *t = ic_tensors_find(set, "psi_0");
+    for (int i = 0; i < 3; i++) {
+        if (law->arch == IC_LAW_SNN_UNET && i > 0)
+            continue;
+        struct rig r = rig_open(law, names[i], (unsigned)t->shape[0], (unsigned)t->shape[1], 1);
+        size_t n;
+        double *one = read_f64(set, "psi_1.f64", &n), *ten = read_f64(set, "psi_10.f64", &n);
+        if (ic_tensors_read_f32(set, t, r.io[0].psi, n, &err) != IC_OK)
+            die(path, &err);
+        if (r.io[0].h) {
+            memset(r.io[0].h, 0, r.plan->memory_bytes / 2);
+            memset(r.io[0].c, 0, r.plan->memory_bytes / 2);
+        }
+        float *start = malloc(n * sizeof *start);
+        memcpy(start, r.io[0].psi, n * sizeof *start);
+        steps(&r, 1, 1);
+        const double e1 = worst(r.io[0].psi, one, n);
+        /* against what the step changed, so that a law that hardly moves is held to its movement too */
+        double diff = 0, moved = 0;
+        for (size_t k = 0; k < n; k++) {
+            const double want = one[k] - (double)start[k], d = (double)r.io[0].psi[k] - one[k];
+            diff += d * d;
+            moved += want * want;
+        }
+        const double rel = sqrt(diff / moved);
+        steps(&r, 1, 9);
+        printf("%-10s %-28s worst |psi - f64| after 1: %.1e, after 10: %.1e; of the step's change %.1e  ", names[i], folder,
+               e1, worst(r.io[0].psi, ten, n), rel);
+        verdict(i == 0 ? e1 : rel, i == 0 ? BOUND_GOLDEN : i == 1 ? BOUND_F16 : BOUND_BF16);
+        free(start);
+        free(one);
+        free(ten);
+        rig_close(&r);
+    }
+    ic_tensors_close(&set);
+    ic_law_close(&law);
+}
+
+static int check(const char *root)
+{
+    static const char *const folders[] = {"deep_qca-d4-b32", "mlp-d8-b32", "snn_unet-d4-b16", "unet-d4-b8",
+                                          "unet_convlstm-d4-b8", "unet_unitary-d4-b16", "unet_unitary-d5-b10",
+                                          "unet_unitary_rmsnorm-d4-b8"};
+    for (size_t i = 0; i < sizeof folders / sizeof folders[0]; i++)
+        check_golden(root, folders[i], NULL, NULL);
+    check_golden(root, "quantum_lifecycle", NULL, "UNET_UNITARY");
+    check_golden(root, "ginzburg-landau", "demo/laws/ginzburg-landau", NULL);
+    for (int arch = 0; arch < IC_LAW_ARCH_COUNT; arch++) {
+        check_random((enum ic_law_arch)arch, 5, 10, 20, 12, NULL);
+        check_random((enum ic_law_arch)arch, 8, 32, 32, 64, NULL);
+    }
+    check_random(IC_LAW_UNET_UNITARY, 8, 32, 64, 64, NULL);
+    check_random(IC_LAW_UNET_UNITARY, 16, 64, 32, 32, NULL);
+    check_random(IC_LAW_UNET_UNITARY, 70, 24, 16, 16, NULL);
+    check_random(IC_LAW_UNET_UNITARY, 8, 32, 32, 32, "all=nf4");
+    check_random(IC_LAW_UNET_UNITARY, 5, 20, 20, 12, "all=nf4");
+    check_random(IC_LAW_UNET_CONVLSTM, 4, 16, 16, 16, "all=nf4");
+    check_random(IC_LAW_UNET_UNITARY, 8, 32, 32, 32, "all=fp16");
+    check_many("cuda");
+    check_many("cuda-fp32");
+    printf("%s: %d wrong\n", failures ? "CHECK FAILED" : "CHECK PASSED", failures);
+    return failures != 0;
+}
+
+static int small(void)
+{
+    struct ic_law *law = synth_law(IC_LAW_UNET_UNITARY, 4, 16, 3);
+    static const char *const names[] = {"cuda", "cuda-fp32"};
+    for (int i = 0; i < 2; i++) {
+        struct rig r = rig_open(law, names[i], 16, 16, 2);
+        steps(&r, 2, 2);
+        printf("%s: psi[0] %g\n", names[i], (double)r.io[0].psi[0]);
+        rig_close(&r);
+    }
+    synth_free(law);
+    return 0;
+}
+
+struct options {
+    const char *backend, *precision;
+    unsigned d, b, cases, grid[CASES_MAX], batch[CASES_MAX];
+};
+
+/* Bytes a step must move: every tensor written and read once, the weights, psi read twice and written. */
+static double least_bytes(const struct rig *r)
+{
+    double bytes = (double)r->be->packed_bytes(r->packed);
+    for (size_t i = 0; i < r->plan->op_count; i++) {
+        const struct ic_law_op *op = &r->plan->ops[i];
+        const bool conv = op->kind == IC_LAW_OP_CONV3X3 || op->kind == IC_LAW_OP_CONV1X1 || op->kind == IC_LAW_OP_CONVT2X2;
+        for (int k = 0; conv && k < 2; k++)
+            bytes += op->in[k] >= 0 ? (double)r->plan->tensors[op->in[k]].stride * r->n : 0;
+        bytes += conv ? (double)r->plan->tensors[op->out].stride * r->n : 0;
+    }
+    return bytes + 3.0 * (double)r->plan->psi_bytes * r->n;
+}
+
+static void time_case(const struct options *o, const struct ic_law *law, unsigned grid, unsigned batch)
+{
+    struct ic_err err = {0};
+    struct rig r = rig_open(law, o->backend, grid, grid, batch);
+    double on[3], off, probe;
+    if (plugin->set_states(r.exec, r.io, batch, &err) != IC_OK ||
+        plugin->time_steps(r.exec, batch, 40, true, &probe, &err) != IC_OK)
+        die("timing", &err);
+    const unsigned count = probe < 0.02 ? 8000 : 160 / probe < 40 ? 40 : (unsigned)(160 / probe) / 8 * 8;
+    for (int i = 0; i < 3; i++)
+        if (plugin->time_steps(r.exec, batch, count, true, &on[i], &err) != IC_OK)
+            die("timing", &err);
+    if (plugin->time_steps(r.exec, batch, count / 4, false, &off, &err) != IC_OK)
+        die("timing", &err);
+    const double ms = fmax(fmin(on[0], on[1]), fmin(fmax(on[0], on[1]), on[2])); /* the middle one */
+    const double flop = 2.0 * (double)r.plan->macs * batch;
+    printf("%-10s %-8s d %2u b %3u grid %3u batch %2u  %8.4f ms/step (%.4f..%.4f)  graph off %8.4f  %8.1f GFLOP/s "
+           "(%4.1f %% of 790 T)  >= %6.1f GB/s  %zu launches  %.1f MiB + weights %.2f MiB\n",
+           o->backend, o->precision ? o->precision : "", law->d, law->b, grid, batch, ms, fmin(on[0], fmin(on[1], on[2])),
+           fmax(on[0], fmax(on[1], on[2])), off, flop / ms / 1e6, 100 * flop / (ms * 1e-3) / PEAK_TFLOPS,
+           least_bytes(&r) / ms / 1e6, plugin->launches(r.exec), (double)r.be->exec_bytes(r.exec) / 1048576.0,
+           (double)r.be->packed_bytes(r.packed) / 1048576.0);
+    printf("RESULT %s%s%s %u %u %u %u %.5f %.5f\n", o->backend, o->precision ? ":" : "", o->precision ? o->precision : "",
+           law->d, law->b, grid, batch, ms, off);
+    fflush(stdout);
+    rig_close(&r);
+}
+
+static int timing(int argc, char **argv)
+{
+    struct options o = {.backend = "cuda", .d = 8, .b = 32};
+    struct ic_law_policy policy;
+    struct ic_err err = {0};
+    for (int i = 0; i + 1 < argc; i += 2) {
+        const char *a = argv[i], *v = argv[i + 1];
+        if (strcmp(a, "--backend") == 0)
+            o.backend = v;
+        else if (strcmp(a, "--precision") == 0)
+            o.precision = v;
+        else if (strcmp(a, "--d") == 0)
+            o.d = (unsigned)atoi(v);
+        else if (strcmp(a, "--b") == 0)
+            o.b = (unsigned)atoi(v);
+        else if (strcmp(a, "--case") == 0 && o.cases < CASES_MAX &&
+                 sscanf(v, "%u,%u", &o.grid[o.cases], &o.batch[o.cases]) == 2)
+            o.cases++;
+        else {
+            fprintf(stderr, "what is %s? see the top of bench/law_gpu.c\n", a);
+            return 2;
+        }
+    }
+    struct ic_law *law = synth_law(IC_LAW_UNET_UNITARY, o.d, o.b, 1);
+    if (!law || (o.precision && (ic_law_policy_parse(o.precision, NULL, &policy, &err) != IC_OK || !synth_requantise(law, &policy))))
+        die("a law", &err);
+    for (unsigned i = 0; i < o.cases; i++)
+        time_case(&o, law, o.grid[i], o.batch[i]);
+    synth_free(law);
+    return 0;
+}
+
+int main(int argc, char **argv)
+{
+    struct ic_err err = {0};
+    if (!(plugin = ic_law_plugin_load(&err)))
+        die("no CUDA back end", &err);
+    if (argc == 3 && strcmp(argv[1], "check") == 0)
+        return check(argv[2]);
+    if (argc == 2 && strcmp(argv[1], "small") == 0)
+        return small();
+    if (argc > 2 && strcmp(argv[1], "time") == 0)
+        return timing(argc - 2, argv + 2);
+    fprintf(stderr, "see the top of bench/law_gpu.c\n");
+    return 2;
+}

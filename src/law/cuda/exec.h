@@ -1,0 +1,41 @@
+/* Internal to law/cuda: what pack.c makes and exec.c runs. */
+#ifndef IC_LAW_CUDA_EXEC_H
+#define IC_LAW_CUDA_EXEC_H
+
+#include "law/cuda/kernels.h"
+#include "law/plan.h"
+
+/* The weights of one op of the plan, by the op's index (the list is the same on every grid). Device. */
+struct ic_cu_weights {
+    void *weight; /* fragment order, 16-bit; norms: scale; float32 in exact mode */
+    float *bias;  /* padded, NULL: none; norms: shift */
+    struct ic_cu_nf4 nf4;
+};
+
+struct ic_law_packed {
+    const struct ic_law *law; /* borrowed */
+    enum ic_cu_type type;
+    int device, sms, smem_max;
+    int overlap; /* programmatic dependent launch */
+    size_t op_count, bytes;
+    struct ic_cu_weights ops[IC_LAW_PLAN_OPS_MAX];
+};
+
+/* Channels are stored in whole 16s. */
+static inline unsigned ic_cu_pad(unsigned channels)
+{
+    return (channels + 15) / 16 * 16;
+}
+
+/* Bytes of one sample of a tensor: 16-bit, [y][x][ic_cu_pad(channels)]. */
+size_t ic_cu_tensor_bytes(unsigned channels, unsigned height, unsigned width);
+
+/* What a CUDA call's failure means to the caller; `what` says what was tried. */
+enum ic_status ic_cu_fail(struct ic_err *err, cudaError_t e, const char *what);
+
+/* IC_UNAVAILABLE: no driver, no device, or one that is too old for `type`. */
+enum ic_status ic_cu_pack(const struct ic_law *law, enum ic_cu_type type, struct ic_law_packed **out,
+                          struct ic_err *err);
+void ic_cu_unpack(struct ic_law_packed **packed);
+
+#endif

@@ -1,0 +1,155 @@
+/* Internal to law/cuda: what the host (C) tells the kernels (CUDA C++). Plain structs, passed by value
+ * as kernel parameters; all pointers are device memory unless said otherwise. */
+#ifndef IC_LAW_CUDA_KERNELS_H
+#define IC_LAW_CUDA_KERNELS_H
+
+#include <cuda_runtime_api.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* One simulation of a step, as ic_law_io. psi == NULL: an empty place of a batch that is not full. */
+struct ic_cu_io {
+    float *psi, *h, *c, *delta;
+    float gamma;
+    int unused;
+};
+
+enum ic_cu_type { IC_CU_F32, IC_CU_F16, IC_CU_BF16 };
+
+/* How a convolution's input comes to shared memory. */
+enum ic_cu_load {
+    IC_CU_LOAD_NONE,
+    IC_CU_LOAD_PSI,  /* the simulation's psi: float32, Re and Im of a channel side by side */
+    IC_CU_LOAD_RAW,  /* as stored */
+    IC_CU_LOAD_NORM, /* normalised with the producer's statistics, then ELU */
+    IC_CU_LOAD_POOL  /* the same, then the maximum of 2x2 cells: p has twice the height and width */
+};
+
+/* An input: [sample][y][x][cpad], 16-bit. Statistics: [sample][unit][slot] (sum, sum of squares) of the
+ * convolution's output; a unit is `gran` channels, a slot what one thread block of the producer saw. */
+struct ic_cu_src {
+    const void *p;
+    size_t stride; /* bytes of a sample */
+    const float *stats, *scale, *shift;
+    int load, cpad, channels;
+    int slots, gran, group_size; /* group_size: channels that share a mean */
+    int rms;                     /* RMS norm: no mean is subtracted */
+    float eps, inv_count;        /* inv_count: 1 / (cells * group_size) */
+};
+
+enum ic_cu_epilogue {
+    IC_CU_STORE,  /* out[sample][y][x][cpad] */
+    IC_CU_STORE4, /* transposed convolution: column n is output channel n % cpad of phase n / cpad */
+    IC_CU_UPDATE  /* columns are a_k, Re and Im side by side: psi' and delta */
+};
+
+/* NF4 weights of a convolution; element (o, i, tap) has the flat index o*so + i*si + tap*st in the
+ * checkpoint's order, its scale is absmax[flat / 64]. */
+struct ic_cu_nf4 {
+    const uint32_t *codes; /* fragment order, eight codes a lane; NULL: weights are 16-bit */
+    const float *absmax;
+    int so, si, st;
+    int cin0, cpad0, cin; /* channels of the first input, padded; all channels */
+    int cout, cout_pad, phases; /* phases 4: transposed, column n is output n % cout_pad at tap n / cout_pad */
+};
+
+struct ic_cu_conv {
+    struct ic_cu_src in[2];
+    const struct ic_cu_io *io;
+    const void *weight; /* 16-bit, fragment order (pack.c) */
+    struct ic_cu_nf4 nf4;
+    const float *bias; /* per column, padded; NULL: none */
+    void *out;
+    size_t out_stride; /* bytes of a sample */
+    float *stats;      /* out; NULL: nobody asks */
+    int stats_gran;
+    int height, width; /* cells the rows of the product stand for: the output's, or STORE4: the input's */
+    int columns;       /* of the product, a multiple of 16 */
+    int cpad;          /* channels of out, padded */
+    int c16, chunk16;  /* input channels / 16: all; those in shared memory at a time */
+    int tile_w, tile_shift, tile_h, tiles_x, tiles_y, tiles_per_block, slots;
+    int act; /* enum ic_law_act: NONE or ELU */
+    int epilogue, d, product;
+    int resident; /* all weights of a block's columns fit in shared memory */
+    int ring_at;  /* where weights lie, bytes after the input tile's start */
+    int smem;     /* bytes */
+};
+
+/* What a kernel is cut into. Warps along rows, columns, and the sum; 16-row and 8-column pieces a warp;
+ * 16-deep slices of the sum a stage; thread blocks per multiprocessor the compiler aims at. */
+#define IC_CU_CONFIGS(X)                                                                                   \
+    X(0, 1, 1, 4, 2, 2, 8, 2)                                                                              \
+    X(1, 1, 1, 4, 2, 4, 8, 2)                                                                              \
+    X(2, 2, 1, 2, 2, 4, 4, 2)                                                                              \
+    X(3, 2, 2, 1, 2, 4, 4, 3)                                                                              \
+    X(4, 4, 1, 1, 2, 4, 4, 3)                                                                              \
+    X(5, 4, 1, 1, 4, 4, 4, 3)                                                                              \
+    X(6, 2, 2, 1, 4, 4, 4, 3)                                                                              \
+    X(7, 2, 4, 1, 4, 4, 2, 2)                                                                              \
+    X(8, 1, 1, 8, 2, 2, 16, 2)                                                                              \
+    X(9, 4, 1, 1, 2, 2, 4, 3)                                                                              \
+    X(10, 1, 1, 8, 2, 4, 16, 2)                                                                            \
+    X(11, 2, 1, 8, 1, 2, 16, 1)
+
+struct ic_cu_config {
+    int rows, columns, threads, stage; /* stage: 16-deep slices */
+    int warps_m, warps_k;
+};
+
+#define IC_CU_CONFIG_COUNT 12
+#define IC_CU_RING 4 /* stages in flight when weights are streamed */
+
+const struct ic_cu_config *ic_cu_config(int i);
+/* Fills tiles, slots and smem of `c` for a configuration. chunk16: 16-channel blocks at a time (0: all);
+ * 0 when it does not fit in `smem_max` bytes, else 1. */
+int ic_cu_conv_shape(struct ic_cu_conv *c, int config, int taps, int chunk16, int resident, int tiles_per_block,
+                     int smem_max);
+/* Raises the shared memory limits of a type's kernels, once per device. */
+cudaError_t ic_cu_conv_init(enum ic_cu_type type, int smem_max);
+cudaError_t ic_cu_conv_run(const struct ic_cu_conv *c, enum ic_cu_type type, int config, int taps, int samples,
+                           int overlap, cudaStream_t stream);
+
+/* h of each simulation, [c][h][w] float32 -> [y][x][cpad]; and the LSTM's arithmetic (law/plan.h). */
+struct ic_cu_lstm {
+    const struct ic_cu_io *io;
+    const void *gates; /* NULL: MEM_IN */
+    size_t gates_stride;
+    void *out;
+    size_t out_stride;
+    int channels, cpad, gates_cpad, cells;
+};
+cudaError_t ic_cu_lstm_run(const struct ic_cu_lstm *a, enum ic_cu_type type, int samples, cudaStream_t stream);
+
+/* UPDATE on its own: y is [cell][cpad] 16-bit, Re and Im side by side; or float32 planes [2d][cells]. */
+struct ic_cu_update {
+    const struct ic_cu_io *io;
+    const void *y;
+    size_t y_stride;
+    int d, cpad, cells, product;
+};
+cudaError_t ic_cu_update_run(const struct ic_cu_update *a, enum ic_cu_type type, int samples,
+                             cudaStream_t stream);
+
+/* ---- float32, NCHW, plain: exact.cu ---------------------------------------------------------- */
+
+struct ic_cu_op32 {
+    int kind; /* enum ic_law_op_kind */
+    int act;
+    const struct ic_cu_io *io;
+    const float *in[2], *weight, *bias;
+    float *out;
+    size_t in_stride[2], out_stride; /* floats of a sample */
+    int cin[2], cout, height, width; /* of the output */
+    int groups, d, product;
+    float eps, spike_at, spike_to;
+};
+cudaError_t ic_cu_op32_run(const struct ic_cu_op32 *a, int samples, cudaStream_t stream);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

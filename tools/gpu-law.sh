@@ -1,0 +1,55 @@
+#!/bin/sh
+# The CUDA back end of Law M on a machine with a GPU: builds it, checks it, times it beside PyTorch.
+#
+#   tools/gpu-law.sh [build] [check] [sanitize] [time] [torch]     (no word: all of them)
+#
+# GPU_LAW_DIR (default .gpu): where law-gpu, libic-law-cuda.so and shared libraries lie or go. With what another
+# machine of the same processor built there, leave `build` out: only a driver is needed then.
+# check: golden vectors and random laws, every precision, memory poisoned with NaN. sanitize: compute-sanitizer's
+# memcheck and racecheck on a small law. time: graphs on and off. Exits with 1 where a check fails.
+set -eu
+root=$(cd "$(dirname "$0")/.." && pwd)
+dir=${GPU_LAW_DIR:-$root/.gpu}
+cases64=${CASES:-"--case 64,1 --case 64,16 --case 64,64 --case 128,1 --case 128,16 --case 256,1 --case 256,16"}
+[ $# -gt 0 ] || set -- build check sanitize time torch
+mkdir -p "$dir"
+export LD_LIBRARY_PATH="$dir${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}" IC_LAW_PLUGIN="$dir/libic-law-cuda.so"
+status=0
+for word in "$@"; do
+    case $word in
+    build)
+        cmake -S "$root" -B "$dir/build" -G Ninja -DIC_CUDA=ON -DIC_CUDA_ARCHS="${ARCHS:-90}" -DBUILD_TESTING=OFF >"$dir/cmake.log"
+        nice -n 5 ninja -C "$dir/build" -j "${JOBS:-2}" law-gpu ic_law_cuda >"$dir/ninja.log"
+        cp "$dir/build/law-gpu" "$dir/build/libic-law-cuda.so" "$dir/"
+        strip "$dir/libic-law-cuda.so"
+        # what law-gpu links and a bare machine may lack
+        ldd "$dir/law-gpu" | awk '/jansson/ {print $3}' | while read -r so; do cp -L "$so" "$dir/"; done
+        ;;
+    check) IC_LAW_CUDA_POISON=1 "$dir/law-gpu" check "$root" || status=1 ;;
+    sanitize)
+        if command -v compute-sanitizer >/dev/null; then
+            for tool in memcheck racecheck; do
+                IC_LAW_CUDA_TUNE=0 compute-sanitizer --tool $tool --error-exitcode 9 "$dir/law-gpu" small || status=1
+            done
+        else
+            echo "skipped: no compute-sanitizer"
+        fi
+        ;;
+    time)
+        # shellcheck disable=SC2086
+        "$dir/law-gpu" time $cases64
+        # shellcheck disable=SC2086
+        "$dir/law-gpu" time --precision nf4 $cases64
+        "$dir/law-gpu" time --d 16 --b 64 --case 256,1 --case 256,16
+        "$dir/law-gpu" time --backend cuda-bf16 --case 64,1 --case 64,64
+        ;;
+    torch)
+        # shellcheck disable=SC2086
+        python3 "$root/bench/law_gpu_torch.py" $cases64
+        python3 "$root/bench/law_gpu_torch.py" --d 16 --b 64 --case 256,1 --case 256,16
+        python3 "$root/bench/law_gpu_torch.py" --eager --case 64,1 --case 64,16
+        ;;
+    *) echo "what is $word? see the top of $0" >&2 && exit 2 ;;
+    esac
+done
+exit $status
