@@ -25,11 +25,13 @@ struct ic_law_cpu_opts {
                              so for SNN_UNET: a rounding difference would flip spikes */
     unsigned micro_batch; /* 0: chosen from the grid */
     size_t expand_bytes;  /* 0: IC_LAW_CPU_EXPAND_BYTES */
+    bool wide;            /* no products of bfloat16, even where the machine has them (AVX512-BF16) */
 };
 
-/* Weights that the law keeps in 4 or 16 bits are packed in as many, and expanded to float32 a pass of
- * output panels at a time into one scratch that all plans of the law share: about this many bytes, or one
- * panel where that is more. Measured with docs/benchmarks-law.md. */
+/* Weights that the law keeps in 4 or 16 bits are packed in as many and expanded to float32 (bfloat16 pairs
+ * for transposed convolutions, where the machine multiplies those) as they are used: by each unit of work
+ * in its own scratch, or a pass of output panels at a time into one scratch that all plans of the law
+ * share, of at most this many bytes, or one panel where that is more. */
 #define IC_LAW_CPU_EXPAND_BYTES ((size_t)16 << 20)
 
 /* ic_law_backend.pack with options. BAD_REQUEST: no such instruction set, or not on this machine. */

@@ -20,6 +20,13 @@
  * convolutions of a step: ours, statistics included, 2.7 ms at batch 1 and 45 ms at 16; oneDNN 2.6.3's,
  * each alone, hot and in its own layout: direct 7.6 and 128 ms, the better of its Winograds 3.3 and 54.
  * PyTorch eager: 39, 56, 57 GFLOP/s. Huge pages for the weights: 1%, not worth their rounding up of memory.
+ *
+ * Weights in 4 or 16 bits are expanded to float32 on the way (expand.inc.h): in the scratch of each
+ * Winograd unit, or, of small and of other layers, a pass of panels at a time into a scratch that all plans
+ * of the law share. What that costs is won back by smaller weights and, with AVX512-BF16, by transposed
+ * convolutions in bfloat16 products, which took 17 % of a step: NF4 is as fast as float32
+ * (docs/benchmarks-law.md). Activations stay float32: converting them at each of the 36 loads of a tile's
+ * 16 outputs would cost more than the traffic saved.
  */
 #include "law/cpu/exec.h"
 
@@ -29,7 +36,7 @@
 
 #include "base/clock.h"
 
-enum phase_kind { WINO, WINO_FEW, DIRECT, CONVT, CHAIN, NORM, MOMENTS, PLAIN };
+enum phase_kind { WINO, WINO_FEW, DIRECT, CONVT, CONVT_FEW, CHAIN, NORM, MOMENTS, PLAIN };
 
 struct phase {
     enum phase_kind kind;
@@ -118,9 +125,8 @@ size_t ic_cpu_wino_scratch(unsigned k_blocks)
     return v + m + k_blocks * OFFSET;
 }
 
-/* More groups amortise the expansion (117 vector operations for 16 weights' 36 points, beside 36 FMAs a
- * tile) and fall out of L2; a group's transformed inputs take K * 2304 bytes. Measured: see
- * IC_LAW_CPU_V_BYTES. */
+/* More groups amortise the expansion (about 117 vector operations for 16 weights' 36 points, beside 36 FMAs
+ * a tile) and fall out of L2; a group's transformed inputs take K * 2304 bytes. */
 unsigned ic_cpu_wino_groups_max(unsigned k_blocks)
 {
     const size_t fit = V_BYTES / ((size_t)k_blocks * 16 * 36 * IC_CPU_TILES * sizeof(float));
@@ -222,11 +228,13 @@ static void add_expand(const struct builder *b, struct phase *p, struct ic_cpu_c
         return;
     struct ic_cpu_expand *x = &p->expand[p->expands];
     *x = ic_cpu_expand_of(pk, b->plan, index);
-    if (p->kind == WINO) {
+    if (ic_cpu_expands_in_units(pk, &pk->ops[index])) {
         p->kind = WINO_FEW;
         c->expand = x;
         return;
     }
+    if (x->pairs)
+        p->kind = CONVT_FEW;
     /* the links of a chain lie one after the other */
     if (p->expands)
         x->u = p->expand[p->expands - 1].u +
@@ -394,7 +402,7 @@ static struct needs needs_of(const struct ic_law_exec *e)
     const size_t samples = e->micro->batch;
     for (size_t i = 0; i < e->phase_count; i++) {
         const struct phase *p = &e->phases[i];
-        const unsigned k = p->kind <= CONVT ? p->a.conv.in[0].blocks + p->a.conv.in[1].blocks : 0;
+        const unsigned k = p->kind <= CONVT_FEW ? p->a.conv.in[0].blocks + p->a.conv.in[1].blocks : 0;
         switch (p->kind) {
         case WINO: at_least(&n.scratch, ic_cpu_wino_scratch(k)); break;
         case WINO_FEW: {
@@ -405,6 +413,7 @@ static struct needs needs_of(const struct ic_law_exec *e)
         }
         case DIRECT: at_least(&n.scratch, ic_cpu_direct_scratch(k)); break;
         case CONVT: at_least(&n.scratch, k * OFFSET); break;
+        case CONVT_FEW: at_least(&n.scratch, (size_t)k * 8 * p->a.conv.width); break;
         case CHAIN: at_least(&n.scratch, ic_cpu_chain_scratch(&p->a.chain)); break;
         case MOMENTS: {
             const size_t wide = (size_t)ic_cpu_blocks(p->a.moments.channels) * 16;
@@ -499,6 +508,7 @@ static void do_unit(void *ctx, unsigned unit, unsigned worker)
     case WINO_FEW: k->wino_few(&j->p->a.conv, unit, scratch); break;
     case DIRECT: k->direct(&j->p->a.conv, unit, scratch); break;
     case CONVT: k->convt(&j->p->a.conv, unit, scratch); break;
+    case CONVT_FEW: k->convt_few(&j->p->a.conv, unit, scratch); break;
     case CHAIN: k->chain(&j->p->a.chain, unit, scratch); break;
     case NORM: k->norm(&j->p->a.norm, unit); break;
     case MOMENTS: k->moments(&j->p->a.moments, unit); break;
@@ -542,7 +552,8 @@ static unsigned prepare(struct ic_law_exec *e, struct phase *p, const struct ic_
                                c->panel_to - c->panel_from, threads);
         return p->kind == WINO ? ic_cpu_wino_units(c) : ic_cpu_direct_units(c);
     case WINO_FEW: c->samples = n; return share_groups(c, threads);
-    case CONVT: c->samples = n; return n * c->height;
+    case CONVT:
+    case CONVT_FEW: c->samples = n; return n * c->height;
     case CHAIN:
         p->a.chain.samples = n;
         p->a.chain.io = io;
@@ -577,7 +588,8 @@ static unsigned next_pass(struct ic_law_exec *e, struct phase *p, unsigned panel
         c->panel_to = next;
         x->block_from = 2 * panel;
         x->block_to = 2 * next < x->blocks ? 2 * next : x->blocks;
-        c->tap_stride = x->tap_stride = (size_t)x->k * 16 * (x->block_to - x->block_from);
+        c->tap_stride = x->tap_stride =
+            (size_t)x->k * 16 * (x->block_to - x->block_from) / (x->pairs ? 2 : 1);
         next = next < panels ? next : 0;
     }
     for (unsigned i = 0; i < p->expands; i++)

@@ -22,6 +22,7 @@ struct ic_law_packed {
     const struct ic_cpu_kernels *kernels;
     struct ic_cpu_pool *pool; /* owned */
     bool direct;
+    bool bf16; /* products of bfloat16 where weights are bf16 or NF4 and Winograd does not apply */
     unsigned micro_batch;
     size_t op_count;
     struct ic_cpu_weights ops[IC_LAW_PLAN_OPS_MAX];
@@ -38,6 +39,8 @@ struct ic_law_packed {
 /* The task of expanding op's weights; its pass (block_from, block_to) is set by the caller. */
 struct ic_cpu_expand ic_cpu_expand_of(const struct ic_law_packed *packed, const struct ic_law_plan *plan,
                                       size_t op);
+/* Winograd with weights in few bits, of which each unit expands its own in its scratch. */
+bool ic_cpu_expands_in_units(const struct ic_law_packed *packed, const struct ic_cpu_weights *w);
 /* Floats of expanded weights of `panels` panels, of which the last may be narrow. */
 size_t ic_cpu_expanded_floats(const struct ic_law_packed *packed, const struct ic_cpu_weights *w,
                               unsigned panels);

@@ -1,7 +1,7 @@
 /* Weights kept in 4 or 16 bits, made into the float32 form that the convolutions read, a pass of output
  * panels at a time (exec.c): a unit is one block of 16 outputs and IC_CPU_EXPAND_CHUNK inputs of it.
  *
- * Or, for Winograd, made in the scratch of the unit that reads them (wino_few).
+ * Or, for larger Winograd layers, made in the scratch of the unit that reads them (wino_few).
  *
  * Vectors run along the output channels. A 4-bit code is looked up by one permutation of the codebook; a
  * 3x3 kernel then goes through Winograd's G g G^T in float32 (pack.c does float32 weights in double; the
@@ -59,6 +59,7 @@ IC_INLINE vf v_load_f16(const uint16_t *p)
 }
 #endif
 
+typedef uint32_t vu __attribute__((vector_size(IC_VW * 4)));
 typedef uint32_t vu_mem __attribute__((vector_size(IC_VW * 4), aligned(4), may_alias));
 
 /* Three taps to six points: (1, p, p^2) / prod_j (p - q_j) for p = 0, +-a, +-b; the last tap for infinity.
@@ -146,46 +147,109 @@ static unsigned scales_of(const struct ic_cpu_expand *x, unsigned block, unsigne
     return until;
 }
 
+/* The chunk being expanded: where its values begin, and the scales of the input at hand. */
+struct few {
+    const struct ic_cpu_expand *x;
+    const uint16_t *half;
+    const uint32_t *words;
+    unsigned k0, until;
+    float s[2][16] __attribute__((aligned(64)));
+    int32_t cut[16] __attribute__((aligned(64)));
+};
+
+IC_INLINE void few_begin(struct few *f, const struct ic_cpu_expand *x, unsigned block, unsigned k0,
+                         const enum ic_cpu_form form, const unsigned taps)
+{
+    f->x = x;
+    f->k0 = k0;
+    f->until = taps;
+    if (form == IC_CPU_NF4)
+        f->words = x->words + ((size_t)block * x->k + k0) / 8 * taps * 16;
+    else
+        f->half = x->half + ((size_t)block * x->k + k0) * taps * 16;
+    memset(f->s, 0, sizeof f->s);
+    memset(f->cut, 0, sizeof f->cut);
+}
+
+/* The taps of input k for outputs v..v+IC_VW of the block; f's scales are those of k. */
+IC_INLINE void few_taps(const struct few *f, unsigned k, unsigned v, const enum ic_cpu_form form,
+                        const unsigned taps, vf *g)
+{
+    const bool any = f->x->scales == IC_CPU_SCALES_ANY;
+    UNROLL for (unsigned tap = 0; tap < taps; tap++)
+    {
+        const unsigned n = (k - f->k0) * taps + tap;
+        if (form == IC_CPU_BF16)
+            g[tap] = v_load_bf16(f->half + (size_t)n * 16 + v);
+        else if (form == IC_CPU_F16)
+            g[tap] = v_load_f16(f->half + (size_t)n * 16 + v);
+        else {
+            const vu_mem w = *(const vu_mem *)(f->words + (size_t)(n / 8) * 16 + v);
+            vf scale = v_load(f->s[!any && tap >= f->until] + v);
+            if (any) {
+                const vi first = *(const vi *)(const void *)(f->cut + v) > (int32_t)tap;
+                scale = (vf)(((vi)scale & first) | ((vi)v_load(f->s[1] + v) & ~first));
+            }
+            g[tap] = nf4_value((vi)(w >> (4 * (n % 8)))) * scale;
+        }
+    }
+}
+
 IC_INLINE void expand_chunk(const struct ic_cpu_expand *x, unsigned block, unsigned k0, float *u,
                             unsigned width, size_t point, const enum ic_cpu_form form, const unsigned taps,
                             const bool wino)
 {
-    float s[2][16] __attribute__((aligned(64))) = {{0}};
-    int32_t cut[16] __attribute__((aligned(64))) = {0};
-    unsigned until = taps;
+    struct few f;
     const unsigned k1 = k0 + IC_CPU_EXPAND_CHUNK < x->k ? k0 + IC_CPU_EXPAND_CHUNK : x->k;
-    const uint16_t *half = form == IC_CPU_NF4 ? NULL : x->half + ((size_t)block * x->k + k0) * taps * 16;
-    const uint32_t *words =
-        form == IC_CPU_NF4 ? x->words + ((size_t)block * x->k + k0) / 8 * taps * 16 : NULL;
-    const bool any = x->scales == IC_CPU_SCALES_ANY;
+    few_begin(&f, x, block, k0, form, taps);
     for (unsigned k = k0; k < k1; k++) {
         vf g[9];
         float *out = u + (size_t)k * width;
         if (form == IC_CPU_NF4)
-            until = scales_of(x, block, k, k == k0, until, s, cut);
+            f.until = scales_of(x, block, k, k == k0, f.until, f.s, f.cut);
         for (unsigned v = 0; v < 16; v += IC_VW) {
-            UNROLL for (unsigned tap = 0; tap < taps; tap++)
-            {
-                const unsigned n = (k - k0) * taps + tap;
-                if (form == IC_CPU_BF16)
-                    g[tap] = v_load_bf16(half + (size_t)n * 16 + v);
-                else if (form == IC_CPU_F16)
-                    g[tap] = v_load_f16(half + (size_t)n * 16 + v);
-                else {
-                    const vu_mem w = *(const vu_mem *)(words + (size_t)(n / 8) * 16 + v);
-                    vf scale = v_load(s[!any && tap >= until] + v);
-                    if (any) {
-                        const vi first = *(const vi *)(const void *)(cut + v) > (int32_t)tap;
-                        scale = (vf)(((vi)scale & first) | ((vi)v_load(s[1] + v) & ~first));
-                    }
-                    g[tap] = nf4_value((vi)(w >> (4 * (n % 8)))) * scale;
-                }
-            }
+            few_taps(&f, k, v, form, taps, g);
             if (wino)
                 expand_wino(g, out + v, point);
             else
                 UNROLL for (unsigned tap = 0; tap < taps; tap++)
                     v_store(out + (size_t)tap * point + v, g[tap]);
+        }
+    }
+}
+
+/* To bfloat16, nearest and ties to even, in the upper half of each lane. */
+IC_INLINE vi v_bf16(vf x)
+{
+    const vi bits = (vi)x;
+    return (bits + 0x7FFF + ((bits >> 16) & 1)) & (int32_t)0xFFFF0000;
+}
+
+/* Four taps as pairs of bfloat16: of inputs k (low half) and k + 1, [k/2][width]; u in words. */
+IC_INLINE void expand_pairs(const struct ic_cpu_expand *x, unsigned block, unsigned k0, float *u,
+                            unsigned width, size_t point, const enum ic_cpu_form form)
+{
+    struct few f;
+    const unsigned k1 = k0 + IC_CPU_EXPAND_CHUNK < x->k ? k0 + IC_CPU_EXPAND_CHUNK : x->k;
+    few_begin(&f, x, block, k0, form, 4);
+    for (unsigned k = k0; k < k1; k += 2) {
+        vi lo[4][16 / IC_VW];
+        for (unsigned odd = 0; odd < 2; odd++) {
+            if (form == IC_CPU_NF4)
+                f.until = scales_of(x, block, k + odd, k + odd == k0, f.until, f.s, f.cut);
+            for (unsigned v = 0; v < 16; v += IC_VW) {
+                vf g[4];
+                few_taps(&f, k + odd, v, form, 4, g);
+                UNROLL for (unsigned tap = 0; tap < 4; tap++)
+                {
+                    const vi b = v_bf16(g[tap]);
+                    if (odd)
+                        v_store(u + (size_t)(k / 2) * width + (size_t)tap * point + v,
+                                (vf)(b | lo[tap][v / IC_VW]));
+                    else
+                        lo[tap][v / IC_VW] = (vi)((vu)b >> 16);
+                }
+            }
         }
     }
 }
@@ -199,6 +263,15 @@ IC_INLINE void expand_chunk(const struct ic_cpu_expand *x, unsigned block, unsig
     }
 #define EXPAND_FNS(form)                                                                                   \
     EXPAND_FN(form, 9, 1) EXPAND_FN(form, 9, 0) EXPAND_FN(form, 4, 0) EXPAND_FN(form, 1, 0)
+#define PAIRS_FN(form)                                                                                     \
+    static __attribute__((noinline)) void expand_##form##_pairs(const struct ic_cpu_expand *x,             \
+                                                                unsigned block, unsigned k0, float *u,     \
+                                                                unsigned width, size_t point)              \
+    {                                                                                                      \
+        expand_pairs(x, block, k0, u, width, point, IC_CPU_##form);                                        \
+    }
+PAIRS_FN(BF16)
+PAIRS_FN(NF4)
 EXPAND_FNS(F16)
 EXPAND_FNS(BF16)
 EXPAND_FNS(NF4)
@@ -212,6 +285,8 @@ static expand_fn expand_fn_of(const struct ic_cpu_expand *x)
         [IC_CPU_BF16] = {expand_BF16_9_1, expand_BF16_9_0, expand_BF16_4_0, expand_BF16_1_0},
         [IC_CPU_NF4] = {expand_NF4_9_1, expand_NF4_9_0, expand_NF4_4_0, expand_NF4_1_0},
     };
+    if (x->pairs)
+        return x->form == IC_CPU_NF4 ? expand_NF4_pairs : expand_BF16_pairs;
     return fns[x->form][x->taps == 9 ? !x->wino : x->taps == 4 ? 2 : 3];
 }
 
@@ -286,3 +361,71 @@ static void wino_few(const struct ic_cpu_conv *c, unsigned unit, float *scratch)
                            m + ((size_t)i * 2 + b) * 36 * M_POINT, panel * 2 + b);
     }
 }
+
+#if IC_VW == 16
+/* Transposed 2x2 in products of bfloat16 pairs, summed in float32: twice the multiplications of a float32
+ * FMA. Weights and inputs are rounded to bfloat16, as a law in bf16 is anyway; a row of inputs once for all
+ * taps and panels. u: [tap][panel][K/2][width] pairs. Runs only where the machine has AVX512-BF16. */
+#define BF16 __attribute__((target("avx512bf16")))
+
+static inline BF16 __attribute__((always_inline)) void
+dot_cells(const uint32_t *a, size_t a_block, unsigned k_blocks, const float *u, unsigned width,
+          const float *bias, float *c, size_t c_block, const int np, const int nv)
+{
+    __m512 acc[8][2];
+    UNROLL for (int v = 0; v < nv; v++) UNROLL for (int i = 0; i < np; i++) acc[i][v] =
+        bias ? _mm512_loadu_ps(bias + 16 * v) : _mm512_setzero_ps();
+    for (unsigned s = 0; s < k_blocks; s++)
+        for (unsigned l = 0; l < 8; l++, u += width) {
+            __m512bh w[2];
+            UNROLL for (int v = 0; v < nv; v++) w[v] = (__m512bh)_mm512_loadu_ps(u + 16 * v);
+            UNROLL for (int i = 0; i < np; i++)
+            {
+                const __m512bh x = (__m512bh)_mm512_set1_epi32((int)a[s * a_block + (size_t)i * 8 + l]);
+                UNROLL for (int v = 0; v < nv; v++) acc[i][v] = _mm512_dpbf16_ps(acc[i][v], x, w[v]);
+            }
+        }
+    UNROLL for (int v = 0; v < nv; v++) UNROLL for (int i = 0; i < np; i++)
+        _mm512_storeu_ps(c + (size_t)v * c_block + (size_t)i * 32, acc[i][v]);
+}
+
+static BF16 void convt_few(const struct ic_cpu_conv *c, unsigned unit, float *scratch)
+{
+    const unsigned sample = unit / c->height, y = unit % c->height, k_blocks = c->in[0].blocks,
+                   n = c->width;
+    const size_t plane = (size_t)c->height * n * 16, k = (size_t)k_blocks * 16, a_block = (size_t)n * 8;
+    uint32_t *a = (uint32_t *)(void *)scratch;
+    for (unsigned b = 0; b < k_blocks; b++)
+        for (unsigned i = 0; i < n; i++) {
+            const float *in = c->in[0].p + sample * c->in[0].stride + b * plane + ((size_t)y * n + i) * 16;
+            _mm256_storeu_si256((__m256i_u *)(void *)(a + b * a_block + (size_t)i * 8),
+                                (__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(in)));
+        }
+    for (unsigned tap = 0; tap < 4; tap++)
+        for (unsigned panel = c->panel_from; panel < c->panel_to; panel++) {
+            const unsigned width = c->out_blocks - panel * 2 >= 2 ? 32 : 16;
+            const float *u = c->u + tap * c->tap_stride + (panel - c->panel_from) * k / 2 * 32;
+            const float *bias = c->bias ? c->bias + panel * 32 : NULL;
+            float *out = c->out + sample * c->out_stride + panel * 2 * plane * 4 +
+                         ((size_t)(2 * y + tap / 2) * n * 2 + tap % 2) * 16;
+            unsigned i = 0;
+            for (; i + 8 <= n; i += 8)
+                if (width == 32)
+                    dot_cells(a + (size_t)i * 8, a_block, k_blocks, u, 32, bias, out + (size_t)i * 32,
+                              plane * 4, 8, 2);
+                else
+                    dot_cells(a + (size_t)i * 8, a_block, k_blocks, u, 16, bias, out + (size_t)i * 32,
+                              plane * 4, 8, 1);
+            for (; i < n; i++)
+                if (width == 32)
+                    dot_cells(a + (size_t)i * 8, a_block, k_blocks, u, 32, bias, out + (size_t)i * 32,
+                              plane * 4, 1, 2);
+                else
+                    dot_cells(a + (size_t)i * 8, a_block, k_blocks, u, 16, bias, out + (size_t)i * 32,
+                              plane * 4, 1, 1);
+        }
+}
+#define CONVT_FEW convt_few
+#else
+#define CONVT_FEW NULL
+#endif

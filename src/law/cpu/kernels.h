@@ -87,6 +87,7 @@ struct ic_cpu_expand {
     enum ic_cpu_form form;
     enum ic_cpu_scales scales; /* NF4 */
     bool wino, transposed;
+    bool pairs;               /* transposed: u in pairs of bfloat16 along K, [tap][panel][K/2][width] */
     unsigned taps, k, blocks; /* 9, 4 or 1; padded inputs; blocks of outputs in all */
     unsigned cin, cout;       /* PyTorch's */
     const uint16_t *half;
@@ -174,6 +175,8 @@ struct ic_cpu_kernels {
     void (*wino_few)(const struct ic_cpu_conv *c, unsigned unit, float *scratch); /* weights in few bits */
     void (*direct)(const struct ic_cpu_conv *c, unsigned unit, float *scratch);
     void (*convt)(const struct ic_cpu_conv *c, unsigned unit, float *scratch); /* unit: an input row */
+    /* The same with weights in few bits, in products of bfloat16; NULL: not on this instruction set. */
+    void (*convt_few)(const struct ic_cpu_conv *c, unsigned unit, float *scratch);
     void (*chain)(const struct ic_cpu_chain *c, unsigned unit, float *scratch);
     void (*norm)(const struct ic_cpu_norm *n, unsigned unit);
     void (*moments)(const struct ic_cpu_moments *m, unsigned unit); /* unit: a sample */

@@ -20,6 +20,7 @@ const struct ic_cpu_kernels IC_KERNELS = {
     .wino_few = wino_few,
     .direct = direct,
     .convt = convt,
+    .convt_few = CONVT_FEW,
     .chain = chain,
     .norm = norm,
     .moments = moments,

@@ -238,6 +238,16 @@ static unsigned points_of(const struct ic_law_packed *p, const struct ic_cpu_wei
     return w->taps == 9 && !p->direct ? 36 : w->taps;
 }
 
+/* Layers this small are expanded whole before they run: both cores' L2 then hold them while many tiles
+ * pass. */
+#define SMALL_LAYER ((size_t)512 << 10) /* bytes expanded */
+
+bool ic_cpu_expands_in_units(const struct ic_law_packed *p, const struct ic_cpu_weights *w)
+{
+    return w->form != IC_CPU_F32 && points_of(p, w) == 36 &&
+           (size_t)36 * w->k * w->n * sizeof(float) > SMALL_LAYER;
+}
+
 size_t ic_cpu_expanded_floats(const struct ic_law_packed *p, const struct ic_cpu_weights *w,
                               unsigned panels)
 {
@@ -250,6 +260,7 @@ struct ic_cpu_expand ic_cpu_expand_of(const struct ic_law_packed *p, const struc
     const struct ic_cpu_weights *w = &p->ops[op];
     const struct layer l = layer_of(plan, &plan->ops[op]);
     const uint8_t *small = p->small + w->small;
+    const bool pairs = l.transposed && p->bf16 && w->form != IC_CPU_F16;
     return (struct ic_cpu_expand){
         .form = w->form,
         .scales = scales_of(&l, w->taps),
@@ -266,7 +277,8 @@ struct ic_cpu_expand ic_cpu_expand_of(const struct ic_law_packed *p, const struc
         .chan_in = p->maps + w->maps,
         .chan_out = p->maps + w->maps + l.k,
         .u = p->expanded,
-        .panel_stride = (size_t)l.k * IC_CPU_PANEL * (l.transposed ? 1 : points_of(p, w)),
+        .pairs = pairs,
+        .panel_stride = (size_t)l.k * IC_CPU_PANEL * (l.transposed ? 1 : points_of(p, w)) / (pairs ? 2 : 1),
     };
 }
 
@@ -315,8 +327,7 @@ static void lay_out(struct ic_law_packed *p, const struct ic_law_plan *plan, siz
             p->small_bytes += small_bytes(&l, w->form, w->taps);
             w->maps = p->maps_count;
             p->maps_count += l.k + l.n;
-            /* Winograd's units expand theirs in their own scratch */
-            const size_t bytes = points_of(p, w) == 36
+            const size_t bytes = ic_cpu_expands_in_units(p, w)
                                      ? 0
                                      : ic_cpu_expanded_floats(p, w, w->panels_at_once) * sizeof(float) *
                                            (w->taps == 1 ? IC_CPU_CHAIN_MAX : 1);
@@ -421,6 +432,11 @@ static enum ic_status choose(struct ic_law_packed *p, const struct ic_law_cpu_op
         return ic_fail(err, IC_BAD_REQUEST, "instruction set \"%s\": this machine lacks it", isa);
     p->direct = opts->direct || p->law->arch == IC_LAW_SNN_UNET || (conv && strcmp(conv, "direct") == 0);
     p->micro_batch = opts->micro_batch;
+#if defined(__x86_64__)
+    /* never for spikes: a rounding difference would flip one */
+    p->bf16 = p->kernels->convt_few && __builtin_cpu_supports("avx512bf16") && !opts->wide &&
+              p->law->arch != IC_LAW_SNN_UNET;
+#endif
     return IC_OK;
 }
 
