@@ -22,6 +22,12 @@
     I(kv_size, "kv-size", 0, 0, 1 << 26, "tokens", "KV cache of all conversations together; 0: 4 times ctx-size")      \
     I(parallel, "parallel", 64, 1, 256, "requests", "decoded at once; the others wait in the queue")                   \
     I(batch, "batch", 0, 0, 8192, "tokens", "of one decode at most; at least `parallel`; 0: 512")                      \
+    S(type_k, "cache-type-k", "f16", "TYPE", "of the KV cache's keys: f16, q8_0 or q4_0")                              \
+    S(type_v, "cache-type-v", "f16", "TYPE", "of its values, likewise")                                                \
+    I(cache_ram, "cache-ram", 512 << 20, 0, 1LL << 44, "bytes", "of host memory for KV that had to leave the cache; 0: none") \
+    S(prefix, "prefix", NULL, "FILE", "text that prompts begin with (raw, or as system turn): computed at start and kept") \
+    I(itl_bound, "itl-bound", 0, 0, 60000, "ms", "between two tokens of a stream while prompts are read; 0: 3 times the usual") \
+    I(shift, "context-shift", 0, 0, 1, "", "1: a full context drops its middle half and goes on; 0: it ends (length)")  \
     I(threads, "threads", 0, 0, 512, "threads", "for compute; 0: as many as there are free cores")                     \
     S(gpu_layers, "gpu-layers", "auto", "auto|N", "layers on the GPU: as many as fit, or N (the output counts as one); -1: all") \
     I(vram_margin, "vram-margin", 512 << 20, 0, 1LL << 44, "bytes", "of each GPU's memory that stay free")             \
@@ -38,6 +44,7 @@
     I(sims_max, "simulations", 1024, 1, 65536, "simulations", "in all")                                                \
     I(sims_per_conn, "simulations-per-connection", 16, 1, 1024, "simulations", "of one connection")                    \
     I(queue_max, "queue", 256, 1, 1000000, "requests", "that may wait; one more is refused as busy")                   \
+    I(queue_client, "queue-max-per-client", 0, 0, 1000000, "requests", "of one client that may wait; 0: only the whole counts") \
     I(requests_max, "requests", 64, 1, 4096, "requests", "under way per connection")                                   \
     I(sessions_max, "sessions", 8, 1, 100000, "sessions", "per client, where its key does not say otherwise")          \
     I(connections_max, "connections", 1024, 1, 65536, "sockets", "open at once")                                       \

@@ -36,6 +36,8 @@ enum ic_status ic_cli_text_config(const struct ic_options *o, struct ic_text_con
         .vram_margin = (uint64_t)o->vram_margin,
         .vram_max = (uint64_t)o->vram,
         .backends = o->backends,
+        .type_k = o->type_k,
+        .type_v = o->type_v,
     };
     if (!parse_gpu_layers(o->gpu_layers, &out->gpu_layers))
         return ic_fail(err, IC_BAD_REQUEST, "--gpu-layers takes auto, or -1 to %d, not \"%.60s\"",

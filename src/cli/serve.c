@@ -327,6 +327,11 @@ static enum ic_status start(struct serve *s, struct ic_err *err)
         .queue_max = (int32_t)o->queue_max,
         .turn = o->law ? &s->turn : NULL,
         .idle_unload_ns = o->idle_unload * 1000 * IC_MS,
+        .prefix = o->prefix,
+        .policy = {.itl_bound_ns = (double)o->itl_bound * IC_MS,
+                   .queue_per_client = (int32_t)o->queue_client,
+                   .cache_ram = (size_t)o->cache_ram,
+                   .shift = o->shift != 0},
     };
     struct ic_law_engine_config law = {
         .laws = o->law,

@@ -46,7 +46,10 @@ void ic_prom_hist(struct ic_buf *b, const char *name, const char *help, struct i
     X(tokens, "ic_text_tokens_total", "counter", "Tokens generated")                                                   \
     X(prompt_tokens, "ic_text_prompt_tokens_total", "counter", "Prompt tokens of admitted requests")                   \
     X(cached_tokens, "ic_text_cached_tokens_total", "counter", "Prompt tokens not computed because their KV was there") \
-    X(preempted, "ic_text_preemptions_total", "counter", "Requests sent back to the queue for want of KV cells")       \
+    X(preempted, "ic_text_preemptions_total", "counter", "Requests put back into the queue, for want of KV cells or for a higher priority") \
+    X(spill_bytes, "ic_text_kv_spill_bytes", "gauge", "KV that had to leave the cache, kept in host memory")            \
+    X(spilled, "ic_text_kv_spilled_tokens_total", "counter", "Tokens whose KV went to host memory")                     \
+    X(restored, "ic_text_kv_restored_tokens_total", "counter", "Tokens whose KV came back from there")                  \
     X(ticks, "ic_text_decodes_total", "counter", "Decodes")                                                            \
     X(rows, "ic_text_decode_rows_total", "counter", "Tokens decoded, prompts included")
 

@@ -186,6 +186,16 @@ static enum ic_status parse_grammar(const json_t *o, struct ic_text_params *p, s
     return st;
 }
 
+enum ic_status ic_parse_salt(const json_t *o, struct ic_text_req *req, struct ic_err *err)
+{
+    const char *salt = NULL;
+    enum ic_status st = ic_field_str(o, "cache_salt", IC_SALT_MAX, &salt, err);
+
+    if (st == IC_OK && salt)
+        memcpy(req->salt, salt, strlen(salt) + 1);
+    return st;
+}
+
 enum ic_status ic_parse_params(const json_t *o, struct ic_text_params *p, struct ic_err *err)
 {
     enum ic_status st;

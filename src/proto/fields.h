@@ -18,6 +18,8 @@ enum ic_status ic_field_bool(const json_t *o, const char *key, bool *out, struct
 /* Borrowed from o; at most `max` bytes. */
 enum ic_status ic_field_str(const json_t *o, const char *key, size_t max, const char **out, struct ic_err *err);
 
+/* `cache_salt`: the key space of cached prefixes, at most IC_SALT_MAX bytes; absent: the common one. */
+enum ic_status ic_parse_salt(const json_t *o, struct ic_text_req *req, struct ic_err *err);
 /* Sampling parameters (protocol: `params`) over what p holds already. Unknown fields are ignored. */
 enum ic_status ic_parse_params(const json_t *o, struct ic_text_params *p, struct ic_err *err);
 /* [{role, content}] into req->msgs. Contents may be strings or OpenAI's lists of {type: "text", text}. */

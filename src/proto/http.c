@@ -244,16 +244,27 @@ static bool allowed(const char *methods, const char *method)
     return at && n && (at[n] == ',' || !at[n]) && (at == methods || at[-1] == ' ');
 }
 
-static bool key_ok(const struct ic_server *s, struct ic_peer *p)
+static const struct ic_client *client_of(const struct ic_server *s, struct ic_peer *p)
 {
     const char *id = p->vt->header(p, "x-client-id"), *key = p->vt->header(p, "x-api-key");
     const char *bearer = p->vt->header(p, "authorization");
 
     if (!s->cfg.keys)
-        return true;
+        return NULL;
     if (!*key && !strncasecmp(bearer, "Bearer ", 7))
         key = bearer + 7;
-    return *key && ic_keys_check(s->cfg.keys, id, key);
+    return *key ? ic_keys_check(s->cfg.keys, id, key) : NULL;
+}
+
+static bool key_ok(const struct ic_server *s, struct ic_peer *p)
+{
+    return !s->cfg.keys || client_of(s, p);
+}
+
+const char *ic_http_client(const struct ic_server *s, struct ic_peer *p)
+{
+    const struct ic_client *c = client_of(s, p);
+    return c ? c->id : NULL;
 }
 
 void ic_http_request(struct ic_server *s, struct ic_peer *p, const struct ic_http_req *r)

@@ -83,6 +83,9 @@ struct ic_server {
 
 /* server.c */
 uint64_t ic_owner_of(const struct ic_peer *p); /* the number by which engines know a connection */
+/* The number by which the text engine knows whoever shares with others: the key's where there are keys, whatever the
+ * number of its connections, else the connection's own. */
+uint64_t ic_client_of(const struct ic_server *s, const struct ic_peer *p, const char *client_id);
 /* Sends s->out as text. A client too slow for it is told so and closed. */
 void ic_conn_send(struct ic_server *s, struct conn *c, int64_t stamp_ns);
 /* {"op": "error", …}; id and session may be NULL. */
@@ -159,5 +162,7 @@ const char *ic_web_page(size_t *len);
 void ic_http_error(struct ic_server *s, struct ic_peer *p, int status, enum ic_status code, const char *text,
                    const char *extra);
 void ic_http_request(struct ic_server *s, struct ic_peer *p, const struct ic_http_req *req);
+/* The id whose key an exchange shows; NULL where there are no keys. */
+const char *ic_http_client(const struct ic_server *s, struct ic_peer *p);
 
 #endif

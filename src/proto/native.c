@@ -318,6 +318,8 @@ static enum ic_status parse_infer(const struct msg *m, struct ic_text_req *req, 
         st = parse_priority(holder(m, "priority"), &req->priority, err);
     if (st == IC_OK)
         st = ic_field_num(holder(m, "deadline_ms"), "deadline_ms", 1, IC_DEADLINE_MS_MAX, &deadline_ms, err);
+    if (st == IC_OK)
+        st = ic_parse_salt(holder(m, "cache_salt"), req, err);
     if (deadline_ms > 0)
         req->deadline_ns = req->arrival_ns + (int64_t)(deadline_ms * IC_MS);
     return st;
@@ -343,6 +345,7 @@ static void op_infer(struct ic_server *s, struct conn *c, const struct msg *m)
     if (err.code != IC_OK || !(st = free_stream(s, c, &err)) || parse_infer(m, req, &err) != IC_OK)
         goto refused;
     req->owner = ic_owner_of(c->peer);
+    req->client = ic_client_of(s, c->peer, c->client_id);
     req->session = se ? se->handle : 0;
     if (ic_text_engine_submit(s->text, ic_text_req_ref(req), &err) != IC_OK) {
         ic_text_req_unref(req);

@@ -139,7 +139,8 @@ static enum ic_status parse(const struct ic_server *s, json_t *o, struct complet
     if ((st = refuse_unsupported(o, q->chat, err)) != IC_OK || (st = translate(o, q, err)) != IC_OK ||
         (st = ic_field_bool(o, "stream", &q->stream, err)) != IC_OK ||
         (st = parse_text(o, q->chat, q->job.req, err)) != IC_OK ||
-        (st = ic_parse_params(o, &q->job.req->params, err)) != IC_OK)
+        (st = ic_parse_params(o, &q->job.req->params, err)) != IC_OK ||
+        (st = ic_parse_salt(o, q->job.req, err)) != IC_OK)
         return st;
     max = json_object_get(o, "max_tokens");
     if (!q->chat && (!max || json_is_null(max)))
@@ -476,6 +477,7 @@ static void complete(struct ic_server *s, struct ic_peer *p, const struct ic_htt
         q->job.event = completion_event;
         q->job.free = free_completion;
         q->job.req->owner = ic_owner_of(p);
+        q->job.req->client = ic_client_of(s, p, ic_http_client(s, p));
         if (parse(s, o, q, &err) == IC_OK &&
             ic_text_engine_submit(s->text, ic_text_req_ref(q->job.req), &err) != IC_OK)
             ic_text_req_unref(q->job.req);

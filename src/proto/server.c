@@ -13,6 +13,17 @@ uint64_t ic_owner_of(const struct ic_peer *p)
     return (uint64_t)p->id.slot << 32 | p->id.gen;
 }
 
+uint64_t ic_client_of(const struct ic_server *s, const struct ic_peer *p, const char *client_id)
+{
+    uint64_t h = 14695981039346656037u; /* FNV-1a; the ids are the operator's */
+
+    if (!s->cfg.keys || !client_id || !*client_id)
+        return ic_owner_of(p);
+    for (; *client_id; client_id++)
+        h = (h ^ (unsigned char)*client_id) * 1099511628211u;
+    return h;
+}
+
 static struct conn *conn_of(const struct ic_server *s, uint64_t owner)
 {
     uint32_t slot = (uint32_t)(owner >> 32);

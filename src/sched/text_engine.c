@@ -377,7 +377,11 @@ static bool rest(struct ic_text_engine *e, bool *busy)
 static enum ic_status first_load(struct ic_text_engine *e)
 {
     enum ic_status st = open_model(e);
-    return st == IC_OK ? ic_text_sched_open(&e->sched, &e->be, &e->counters, &e->err) : st;
+    if (st == IC_OK)
+        st = ic_text_sched_open(&e->sched, &e->be, &e->counters, &e->err);
+    if (st == IC_OK && e->cfg.prefix)
+        st = ic_text_pin_file(e->sched, &e->be, e->cfg.prefix, ic_text_model_info(e->model)->has_chat_template, &e->err);
+    return st;
 }
 
 /* The one before hangs in a decode and keeps its model; the scheduler and all who wait are ours. */

@@ -15,6 +15,7 @@ struct ic_text_engine_config {
     struct ic_text_config model; /* strings must outlive the engine */
     int32_t queue_max;           /* requests waiting at once, one more is IC_BUSY */
     struct ic_text_policy policy; /* see text_sched.h */
+    const char *prefix;           /* file that prompts will begin with, computed at start, or NULL */
     struct ic_turn *turn;        /* shared with other engines that compute on the CPU, or NULL */
     int64_t idle_unload_ns;      /* without work, until the model is unloaded; 0: never */
     void (*model_gone)(void *);  /* the engine's thread, after unloading; or NULL */

@@ -74,6 +74,11 @@ void ic_text_sched_close(struct ic_text_sched **s); /* ends what is left with IC
  * first request. IC_TOO_LARGE: it does not fit beside one whole context. Models that cannot share ignore it. */
 enum ic_status ic_text_sched_pin(struct ic_text_sched *s, const int32_t *tokens, int32_t n, struct ic_err *err);
 
+/* The same of a text file: as it begins raw prompts and, with `chat`, as the system's turn of conversations. IC_NOT_FOUND,
+ * IC_BAD_REQUEST: not a text. */
+enum ic_status ic_text_pin_file(struct ic_text_sched *s, const struct ic_text_backend *be, const char *path, bool chat,
+                                struct ic_err *err);
+
 /* Takes the caller's reference. What becomes of it is told by events only. */
 void ic_text_sched_submit(struct ic_text_sched *s, struct ic_text_req *req);
 /* Ends the session's requests as aborted and forgets the conversation (what it computed stays for whoever of the same

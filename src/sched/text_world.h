@@ -306,6 +306,8 @@ static void in_decode(void *arg, const struct ic_row *rows, int32_t n)
     struct world *w = arg;
     bool alive = false;
 
+    if (!w->s->slots[rows[0].seq].run)
+        return; /* a pinned prefix: nobody's */
     /* Clients go while the model computes. */
     for (int32_t i = 0; i < w->s->n_running; i++)
         if ((int)rnd(w, 1000) < w->cancels_in_decode) {

@@ -24,6 +24,7 @@ struct ic_text_config {
     int32_t parallel;          /* sequences decoded at once */
     int32_t batch;             /* tokens of one decode at most; 0: IC_BATCH_DEFAULT */
     int32_t threads;           /* compute threads; 0: the cores that are free now */
+    const char *type_k, *type_v; /* of the KV cache: f16, q8_0 or q4_0; NULL: f16 */
     int32_t gpu_layers;        /* layers on the GPU, the output being one; 0: no GPU is touched; -1: all */
     uint64_t vram_margin;      /* bytes of each device that stay free */
     uint64_t vram_max;         /* bytes of each device that may be planned with; 0: what is free */

@@ -39,8 +39,8 @@ static void apply_sizes(struct ic_place *p)
         .cells = ((uint32_t)p->sizes.kv + CACHE_PAD - 1) / CACHE_PAD * CACHE_PAD,
         .sequences = (uint32_t)p->sizes.parallel,
         .batch = (uint32_t)p->sizes.batch,
-        .k_type = GGML_TYPE_F16,
-        .v_type = GGML_TYPE_F16,
+        .k_type = p->type_k,
+        .v_type = p->type_v,
         .swa_full = true,
     };
 }
@@ -53,11 +53,22 @@ static bool has_state(const struct ic_gguf_facts *f)
     return false;
 }
 
+static bool cache_type(const char *name, enum ggml_type *out)
+{
+    *out = !name || !strcmp(name, "f16") ? GGML_TYPE_F16
+           : !strcmp(name, "q8_0")       ? GGML_TYPE_Q8_0
+           : !strcmp(name, "q4_0")       ? GGML_TYPE_Q4_0
+                                         : GGML_TYPE_COUNT;
+    return *out != GGML_TYPE_COUNT;
+}
+
 static enum ic_status decide_sizes(struct ic_place *p, const struct ic_text_config *cfg, struct ic_err *err)
 {
     struct ic_sizes *s = &p->sizes;
     int32_t parallel_max = (int32_t)llama_max_parallel_sequences(), trained = (int32_t)p->facts.n_ctx_train;
 
+    if (!cache_type(cfg->type_k, &p->type_k) || !cache_type(cfg->type_v, &p->type_v))
+        return ic_fail(err, IC_BAD_REQUEST, "the type of the KV cache must be f16, q8_0 or q4_0");
     s->ctx = cfg->ctx_size ? cfg->ctx_size
              : trained > 0 ? least(trained, IC_CTX_DEFAULT_MAX)
                            : IC_CTX_DEFAULT_MAX;
@@ -246,7 +257,11 @@ struct llama_context_params ic_place_context_params(const struct ic_place *p)
      * reserved. (No fewer than there are sequences: llama.cpp asserts it.) */
     cp.n_outputs_max = cp.n_seq_max;
     cp.kv_unified = true;
-    if (p->plan.layers > 0)
+    cp.type_k = p->type_k;
+    cp.type_v = p->type_v;
+    if (p->type_v != GGML_TYPE_F16) /* llama.cpp has nothing else that reads them */
+        cp.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_ENABLED;
+    if (p->plan.layers > 0 && p->type_v == GGML_TYPE_F16)
         cp.flash_attn_type = p->flash;
     return cp;
 }

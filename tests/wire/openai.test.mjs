@@ -44,7 +44,8 @@ test('a chat answer has the documented shape', async () => {
   assert.equal(r.usage.completion_tokens, 40);
   assert.equal(r.usage.total_tokens, r.usage.prompt_tokens + 40);
   assert.ok(r.usage.prompt_tokens > 10);
-  assert.deepEqual(r.usage.prompt_tokens_details, { cached_tokens: 0 });
+  const cached = r.usage.prompt_tokens_details.cached_tokens; // somebody may have begun alike
+  assert.ok(0 <= cached && cached < r.usage.prompt_tokens);
 });
 
 test('streamed, the same answer comes in pieces', async () => {

@@ -43,7 +43,7 @@ test('the statistics of an end are plausible', async () => {
   const st = s.end.stats;
   assert.equal(st.tokens, 30);
   assert.ok(st.prompt_tokens > 4 && st.prompt_tokens <= 'Once upon a time'.length + 2, `prompt_tokens ${st.prompt_tokens}`);
-  assert.equal(st.cached_tokens, 0);
+  assert.ok(0 <= st.cached_tokens && st.cached_tokens < st.prompt_tokens, 'somebody may have begun alike');
   assert.equal(st.ms, st.total_ms);
   assert.ok(0 <= st.queue_ms && st.queue_ms <= st.ttft_ms && 0 < st.ttft_ms && st.ttft_ms <= st.total_ms, JSON.stringify(st));
   const rest_s = (st.total_ms - st.ttft_ms) / 1000;

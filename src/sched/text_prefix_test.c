@@ -1,0 +1,380 @@
+/* What clients share: cells of prompts that begin alike, host memory, and turns. Over the fake model, as text_sched_test.c,
+ * whose random schedules hold the books against the model's own after every tick. */
+#include "sched/text_world.h"
+
+#define PREFIX 60
+
+static char *with_prefix(char *out, const char *prefix, int n)
+{
+    sprintf(out, "%s%c%d question", prefix, 'A' + n, n);
+    return out;
+}
+
+/* Sixteen at once: what they have in common is computed by one of them, and is there once. */
+static void a_common_prefix_is_computed_once(void **state)
+{
+    for (int late = 0; late < 40; late += 3) { /* the others come when the first is in the middle of it, or through */
+        struct world *w = world_new(1, 16, 32, 200, 1000);
+        char prefix[PREFIX + 1], text[120];
+        int64_t rows = 0;
+        (void)state;
+        letters(prefix, PREFIX);
+        for (int i = 0; i < 16; i++) {
+            endless(submit_prompt(w, with_prefix(text, prefix, i), 8));
+            rows += (int64_t)strlen(text) - PREFIX + 8 - 1; /* of each its own; the last token said is not computed */
+            for (int k = 0; i == 0 && k < late / 3; k++)
+                tick(w);
+        }
+        while (w->c.tokens < 16)
+            CHECK(tick(w));
+        CHECK(fake_cells(&w->f) <= 1 + PREFIX + 16 * 30);
+        run_dry(w);
+        CHECK(w->f.decoded_rows == 1 + PREFIX + rows);
+        for (int i = 0; i < 16; i++)
+            CHECK(w->r[i].end.stats.tokens == 8 && w->r[i].end.stats.cached_tokens == (i ? 1 + PREFIX : 0));
+        world_free(w);
+    }
+}
+
+/* Who reads for the others goes away: one of them reads on from where it was. */
+static void the_one_that_computes_may_go(void **state)
+{
+    (void)state;
+    for (int at = 1; at < 5; at++) {
+        struct world *w = world_new(2, 4, 16, 200, 1000);
+        char prefix[PREFIX + 1], text[120];
+        int64_t rows = 1 + PREFIX;
+        letters(prefix, PREFIX);
+        for (int i = 0; i < 4; i++) {
+            endless(submit_prompt(w, with_prefix(text, prefix, i), 2));
+            rows += i ? (int64_t)strlen(text) - PREFIX + 1 : 0;
+        }
+        for (int i = 0; i < at; i++)
+            tick(w);
+        cancel(w, &w->r[0], IC_CANCEL_ABORT);
+        run_dry(w);
+        CHECK(w->f.decoded_rows >= rows && w->f.decoded_rows <= rows + 11 + 1);
+        for (int i = 1; i < 4; i++)
+            CHECK(w->r[i].end.stats.tokens == 2);
+        world_free(w);
+    }
+}
+
+static void key_spaces_see_nothing_of_each_other(void **state)
+{
+    struct world *w = world_new(3, 4, 32, 200, 1000);
+    char text[100];
+    struct client_req *r[4];
+    static const char *const salts[] = {"", "tenant", "tenant", ""};
+
+    (void)state;
+    letters(text, 80);
+    for (int i = 0; i < 4; i++) {
+        r[i] = endless(ask(w, -1, text, 3));
+        strcpy(r[i]->req->salt, salts[i]);
+        submit(w, r[i]);
+        if (i < 3) /* the last one runs beside the third and may not share with it either */
+            run_dry(w);
+    }
+    run_dry(w);
+    CHECK(r[0]->end.stats.cached_tokens == 0 && r[1]->end.stats.cached_tokens == 0);
+    CHECK(r[2]->end.stats.cached_tokens == 80 && r[3]->end.stats.cached_tokens == 80);
+    world_free(w);
+}
+
+static void a_pinned_prefix_is_there_for_all_and_for_good(void **state)
+{
+    struct world *w = world_new(4, 2, 32, 100, 200);
+    char prefix[PREFIX + 1], text[120];
+    int32_t tokens[PREFIX + 1];
+    struct ic_err err = {0};
+
+    (void)state;
+    letters(prefix, PREFIX);
+    int32_t n = fake_tokens(&w->f, prefix, PREFIX, true, tokens);
+    CHECK(ic_text_sched_pin(w->s, tokens, n, &err) == IC_OK && w->f.decoded_rows == n);
+    CHECK(ic_text_sched_pin(w->s, tokens, n, &err) == IC_TOO_LARGE && strstr(err.msg, "kv-size")); /* twice is too much */
+    for (int round = 0; round < 3; round++) {
+        for (int i = 0; i < 6; i++) { /* others that need every cell */
+            endless(submit_prompt(w, letters(text, 60), 30));
+            run_dry(w);
+        }
+        struct client_req *r = endless(ask(w, -1, with_prefix(text, prefix, round), 3));
+        strcpy(r->req->salt, round == 1 ? "anybody" : "");
+        submit(w, r);
+        run_dry(w);
+        CHECK(r->end.stats.cached_tokens == n);
+        if (round == 1) {
+            lose(w, round & 1);
+            reopen(w); /* it is computed again */
+        }
+    }
+    /* What tenants put behind it stays theirs. */
+    struct client_req *other = endless(ask(w, -1, with_prefix(text, prefix, 1), 3));
+    strcpy(other->req->salt, "else");
+    submit(w, other);
+    run_dry(w);
+    CHECK(other->end.stats.cached_tokens == n);
+    world_free(w);
+}
+
+/* A session that had to leave comes back from host memory, at no decode's cost, and the bound of that memory holds. */
+static void host_memory_keeps_what_the_cache_cannot(void **state)
+{
+    (void)state;
+    for (int window = -1; window <= 20; window += 7) { /* -1, 6, 13, 20: whole sequences only */
+        for (int ram = 0; ram < 2; ram++) {
+            struct world *w = world_new(5, 2, 64, 100, 110);
+            char text[100];
+            w->f.be.window = window == 20 ? 0 : window;
+            w->f.be.policy.cache_ram = ram ? 1 << 20 : 0;
+            world_restart(w);
+            for (int i = 0; i < 4; i++) {
+                endless(submit(w, ask(w, i, letters(text, 50), 5)));
+                run_dry(w);
+            }
+            CHECK((w->f.saves > 0) == ram && w->c.spill_bytes == (int64_t)w->s->spill.sum);
+            int64_t rows = w->f.decoded_rows;
+            struct client_req *r = endless(submit(w, ask(w, 0, "more", 2)));
+            run_dry(w);
+            CHECK(r->end.stats.cached_tokens == (ram ? 55 : 0)); /* BOS, 50, and 4 of the 5 said */
+            CHECK(w->f.decoded_rows - rows == r->end.stats.prompt_tokens - r->end.stats.cached_tokens + 1);
+            world_free(w);
+        }
+    }
+}
+
+static void host_memory_drops_the_oldest(void **state)
+{
+    struct world *w = world_new(6, 2, 64, 100, 110);
+    char text[100];
+
+    (void)state;
+    w->f.be.policy.cache_ram = 2600; /* two of them and a half */
+    world_restart(w);
+    for (int i = 0; i < 5; i++) {
+        endless(submit(w, ask(w, i, letters(text, 50), 5)));
+        run_dry(w);
+        check_state(w);
+    }
+    CHECK(w->s->spill.count == 2 && w->s->spill.sum <= 2600);
+    struct client_req *r = submit(w, ask(w, 3, "x", 1));
+    run_dry(w);
+    CHECK(r->end.stats.cached_tokens > 0);
+    r = submit(w, ask(w, 0, "x", 1));
+    run_dry(w);
+    CHECK(r->end.stats.cached_tokens == 0);
+    world_free(w);
+}
+
+/* Copying back is slower than computing: then it is computed. */
+static void what_is_dearer_to_restore_is_computed(void **state)
+{
+    struct world *w = world_new(7, 2, 64, 100, 110);
+    char text[100];
+
+    (void)state;
+    w->f.be.policy.cache_ram = 1 << 20;
+    w->f.ns_base = 0;
+    w->f.ns_row = 1; /* a token for a nanosecond */
+    world_restart(w);
+    for (int i = 0; i < 4; i++) {
+        endless(submit(w, ask(w, i, letters(text, 50), 5)));
+        run_dry(w);
+    }
+    struct client_req *r = submit(w, ask(w, 0, "x", 1));
+    run_dry(w);
+    CHECK(w->f.saves > 0 && w->f.loads == 0 && r->end.stats.cached_tokens == 0);
+    world_free(w);
+}
+
+/* The part that many begin with is used by each of them, so it outlives their ends. */
+static void ends_go_before_beginnings(void **state)
+{
+    struct world *w = world_new(8, 2, 64, 120, 200);
+    char prefix[PREFIX + 1], text[120];
+
+    (void)state;
+    letters(prefix, PREFIX);
+    for (int i = 0; i < 4; i++) {
+        endless(submit_prompt(w, with_prefix(text, prefix, i), 10));
+        run_dry(w);
+    }
+    endless(submit_prompt(w, letters(text, 90), 10)); /* needs most of the cells */
+    run_dry(w);
+    struct client_req *r = submit_prompt(w, with_prefix(text, prefix, 9), 1);
+    run_dry(w);
+    CHECK(r->end.stats.cached_tokens == 1 + PREFIX);
+    world_free(w);
+}
+
+static void one_of_many_starts_after_at_most_one_of_theirs(void **state)
+{
+    for (int long_one = 0; long_one < 2; long_one++) {
+        struct world *w = world_new(9, 1, 64, 120, 400);
+        char text[120];
+        int begun = 0;
+        (void)state;
+        for (int i = 0; i < 100; i++) {
+            struct client_req *r = endless(ask(w, -1, letters(text, 10), 5));
+            r->req->client = 1;
+            submit(w, r);
+        }
+        for (int i = 0; i < 30; i++)
+            tick(w);
+        for (int i = 0; i < 100; i++)
+            begun += w->r[i].last_index >= 0;
+        struct client_req *single = endless(ask(w, -1, letters(text, long_one ? 100 : 10), 5));
+        single->req->client = 2;
+        submit(w, single);
+        while (single->last_index < 0)
+            CHECK(tick(w));
+        for (int i = 0; i < 100; i++)
+            begun -= w->r[i].last_index >= 0;
+        CHECK(begun >= -1 && single->end.index <= 2);
+        run_dry(w);
+        world_free(w);
+    }
+}
+
+/* Turns are paid in tokens: whose requests are ten times as long gets a tenth as many of them. */
+static void clients_share_by_what_is_computed(void **state)
+{
+    struct world *w = world_new(10, 1, 64, 300, 400);
+    char text[300];
+    int64_t tokens[2] = {0};
+    int ended[2] = {0};
+
+    (void)state;
+    for (int i = 0; i < 180; i++) {
+        bool big = i < 60;
+        struct client_req *r = endless(ask(w, -1, letters(text, big ? 250 : 15), 10));
+        r->req->client = big;
+        submit(w, r);
+    }
+    while (ended[0] < 100) {
+        CHECK(tick(w));
+        memset(ended, 0, sizeof ended);
+        memset(tokens, 0, sizeof tokens);
+        for (int i = 0; i < 180; i++)
+            if (w->r[i].ended) {
+                ended[w->r[i].req->client]++;
+                tokens[w->r[i].req->client] += w->r[i].end.stats.prompt_tokens + w->r[i].end.stats.tokens;
+            }
+    }
+    CHECK(ended[1] < 20 && tokens[1] < tokens[0] + 2 * IC_TURN_TOKENS && tokens[0] < tokens[1] + 2 * IC_TURN_TOKENS);
+    run_dry(w);
+    world_free(w);
+}
+
+static void a_high_one_takes_a_place_and_no_token_is_lost(void **state)
+{
+    struct world *w = world_new(11, 2, 16, 100, 300);
+    char text[100];
+
+    (void)state;
+    for (int i = 0; i < 3; i++) {
+        struct client_req *r = endless(ask(w, -1, letters(text, 20), 30));
+        r->req->priority = i == 1 ? IC_PRIO_LOW : IC_PRIO_NORMAL;
+        submit(w, r);
+    }
+    for (int i = 0; i < 20; i++)
+        tick(w);
+    CHECK(is_running(w, &w->r[0]) && is_running(w, &w->r[2]) && w->c.preempted == 0);
+    struct client_req *high = endless(ask(w, -1, letters(text, 20), 5));
+    high->req->priority = IC_PRIO_HIGH;
+    submit(w, high);
+    tick(w);
+    CHECK(is_running(w, high) && w->c.preempted == 1 && is_running(w, &w->r[0]) && !is_running(w, &w->r[2]));
+    int64_t rows = w->f.decoded_rows;
+    while (!w->r[2].ended)
+        CHECK(tick(w));
+    CHECK(w->f.decoded_rows - rows < 20 + 5 + 30 + 30 + 30); /* its cells were still there: nothing twice */
+    run_dry(w); /* the oracle compares every text */
+    for (int i = 0; i < 3; i++)
+        CHECK(w->r[i].end.stats.tokens == 30);
+    world_free(w);
+}
+
+static void a_client_has_its_own_bound_of_the_queue(void **state)
+{
+    struct world *w = world_new(12, 1, 16, 100, 300);
+
+    (void)state;
+    w->f.be.policy.queue_per_client = 3;
+    world_restart(w);
+    w->unchecked = true;
+    struct client_req *r[6];
+    for (int i = 0; i < 6; i++) {
+        r[i] = endless(ask(w, -1, "abc", 3));
+        r[i]->req->client = i == 5 ? 2 : 1;
+        submit(w, r[i]);
+    }
+    CHECK(!r[2]->ended && r[3]->ended && r[3]->code == IC_BUSY && strstr(r[3]->err, "again in about"));
+    CHECK(r[4]->code == IC_BUSY && !r[5]->ended);
+    run_dry(w);
+    CHECK(r[5]->end.stats.tokens == 3 && w->c.refused == 2);
+    world_free(w);
+}
+
+/* Beside eight streams a tick is dearer than beside one, and its slice of somebody's prompt may be so too. */
+static void slices_go_by_the_number_of_streams(void **state)
+{
+    struct ic_text_cost c = {0};
+
+    (void)state;
+    CHECK(ic_text_cost_slice(&c, 0, 500, 0) == 500 && ic_text_cost_slice(&c, 3, 500, 0) == IC_SLICE_MIN);
+    for (int i = 0; i < 50; i++) {
+        ic_text_cost_learn(&c, 1000, 1, 0);
+        ic_text_cost_learn(&c, 3000, 8, 0);
+        ic_text_cost_learn(&c, 1000 + 100 * 50, 1, 50);
+    }
+    CHECK(ic_text_cost_slice(&c, 1, 500, 0) == 20 && ic_text_cost_slice(&c, 8, 500, 0) == 60);
+    CHECK(ic_text_cost_slice(&c, 8, 500, 4000) == 10 && ic_text_cost_slice(&c, 8, 500, 10) == IC_SLICE_MIN);
+    for (int i = 0; i < 50; i++) /* sixteen are never seen without a prompt */
+        ic_text_cost_learn(&c, 5000 + 100 * 40, 16, 40);
+    CHECK(ic_text_cost_slice(&c, 16, 500, 0) >= 90 && ic_text_cost_slice(&c, 16, 500, 0) <= 102);
+}
+
+static void a_full_context_goes_on_when_told_to(void **state)
+{
+    struct world *w = world_new(13, 2, 16, 64, 128);
+    char text[64];
+
+    (void)state;
+    w->f.be.policy.shift = true;
+    world_restart(w);
+    w->unchecked = true; /* the oracle knows of no shift */
+    struct client_req *r = endless(submit_prompt(w, letters(text, 30), 200));
+    run_dry(w);
+    CHECK(r->end.reason == IC_END_LENGTH && r->end.stats.tokens == 200);
+    struct client_req *p = endless(submit_prompt(w, letters(text, 30), 200)); /* and across a reopening */
+    for (int i = 0; i < 60; i++)
+        tick(w);
+    lose(w, true);
+    reopen(w);
+    run_dry(w);
+    CHECK(p->end.stats.tokens == 200);
+    world_free(w);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_common_prefix_is_computed_once),
+        cmocka_unit_test(the_one_that_computes_may_go),
+        cmocka_unit_test(key_spaces_see_nothing_of_each_other),
+        cmocka_unit_test(a_pinned_prefix_is_there_for_all_and_for_good),
+        cmocka_unit_test(host_memory_keeps_what_the_cache_cannot),
+        cmocka_unit_test(host_memory_drops_the_oldest),
+        cmocka_unit_test(what_is_dearer_to_restore_is_computed),
+        cmocka_unit_test(ends_go_before_beginnings),
+        cmocka_unit_test(one_of_many_starts_after_at_most_one_of_theirs),
+        cmocka_unit_test(clients_share_by_what_is_computed),
+        cmocka_unit_test(a_high_one_takes_a_place_and_no_token_is_lost),
+        cmocka_unit_test(a_client_has_its_own_bound_of_the_queue),
+        cmocka_unit_test(slices_go_by_the_number_of_streams),
+        cmocka_unit_test(a_full_context_goes_on_when_told_to),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
