@@ -12,5 +12,5 @@ mapfile -t sh < <(git ls-files --cached --others --exclude-standard '*.sh' .ci/r
 status=0
 clang-format --dry-run -Werror "${c[@]}" || status=1
 shellcheck "${sh[@]}" || status=1
-node --check tools/npm-get.cjs || status=1
+for file in tools/npm-get.cjs tools/soak/*.mjs; do node --check "$file" || status=1; done
 exit "$status"

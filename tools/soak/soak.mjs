@@ -1,0 +1,279 @@
+#!/usr/bin/env node
+// Mixed clients of both engines against a server of its own, for minutes or days; every answer is checked, the server's
+// memory, files, threads and token gaps are watched, and a verdict is given. See docs/operations.md, "The soak".
+import { spawn } from 'node:child_process';
+import fs from 'node:fs';
+import os from 'node:os';
+import path from 'node:path';
+import { parseArgs } from 'node:util';
+import { Worker } from 'node:worker_threads';
+import { PROMPTS, references, scenarios } from './clients.mjs';
+import { mean, quantile, slope, svg } from './stats.mjs';
+import { Peer, ROOT, fetchText, sleep } from './wire.mjs';
+
+const USAGE = `usage: tools/soak/soak.mjs [--minutes N] [--out DIR] [--load X] [--seed N] [--idle-seconds N] [--bin FILE]
+                           [--settle-seconds N] [--fault answer|fds|memory|death] [-- OPTIONS OF THE SERVER]
+  --minutes N        of load (default 30)
+  --out DIR          for samples.csv, soak.svg and server.log (default: a new folder in the temporary one)
+  --load X           1 (default): what keeps two cores about half busy
+  --idle-seconds N   watched before the load begins (default 10)
+  --settle-seconds N that the server has in the end to close what its clients have left (default 30)
+  --fault WHAT       shows that the check can fail: a reference answer is changed, a client keeps ten connections
+                     open, simulations are left behind, or the server is killed`;
+
+// ---- the bounds of the verdict ----
+const SLOPE_LIMIT = 1; // MiB/h of anonymous memory after the warm-up
+const SHORT_GROWTH_LIMIT = 8; // MiB, from the first to the last quarter after the warm-up: all that a short run can tell
+const GAP_LIMIT = 0.25; // by which p99 of the last five minutes may lie above or below that of the second five
+const LONG_RUN_S = 15 * 60; // from which on slope and gaps are judged
+const CLIENTS = 20, PAUSE_MS = 150; // at load 1; between two visits of one client, on average
+const PACER = { prompt: PROMPTS[0], tokens: 16, everyMs: 250 };
+
+let opt;
+try {
+  opt = parseArgs({
+    allowPositionals: true,
+    options: {
+      minutes: { type: 'string', default: '30' }, out: { type: 'string' }, load: { type: 'string', default: '1' },
+      seed: { type: 'string', default: '1' }, 'idle-seconds': { type: 'string', default: '10' },
+      'settle-seconds': { type: 'string', default: '30' },
+      bin: { type: 'string', default: process.env.IC_BIN ?? path.join(ROOT, 'build/inference-core') },
+      fault: { type: 'string', default: '' }, help: { type: 'boolean' },
+    },
+  });
+  for (const k of ['minutes', 'load', 'seed', 'idle-seconds', 'settle-seconds']) {
+    opt.values[k] = Number(opt.values[k]);
+    if (!(opt.values[k] >= 0)) throw new Error(`--${k} takes a number`);
+  }
+  if (!['', 'answer', 'fds', 'memory', 'death'].includes(opt.values.fault)) throw new Error(`no such fault: ${opt.values.fault}`);
+} catch (e) {
+  console.error(`${e.message}\n${USAGE}`);
+  process.exit(2);
+}
+const o = opt.values;
+if (o.help) {
+  console.log(USAGE);
+  process.exit(0);
+}
+const total = o.minutes * 60;
+const warm = Math.min(300, total / 4);
+const out = o.out ?? fs.mkdtempSync(path.join(os.tmpdir(), 'ic-soak-'));
+fs.mkdirSync(out, { recursive: true });
+
+// ---- the server ----
+async function start() {
+  const log = path.join(out, 'server.log');
+  const file = fs.openSync(log, 'w');
+  const env = Object.fromEntries(Object.entries(process.env).filter(([k]) => !k.startsWith('IC_')));
+  const args = ['serve', '--port', '0', '--model', path.join(ROOT, 'demo/models/stories260K-f32.gguf'),
+    '--law', path.join(ROOT, 'demo/laws/ginzburg-landau'), '--chat-template', 'chatml', '--ctx-size', '2048', '--kv-size', '32768',
+    '--parallel', '8', '--outbox', '262144', ...opt.positionals];
+  const server = spawn(o.bin, args, { env, stdio: ['ignore', file, file] });
+  fs.closeSync(file);
+  server.ended = new Promise((r) => server.on('close', (code, signal) => r((server.end = { code, signal }))));
+  server.on('error', (e) => (server.end = { error: e.message }));
+  process.on('exit', () => server.kill('SIGKILL'));
+  for (const s of ['SIGINT', 'SIGTERM', 'SIGHUP']) process.on(s, () => process.exit(1));
+  for (let i = 0; ; i++) {
+    const at = /ready on ws:\/\/.*:(\d+)"/.exec(fs.readFileSync(log, 'utf8'));
+    if (at) return Object.assign(server, { port: Number(at[1]) });
+    if (server.end || i > 1200) throw new Error(`the server did not start: ${JSON.stringify(server.end)}, see ${log}`);
+    await sleep(100);
+  }
+}
+
+/** What the kernel tells of the process. */
+function look(pid) {
+  const dir = `/proc/${pid}`;
+  const kib = (text, name) => Number(new RegExp(`^${name}:\\s+(\\d+)`, 'm').exec(text)?.[1] ?? NaN) / 1024;
+  const status = fs.readFileSync(`${dir}/status`, 'utf8');
+  const now = { rss: kib(status, 'VmRSS'), anon: kib(status, 'RssAnon'), fds: fs.readdirSync(`${dir}/fd`).length, threads: 0, wakeups: 0, preempted: 0, cpu: 0, by: {} };
+  for (const t of fs.readdirSync(`${dir}/task`)) {
+    try {
+      const s = fs.readFileSync(`${dir}/task/${t}/status`, 'utf8');
+      const n = (name) => Number(new RegExp(`^${name}:\\s+(\\d+)`, 'm').exec(s)[1]);
+      const name = /^Name:\s+(.*)/.exec(s)[1];
+      now.threads++;
+      now.wakeups += n('voluntary_ctxt_switches');
+      now.preempted += n('nonvoluntary_ctxt_switches');
+      now.by[name] = (now.by[name] ?? 0) + n('voluntary_ctxt_switches');
+    } catch (e) {
+      if (e.code !== 'ENOENT' && e.code !== 'ESRCH') throw e; // it has just ended
+    }
+  }
+  const stat = fs.readFileSync(`${dir}/stat`, 'utf8').split(') ')[1].split(' ');
+  now.cpu = (Number(stat[11]) + Number(stat[12])) / 100; // seconds; USER_HZ is 100
+  return now;
+}
+
+// ---- the run ----
+const server = await start();
+const { pid, port } = server;
+console.log(`soak: server ${pid} on port ${port}, ${o.minutes} min at load ${o.load}, seed ${o.seed}, ${os.cpus().length} cores, load average ${os.loadavg()[0].toFixed(1)}; ${out}`);
+const ref = await references(port);
+await sleep(2000);
+const rest = look(pid);
+await sleep(o['idle-seconds'] * 1000);
+const rested = look(pid);
+const idleS = o['idle-seconds'] || 1;
+const woken = Object.entries(rested.by).map(([k, v]) => [k, (v - (rest.by[k] ?? 0)) / idleS]).filter(([, v]) => v > 0);
+console.log(`idle: ${((rested.wakeups - rest.wakeups) / idleS).toFixed(2)} wake-ups a second (${woken.map(([k, v]) => `${k} ${v.toFixed(2)}`).join(', ') || 'none'}), ` +
+  `CPU ${((100 * (rested.cpu - rest.cpu)) / idleS).toFixed(2)} %, ${rested.threads} threads, ${rested.fds} fds, RSS ${rested.rss.toFixed(1)} MiB, of it anonymous ${rested.anon.toFixed(1)}`);
+
+if (o.fault === 'answer') ref.texts[`${PROMPTS[1]}/16`].tokens[2][0] += '!';
+
+let seed = (o.seed * 2654435761 + 1) >>> 0;
+const rnd = (n) => {
+  seed = (Math.imul(seed, 1664525) + 1013904223) >>> 0;
+  return Math.floor((seed / 2 ** 32) * n);
+};
+const all = scenarios(port, ref, rnd);
+const weights = Object.entries(all).map(([name, [weight]]) => [name, weight]);
+const sum = weights.reduce((a, [, w]) => a + w, 0);
+const tally = Object.fromEntries(weights.map(([name]) => [name, { ok: 0, wrong: 0 }]));
+tally.paced = { ok: 0, wrong: 0 };
+const wrongs = [];
+function wrong(name, why) {
+  tally[name].wrong++;
+  if (wrongs.length < 20) wrongs.push(`${((performance.now() - begin) / 1000).toFixed(1)} s, ${name}: ${why}`);
+}
+function pick() {
+  let at = (rnd(1 << 20) / (1 << 20)) * sum;
+  return weights.find(([, w]) => (at -= w) < 0)?.[0] ?? 'short';
+}
+
+const begin = performance.now();
+const over = () => performance.now() - begin > total * 1000 || server.end;
+let visitors = 0;
+async function client() {
+  while (!over()) {
+    const name = pick();
+    visitors++;
+    try {
+      await all[name][1]();
+      tally[name].ok++;
+    } catch (e) {
+      if (server.end) break; // judged by itself
+      wrong(name, e.message ?? String(e));
+    }
+    visitors--;
+    await sleep(-Math.log(1 - rnd(1000) / 1000) * PAUSE_MS);
+  }
+}
+
+const samples = []; // one a second, as look() gives it, and t (s), visitors, gaps (ms)
+let gaps = [];
+const pacer = new Worker(new URL('./pacer.mjs', import.meta.url), { workerData: { port, ...PACER, want: ref.texts[`${PACER.prompt}/${PACER.tokens}`] } });
+const pacerOver = new Promise((r) => pacer.on('exit', r));
+pacer.on('message', (m) => {
+  gaps.push(...m.gaps);
+  tally.paced.ok += m.answers;
+  if (m.wrong) wrong('paced', m.wrong);
+});
+pacer.on('error', (e) => wrong('paced', e.message));
+
+const csv = fs.openSync(path.join(out, 'samples.csv'), 'w');
+fs.writeSync(csv, 'seconds,rss_mib,rss_anon_mib,fds,threads,visitors,cpu_seconds,wakeups,preempted,gaps,gap_p50_ms,gap_p99_ms\n');
+let ownCpu = process.cpuUsage();
+function sample() {
+  if (server.end) return;
+  const { by, ...s } = look(pid);
+  Object.assign(s, { t: (performance.now() - begin) / 1000, visitors, gaps: Float32Array.from(gaps) });
+  gaps = [];
+  samples.push(s);
+  const f = (x) => (Number.isFinite(x) ? x.toFixed(3) : '');
+  fs.writeSync(csv, [f(s.t), f(s.rss), f(s.anon), s.fds, s.threads, visitors, f(s.cpu), s.wakeups, s.preempted, s.gaps.length, f(quantile(s.gaps, 0.5)), f(quantile(s.gaps, 0.99))].join() + '\n');
+}
+const sampler = setInterval(sample, 1000);
+const reporter = setInterval(() => {
+  const s = samples.at(-1);
+  if (!s) return;
+  const g = samples.slice(-60).flatMap((x) => [...x.gaps]);
+  const old = samples.at(-61) ?? samples[0];
+  console.log(`${(s.t / 60).toFixed(1).padStart(6)} min: RSS ${s.rss.toFixed(1)} MiB, anonymous ${s.anon.toFixed(1)}, ${s.fds} fds, ${s.threads} threads, CPU ${((100 * (s.cpu - old.cpu)) / (s.t - old.t)).toFixed(0)} %, ` +
+    `gap p50 ${quantile(g, 0.5).toFixed(2)} ms, p99 ${quantile(g, 0.99).toFixed(2)} ms; ${Object.values(tally).reduce((a, v) => a + v.ok, 0)} visits right, ${Object.values(tally).reduce((a, v) => a + v.wrong, 0)} wrong`);
+}, 60_000);
+
+const kept = []; // what --fault leaves behind
+if (o.fault === 'fds') for (let i = 0; i < 10; i++) kept.push(await Peer.open(port));
+if (o.fault === 'death') setTimeout(() => server.kill('SIGKILL'), total * 500);
+const leak = o.fault === 'memory' && setInterval(async () => {
+  const p = await Peer.open(port).catch(() => null);
+  p?.send({ op: 'sim_create', grid: 256, frames: false });
+  kept.push(p);
+}, 1000);
+
+await Promise.all(Array.from({ length: Math.max(1, Math.round(CLIENTS * o.load)) }, client));
+clearInterval(leak);
+pacer.postMessage('stop');
+await Promise.race([pacerOver, sleep(5000), server.ended]);
+clearInterval(sampler);
+clearInterval(reporter);
+sample();
+fs.closeSync(csv);
+const elapsed = (performance.now() - begin) / 1000;
+ownCpu = process.cpuUsage(ownCpu);
+
+// ---- after the clients have gone ----
+let after = null;
+for (const give_up = performance.now() + o['settle-seconds'] * 1000; !server.end; await sleep(500)) {
+  after = look(pid);
+  if ((after.fds <= rested.fds && after.threads <= rested.threads) || performance.now() > give_up) break;
+}
+const metrics = server.end ? '' : await fetchText(port, '/metrics').then((r) => r.body, () => '');
+const count = (name) => Number(new RegExp(`^${name} (.*)$`, 'm').exec(metrics)?.[1] ?? NaN);
+const held = ['ic_ws_connections', 'ic_text_requests_running', 'ic_text_requests_waiting', 'ic_text_sessions', 'ic_text_kv_tokens_used', 'ic_law_simulations', 'ic_law_state_bytes'].map((n) => [n, count(n)]);
+const survived = !server.end;
+server.kill('SIGTERM');
+await Promise.race([server.ended, sleep(20_000)]);
+
+// ---- the verdict ----
+const steady = samples.filter((s) => s.t >= warm);
+const line = slope(steady.map((s) => [s.t / 3600, s.anon]));
+const lineRss = slope(steady.map((s) => [s.t / 3600, s.rss]));
+const quarter = Math.ceil(steady.length / 4);
+const growth = mean(steady.slice(-quarter).map((s) => s.anon)) - mean(steady.slice(0, quarter).map((s) => s.anon));
+const p99 = (from, to) => quantile(samples.filter((s) => s.t >= from && s.t < to).flatMap((s) => [...s.gaps]), 0.99);
+const long = elapsed >= LONG_RUN_S;
+const [second, last] = long ? [p99(300, 600), p99(elapsed - 300, Infinity)] : [p99(warm, (warm + elapsed) / 2), p99((warm + elapsed) / 2, Infinity)];
+const wrongCount = Object.values(tally).reduce((a, v) => a + v.wrong, 0), right = Object.values(tally).reduce((a, v) => a + v.ok, 0);
+const f = (x, n = 2) => (Number.isFinite(x) ? x.toFixed(n) : 'unknown');
+const slopeText = (l) => `${f(l.slope)} MiB/h, 95 % between ${f(l.low)} and ${f(l.high)}`;
+const verdicts = []; // [name, 'pass' | 'FAIL' | 'told', text]
+const judge = (name, ok, text) => verdicts.push([name, ok ? 'pass' : 'FAIL', text]);
+const tell = (name, text) => verdicts.push([name, 'told', text]);
+
+judge('server', survived && server.end?.code === 0, survived ? `lived, and ended in order: ${JSON.stringify(server.end ?? 'not within 20 s')}` : `ended before its time: ${JSON.stringify(server.end)}`);
+judge('answers', wrongCount === 0 && right > 0 && Object.values(tally).every((v) => total < 90 || v.ok > 0), `${wrongCount} wrong, ${right} visits right; of each kind: ${Object.entries(tally).map(([k, v]) => `${k} ${v.ok}`).join(', ')}`);
+if (long) {
+  judge('memory slope', line.low <= SLOPE_LIMIT, `anonymous ${slopeText(line)} (limit ${SLOPE_LIMIT}); ` +
+    (line.high <= SLOPE_LIMIT ? 'it is below' : line.low <= SLOPE_LIMIT ? 'TOO SHORT A RUN TO TELL' : 'it is above') + `; a year of it: ${f((line.slope * 8766) / 1024, 1)} GiB`);
+} else {
+  tell('memory slope', `anonymous ${slopeText(line)}: judged from ${LONG_RUN_S / 60} min on`);
+}
+tell('RSS slope', slopeText(lineRss));
+judge('memory growth', !long && growth > SHORT_GROWTH_LIMIT ? false : steady.length > 0, `${f(growth)} MiB from the first to the last quarter after ${f(warm, 0)} s of warm-up (limit of short runs ${SHORT_GROWTH_LIMIT}); ` +
+  `at rest ${f(rested.anon, 1)}, at most ${f(Math.max(...samples.map((s) => s.anon)), 1)}, in the end ${f(after?.anon, 1)} MiB`);
+judge('fds', after && after.fds <= rested.fds, `${rested.fds} before, at most ${Math.max(...samples.map((s) => s.fds))}, ${after?.fds} after the clients had gone`);
+judge('threads', after && after.threads <= rested.threads, `${rested.threads} before, at most ${Math.max(...samples.map((s) => s.threads))}, ${after?.threads} after`);
+judge('nothing held', held.every(([, v]) => v === 0), held.map(([n, v]) => `${n} ${v}`).join(', '));
+const gapText = `p99 ${f(second)} ms, then ${f(last)} ms: ${f(100 * (last / second - 1), 0)} %`;
+if (long) judge('token gaps', Math.abs(last / second - 1) <= GAP_LIMIT, `${gapText} (second and last five minutes; limit ${100 * GAP_LIMIT} %)`);
+else tell('token gaps', `${gapText} (halves after the warm-up)`);
+const cpu = (samples.at(-1)?.cpu ?? NaN) - samples[0]?.cpu;
+tell('load', `${f((100 * cpu) / elapsed, 0)} % of a core by the server, ${f((ownCpu.user + ownCpu.system) / 1e4 / elapsed, 0)} % by the clients, of ${os.cpus().length} cores; load average ${os.loadavg()[0].toFixed(1)}`);
+
+const plot = (name, of) => ({ name, points: samples.map((s) => [s.t, of(s)]) });
+const tens = samples.filter((_, i) => i % 10 === 9).map((s, i) => [s.t, samples.slice(i * 10, i * 10 + 10).flatMap((x) => [...x.gaps])]);
+fs.writeFileSync(path.join(out, 'soak.svg'), svg([
+  { title: 'Memory', unit: 'MiB', lines: [plot('resident', (s) => s.rss), plot('anonymous', (s) => s.anon)] },
+  { title: 'Open files and threads', unit: 'number', lines: [plot('fds', (s) => s.fds), plot('threads', (s) => s.threads)] },
+  { title: 'Token gaps of the paced stream, by 10 s', unit: 'ms', lines: [{ name: 'p50', points: tens.map(([t, g]) => [t, quantile(g, 0.5)]) }, { name: 'p99', points: tens.map(([t, g]) => [t, quantile(g, 0.99)]) }] },
+]));
+
+console.log('');
+for (const w of wrongs) console.log(`wrong: ${w}`);
+for (const [name, verdict, text] of verdicts) console.log(`${verdict.padEnd(5)} ${name.padEnd(14)} ${text}`);
+const failed = verdicts.filter(([, v]) => v === 'FAIL');
+console.log(`soak: ${failed.length ? `FAILED: ${failed.map(([n]) => n).join(', ')}` : 'passed'} after ${f(elapsed / 60, 1)} min; ${path.join(out, 'samples.csv')}, soak.svg`);
+process.exit(failed.length ? 1 : 0);
