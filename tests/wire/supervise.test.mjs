@@ -231,7 +231,7 @@ test('a service manager hears READY when the model answers, pings, restarts, STO
   // the server's socket, used by another process
   const server = JSON.parse(fs.readFileSync(path.join(dir, 's.json'), 'utf8')).pid;
   const inbox = /NOTIFY_SOCKET=@([^\0]*)/.exec(fs.readFileSync(`/proc/${server}/environ`, 'utf8'))[1];
-  const liar = spawn('python3', ['-c', `import socket; s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM); s.connect('\\0${inbox}'); s.send(b'STATUS=lies')`], { stdio: 'inherit' });
+  const liar = spawn('python3', ['-c', `import socket; s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM); s.connect('\\x00${inbox}'); s.send(b'STATUS=lies')`], { stdio: 'inherit' });
   assert.deepEqual(await once(liar, 'exit'), [0, null]);
   process.kill(pid, 'SIGHUP');
   await heard('RELOADING=1\\nMONOTONIC_USEC=');
