@@ -25,8 +25,8 @@
  * Winograd unit, or, of small and of other layers, a pass of panels at a time into a scratch that all plans
  * of the law share. What that costs is won back by smaller weights and, with AVX512-BF16, by transposed
  * convolutions in bfloat16 products, which took 17 % of a step: NF4 is as fast as float32
- * (docs/benchmarks-law.md). Activations stay float32: converting them at each of the 36 loads of a tile's
- * 16 outputs would cost more than the traffic saved.
+ * (docs/benchmarks-law.md). Activations stay float32:
+ * a 16-bit one would be converted at each of the 36 loads of a tile's 16 outputs (not tried).
  */
 #include "law/cpu/exec.h"
 
