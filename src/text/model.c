@@ -140,8 +140,11 @@ static enum ic_status make_context(struct ic_text_model *m, struct ic_err *err)
     p.abort_callback_data = m;
     m->ctx = llama_init_from_model(m->model, p);
     if (!m->ctx)
-        return ic_fail(err, IC_OOM, "no room for a context of %d tokens (try a smaller --kv-size or --ctx-size)",
-                       m->info.kv_size);
+        return ic_fail(err, IC_OOM, "no room for a context of %d tokens (try a smaller --kv-size or --ctx-size)%s",
+                       m->info.kv_size,
+                       p.type_k == GGML_TYPE_F16 && p.type_v == GGML_TYPE_F16
+                           ? ""
+                           : ", or heads that a quantised cache cannot hold (try --cache-type-k f16 --cache-type-v f16)");
     m->info.kv_size = (int32_t)llama_n_ctx(m->ctx);
     if (m->info.ctx_size > m->info.kv_size)
         m->info.ctx_size = m->info.kv_size;

@@ -26,6 +26,9 @@ async function all(stream) {
 const textOf = (chunks) => chunks.map((c) => c.choices[0]?.delta?.content ?? c.choices[0]?.text ?? '').join('');
 const valid = (s) => assert.ok(!s.includes('\ufffd') && s.isWellFormed?.() !== false, `broken characters in ${JSON.stringify(s)}`);
 
+// What of a prompt was there already depends on who asked before.
+const counts = ({ prompt_tokens_details, ...rest }) => rest;
+
 test('a chat answer has the documented shape', async () => {
   const before = Math.floor(Date.now() / 1000);
   const r = await chat();
@@ -89,7 +92,7 @@ test('completions, whole and streamed', async () => {
   assert.equal(textOf(chunks), r.choices[0].text);
   assert.ok(chunks.every((c) => c.object === 'text_completion'));
   assert.deepEqual(chunks.at(-2).choices[0], { index: 0, text: '', finish_reason: 'length' });
-  assert.deepEqual(chunks.at(-1).usage, r.usage);
+  assert.deepEqual(counts(chunks.at(-1).usage), counts(r.usage));
   assert.equal((await complete({ prompt: [PROMPT] })).choices[0].text, r.choices[0].text, 'a list of one prompt');
   const c = await server.connect();
   assert.equal(await c.text(PROMPT, { temp: 0, max_tokens: 40 }), r.choices[0].text, 'over WebSocket the same');
@@ -265,7 +268,7 @@ test('content may be a list of parts; roles', async () => {
   const a = await chat({ messages: one });
   const b = await chat({ messages: parts });
   assert.equal(b.choices[0].message.content, a.choices[0].message.content);
-  assert.deepEqual(b.usage, a.usage);
+  assert.deepEqual(counts(b.usage), counts(a.usage));
   const long = await chat({ messages: [...one, { role: 'assistant', content: 'Woof' }, { role: 'tool', content: '5', tool_call_id: 'x' }, { role: 'user', content: 'More' }] });
   assert.ok(long.usage.prompt_tokens > a.usage.prompt_tokens);
   const none = await chat({ messages: [{ role: 'user', content: [] }] });
