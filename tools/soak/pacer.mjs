@@ -28,7 +28,7 @@ try {
     last = now;
   });
   for (let next = performance.now(); !stop; await sleep(Math.max(0, (next += everyMs) - performance.now()))) {
-    p.current = p.infer(prompt, { max_tokens: tokens });
+    p.current = p.infer(prompt, { max_tokens: tokens }, { priority: 'high' }); // it is to stream, not to wait
     await p.current.done();
     like(p.current, want);
     p.streams.clear();

@@ -106,6 +106,13 @@ function look(pid) {
   return now;
 }
 
+/** Seconds that all cores together were busy with anybody else than the server and this process. */
+function others(serverCpu) {
+  const [user, nice, system, , , irq, softirq, steal] = /^cpu +(.*)/.exec(fs.readFileSync('/proc/stat', 'utf8'))[1].split(' ').map(Number);
+  const own = process.cpuUsage();
+  return (user + nice + system + irq + softirq + steal) / 100 - serverCpu - (own.user + own.system) / 1e6;
+}
+
 // ---- the run ----
 const server = await start();
 const { pid, port } = server;
@@ -173,16 +180,16 @@ pacer.on('message', (m) => {
 pacer.on('error', (e) => wrong('paced', e.message));
 
 const csv = fs.openSync(path.join(out, 'samples.csv'), 'w');
-fs.writeSync(csv, 'seconds,rss_mib,rss_anon_mib,fds,threads,visitors,cpu_seconds,wakeups,preempted,gaps,gap_p50_ms,gap_p99_ms\n');
+fs.writeSync(csv, 'seconds,rss_mib,rss_anon_mib,fds,threads,visitors,cpu_seconds,others_cpu_seconds,wakeups,preempted,gaps,gap_p50_ms,gap_p99_ms\n');
 let ownCpu = process.cpuUsage();
 function sample() {
   if (server.end) return;
   const { by, ...s } = look(pid);
-  Object.assign(s, { t: (performance.now() - begin) / 1000, visitors, gaps: Float32Array.from(gaps) });
+  Object.assign(s, { t: (performance.now() - begin) / 1000, visitors, others: others(s.cpu), gaps: Float32Array.from(gaps) });
   gaps = [];
   samples.push(s);
   const f = (x) => (Number.isFinite(x) ? x.toFixed(3) : '');
-  fs.writeSync(csv, [f(s.t), f(s.rss), f(s.anon), s.fds, s.threads, visitors, f(s.cpu), s.wakeups, s.preempted, s.gaps.length, f(quantile(s.gaps, 0.5)), f(quantile(s.gaps, 0.99))].join() + '\n');
+  fs.writeSync(csv, [f(s.t), f(s.rss), f(s.anon), s.fds, s.threads, visitors, f(s.cpu), f(s.others), s.wakeups, s.preempted, s.gaps.length, f(quantile(s.gaps, 0.5)), f(quantile(s.gaps, 0.99))].join() + '\n');
 }
 const sampler = setInterval(sample, 1000);
 const reporter = setInterval(() => {
@@ -235,7 +242,6 @@ const quarter = Math.ceil(steady.length / 4);
 const growth = mean(steady.slice(-quarter).map((s) => s.anon)) - mean(steady.slice(0, quarter).map((s) => s.anon));
 const p99 = (from, to) => quantile(samples.filter((s) => s.t >= from && s.t < to).flatMap((s) => [...s.gaps]), 0.99);
 const long = elapsed >= LONG_RUN_S;
-const [second, last] = long ? [p99(300, 600), p99(elapsed - 300, Infinity)] : [p99(warm, (warm + elapsed) / 2), p99((warm + elapsed) / 2, Infinity)];
 const wrongCount = Object.values(tally).reduce((a, v) => a + v.wrong, 0), right = Object.values(tally).reduce((a, v) => a + v.ok, 0);
 const f = (x, n = 2) => (Number.isFinite(x) ? x.toFixed(n) : 'unknown');
 const slopeText = (l) => `${f(l.slope)} MiB/h, 95 % between ${f(l.low)} and ${f(l.high)}`;
@@ -257,7 +263,13 @@ judge('memory growth', !long && growth > SHORT_GROWTH_LIMIT ? false : steady.len
 judge('fds', after && after.fds <= rested.fds, `${rested.fds} before, at most ${Math.max(...samples.map((s) => s.fds))}, ${after?.fds} after the clients had gone`);
 judge('threads', after && after.threads <= rested.threads, `${rested.threads} before, at most ${Math.max(...samples.map((s) => s.threads))}, ${after?.threads} after`);
 judge('nothing held', held.every(([, v]) => v === 0), held.map(([n, v]) => `${n} ${v}`).join(', '));
-const gapText = `p99 ${f(second)} ms, then ${f(last)} ms: ${f(100 * (last / second - 1), 0)} %`;
+const busy = (from, to) => { // by others, in % of a core
+  const part = samples.filter((s) => s.t >= from && s.t < to);
+  return (100 * (part.at(-1)?.others - part[0]?.others)) / (part.at(-1)?.t - part[0]?.t);
+};
+const [middle, start2, start3] = long ? [600, 300, elapsed - 300] : [(warm + elapsed) / 2, warm, (warm + elapsed) / 2];
+const [second, last] = [p99(start2, middle), p99(start3, Infinity)];
+const gapText = `p99 ${f(second)} ms, then ${f(last)} ms: ${f(100 * (last / second - 1), 0)} %, while others took ${f(busy(start2, middle), 0)} and ${f(busy(start3, Infinity), 0)} % of a core; ${samples.reduce((a, s) => a + s.gaps.length, 0)} gaps in all`;
 if (long) judge('token gaps', Math.abs(last / second - 1) <= GAP_LIMIT, `${gapText} (second and last five minutes; limit ${100 * GAP_LIMIT} %)`);
 else tell('token gaps', `${gapText} (halves after the warm-up)`);
 const cpu = (samples.at(-1)?.cpu ?? NaN) - samples[0]?.cpu;
