@@ -315,7 +315,7 @@ static enum ic_status ref_pack(const struct ic_law *law, unsigned threads, struc
         return ic_fail(err, IC_OOM, "no memory for weights");
     p->law = law;
     for (size_t i = 0; i < law->weight_count; i++)
-        p->wide_count += law->weights[i].data ? 0 : law->weights[i].count;
+        p->wide_count += law->weights[i].precision == IC_LAW_FP32 ? 0 : law->weights[i].count;
     p->wide = malloc((p->wide_count + 1) * sizeof *p->wide);
     p->weights = calloc(law->weight_count, sizeof *p->weights);
     if (!p->wide || !p->weights) {
@@ -325,8 +325,9 @@ static enum ic_status ref_pack(const struct ic_law *law, unsigned threads, struc
     float *at = p->wide;
     for (size_t i = 0; i < law->weight_count; i++) {
         const struct ic_law_weight *w = &law->weights[i];
-        p->weights[i] = w->data ? w->data : at;
-        if (w->data)
+        const bool plain = w->precision == IC_LAW_FP32;
+        p->weights[i] = plain ? w->data : at;
+        if (plain)
             continue;
         ic_law_weight_read(w, 0, w->count, at);
         at += w->count;
