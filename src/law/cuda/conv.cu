@@ -57,6 +57,15 @@ int ic_cu_conv_shape(struct ic_cu_conv *c, int config, int taps, int chunk16, in
     c->tiles_y = (c->height + c->tile_h - 1) / c->tile_h;
     c->tiles_per_block = tiles_per_block;
     c->slots = (c->tiles_x * c->tiles_y + tiles_per_block - 1) / tiles_per_block;
+    c->chunks = (c->c16 + c->chunk16 - 1) / c->chunk16;
+    c->tile_divide = 65536u / (uint32_t)(c->tile_w + border) + 1;
+    if (c->stats)
+        c->stats_stride = c->cpad / c->stats_gran * c->slots;
+    for (int i = 0; i < 2; i++) {
+        struct ic_cu_src *s = &c->in[i];
+        for (s->lane_shift = 5; s->lane_shift > 0 && (s->groups << s->lane_shift) > k->threads; s->lane_shift--)
+            ;
+    }
     const int row = c->chunk16 * 32 + 16, cells = (c->tile_w + border) * (c->tile_h + border);
     const int units = taps * c->chunk16, stage = k->stage * (k->columns / 16) * 512;
     const int input = (cells * row + 127) / 128 * 128;

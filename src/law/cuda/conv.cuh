@@ -42,15 +42,10 @@ __device__ inline void norm_coefficients(const ic_cu_src &s, int sample, float *
 {
     if (s.load != IC_CU_LOAD_NORM && s.load != IC_CU_LOAD_POOL)
         return;
-    const int groups = s.channels / s.group_size, units = s.group_size / s.gran;
-    int lanes = 32;
-    while (lanes > 1 && lanes * groups > threads)
-        lanes >>= 1;
-    const int n = units * s.slots, lane = tid % lanes;
-    const float2 *all = reinterpret_cast<const float2 *>(s.stats) +
-                        (size_t)sample * (s.cpad / s.gran) * s.slots;
-    for (int first = 0; first < groups; first += threads / lanes) {
-        const int g = first + tid / lanes;
+    const int groups = s.groups, lanes = 1 << s.lane_shift, n = s.group_units * s.slots, lane = tid & (lanes - 1);
+    const float2 *all = reinterpret_cast<const float2 *>(s.stats) + (size_t)sample * s.stats_stride;
+    for (int first = 0; first < groups; first += threads >> s.lane_shift) {
+        const int g = first + (tid >> s.lane_shift);
         float sum = 0, sq = 0, w0 = 0, b0 = 0;
         if (g < groups && lane < s.group_size) { /* on their way while the sums come */
             w0 = __ldg(s.scale + g * s.group_size + lane);
@@ -146,12 +141,18 @@ struct part {
     const float *scale, *shift; /* of the source's channel 0 */
 };
 
+/* a / b of small numbers (a < 2^20) without the long way of an integer division. */
+__device__ inline int divided(int a, int b)
+{
+    return (int)__fdividef((float)a + 0.5f, (float)b);
+}
+
 /* Calls fn(address in shared memory, y, x, channel, inside) for this thread's pieces. */
 template <class F> __device__ inline void each_piece(const part &p, const tile &t, int tid, int threads, F fn)
 {
-    const int dp = threads / p.octets, dq = threads % p.octets;
-    int cell = tid / p.octets, q = tid % p.octets;
-#pragma unroll 2
+    const int dp = divided(threads, p.octets), dq = threads - dp * p.octets;
+    int cell = divided(tid, p.octets), q = tid - cell * p.octets;
+#pragma unroll 1
     while (cell < t.cells) {
         const int py = (int)((uint32_t)cell * t.divide >> 16), y = t.y0 + py, x = t.x0 + cell - py * t.width;
         fn(p.to + cell * p.row + 16 * q, y, x, p.c0 + 8 * q,
@@ -280,7 +281,7 @@ __device__ inline void nf4_expand(const ic_cu_conv &a, const weights &w, int fir
         int o = (w.column16 + n) * 16 + h * 8 + (lane >> 2);
         int at = tap;
         if (q.phases == 4) {
-            at = o / q.cout_pad;
+            at = divided(o, q.cout_pad);
             o -= at * q.cout_pad;
         }
         const int base = min(o, q.cout - 1) * q.so + min(at, TAPS_MAX - 1) * q.st;
@@ -328,7 +329,7 @@ __global__ void __launch_bounds__(WM *WN *WK * 32, MIN_BLOCKS) conv_kernel(const
     weights w;
     w.column16 = column0 / 16;
     w.columns16 = a.columns / 16;
-    const int chunks = (a.c16 + a.chunk16 - 1) / a.chunk16;
+    const int chunks = a.chunks;
 
     /* this lane's rows of the tile in shared memory, for tap (0, 0) */
     uint32_t rows[MT];
@@ -347,13 +348,13 @@ __global__ void __launch_bounds__(WM *WN *WK * 32, MIN_BLOCKS) conv_kernel(const
     bool waited = false, have_weights = false;
     const int tile_end = min((int)(blockIdx.x + 1) * a.tiles_per_block, a.tiles_x * a.tiles_y);
     for (int ti = blockIdx.x * a.tiles_per_block; ti < tile_end; ti++) {
-        const int ty = ti / a.tiles_x, tx = ti - ty * a.tiles_x;
+        const int ty = divided(ti, a.tiles_x), tx = ti - ty * a.tiles_x;
         tile t;
         t.y0 = ty * a.tile_h - BORDER;
         t.x0 = tx * a.tile_w - BORDER;
         t.width = border_w;
         t.cells = cells;
-        t.divide = 65536u / (uint32_t)border_w + 1;
+        t.divide = a.tile_divide;
         t.height_in = a.height;
         t.width_in = a.width;
 
@@ -367,9 +368,9 @@ __global__ void __launch_bounds__(WM *WN *WK * 32, MIN_BLOCKS) conv_kernel(const
         for (int chunk = 0; chunk < chunks; chunk++) {
             w.c0 = chunk * a.chunk16;
             w.nc = min(a.chunk16, a.c16 - w.c0);
-            w.divide = (1u << 20) / (uint32_t)w.nc + 1;
+            w.divide = (uint32_t)divided(1 << 20, w.nc) + 1;
             w.units = TAPS * w.nc;
-            const int stages = (w.units + U - 1) / U;
+            const int stages = (w.units + U - 1) / U; /* a power of two */
             if (a.resident) {
                 if (NF4 && !have_weights) {
 #pragma unroll 4
@@ -547,16 +548,27 @@ __global__ void __launch_bounds__(WM *WN *WK * 32, MIN_BLOCKS) conv_kernel(const
                 const size_t cell = ((size_t)y * a.width + x) * a.d;
                 float2 *out = reinterpret_cast<float2 *>(area + r * Y_ROW);
                 float sum = 0;
-                if (inside)
-                    for (int k = i & 3; k < a.d; k += 4) {
-                        const float2 ak = out[k], p = __ldcg(field + cell + k);
-                        const float2 de = a.product ? make_float2(ak.x * p.x - ak.y * p.y, ak.x * p.y + ak.y * p.x) : ak;
+                for (int k0 = i & 3; inside && k0 < a.d; k0 += 16) {
+                    float2 p[4];
+#pragma unroll
+                    for (int j = 0; j < 4; j++) /* all on their way before the first is used */
+                        p[j] = k0 + 4 * j < a.d ? __ldcg(field + cell + k0 + 4 * j) : make_float2(0, 0);
+#pragma unroll
+                    for (int j = 0; j < 4; j++) {
+                        const int k = k0 + 4 * j;
+                        if (k >= a.d)
+                            break;
+                        const float2 ak = out[k];
+                        const float2 de = a.product ? make_float2(ak.x * p[j].x - ak.y * p[j].y,
+                                                                  ak.x * p[j].y + ak.y * p[j].x)
+                                                    : ak;
                         if (delta)
                             delta[cell + k] = de;
-                        const float2 phi = make_float2(fmaf(keep, p.x, de.x), fmaf(keep, p.y, de.y));
+                        const float2 phi = make_float2(fmaf(keep, p[j].x, de.x), fmaf(keep, p[j].y, de.y));
                         out[k] = phi;
                         sum = fmaf(phi.x, phi.x, fmaf(phi.y, phi.y, sum));
                     }
+                }
                 sum += __shfl_xor_sync(~0u, sum, 1);
                 sum += __shfl_xor_sync(~0u, sum, 2);
                 const float r_norm = 1.0f / (sqrtf(sum) + 1e-9f);
@@ -571,7 +583,7 @@ __global__ void __launch_bounds__(WM *WN *WK * 32, MIN_BLOCKS) conv_kernel(const
                 if (y >= a.height || x >= a.width || column >= a.columns)
                     continue;
                 if (a.epilogue == IC_CU_STORE4) {
-                    const int phase = column / a.cpad;
+                    const int phase = divided(column, a.cpad);
                     c = column - phase * a.cpad;
                     y = 2 * y + (phase >> 1);
                     x = 2 * x + (phase & 1);
@@ -586,38 +598,49 @@ __global__ void __launch_bounds__(WM *WN *WK * 32, MIN_BLOCKS) conv_kernel(const
     }
 
     if (a.stats) {
+        float2 *out = reinterpret_cast<float2 *>(a.stats) + (size_t)sample * a.stats_stride + blockIdx.x;
+        const bool eights = a.stats_gran == 8;
         if (wk == 0) {
 #pragma unroll
             for (int n = 0; n < NT; n++) {
+                const int at = wn * NT * 8 + n * 8;
+                if (eights) { /* one sum of eight columns */
+                    float sum = keep_sum[n][0] + keep_sum[n][1], sq = keep_sq[n][0] + keep_sq[n][1];
+#pragma unroll
+                    for (int m = 1; m < 32; m <<= 1) {
+                        sum += __shfl_xor_sync(~0u, sum, m);
+                        sq += __shfl_xor_sync(~0u, sq, m);
+                    }
+                    if (lane == 0 && WM > 1)
+                        sums[wm * BN + at] = make_float2(sum, sq);
+                    else if (lane == 0 && column0 + at < a.columns)
+                        out[(size_t)((column0 + at) >> 3) * a.slots] = make_float2(sum, sq);
+                    continue;
+                }
 #pragma unroll
                 for (int e = 0; e < 2; e++)
                     for (int m = 4; m < 32; m <<= 1) {
                         keep_sum[n][e] += __shfl_xor_sync(~0u, keep_sum[n][e], m);
                         keep_sq[n][e] += __shfl_xor_sync(~0u, keep_sq[n][e], m);
                     }
-                const int at = wm * BN + wn * NT * 8 + n * 8;
                 if (lane < 4) {
-                    sums[at + 2 * lane] = make_float2(keep_sum[n][0], keep_sq[n][0]);
-                    sums[at + 2 * lane + 1] = make_float2(keep_sum[n][1], keep_sq[n][1]);
+                    sums[wm * BN + at + 2 * lane] = make_float2(keep_sum[n][0], keep_sq[n][0]);
+                    sums[wm * BN + at + 2 * lane + 1] = make_float2(keep_sum[n][1], keep_sq[n][1]);
                 }
             }
         }
+        if (eights && WM == 1)
+            return;
         __syncthreads();
-        const int units = BN / a.stats_gran;
-        for (int i = tid; i < units; i += THREADS) {
-            const int column = column0 + i * a.stats_gran;
+        const int step = eights ? 8 : 1, column = column0 + tid * step;
+        if (tid * step < BN && column < a.columns) {
             float2 v = make_float2(0, 0);
-            for (int m = 0; m < WM; m++)
-                for (int k = 0; k < a.stats_gran; k++) {
-                    const float2 p = sums[m * BN + i * a.stats_gran + k];
-                    v.x += p.x;
-                    v.y += p.y;
-                }
-            if (column < a.columns)
-                reinterpret_cast<float2 *>(a.stats)[((size_t)sample * (a.columns / a.stats_gran) +
-                                                     column / a.stats_gran) *
-                                                        a.slots +
-                                                    blockIdx.x] = v;
+#pragma unroll
+            for (int m = 0; m < WM; m++) {
+                v.x += sums[m * BN + tid * step].x;
+                v.y += sums[m * BN + tid * step].y;
+            }
+            out[(size_t)(eights ? column >> 3 : column) * a.slots] = v;
         }
     }
 #endif

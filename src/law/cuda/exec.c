@@ -140,6 +140,9 @@ static struct ic_cu_src source_of(const struct ic_law_exec *e, int t)
         s.slots = v->slots;
         s.gran = v->gran;
         s.group_size = (int)(v->norm->cout / v->norm->groups);
+        s.groups = (int)v->norm->groups;
+        s.group_units = s.group_size / s.gran;
+        s.stats_stride = s.cpad / s.gran * s.slots;
         s.rms = v->norm->kind == IC_LAW_OP_RMSNORM;
         s.eps = v->norm->eps;
         s.inv_count = (float)(1.0 / ((double)s.group_size * v->norm->height * v->norm->width));

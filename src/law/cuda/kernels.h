@@ -37,6 +37,8 @@ struct ic_cu_src {
     const float *stats, *scale, *shift;
     int load, cpad, channels;
     int slots, gran, group_size; /* group_size: channels that share a mean */
+    int groups, group_units, stats_stride; /* group_units: of a group; stats_stride: (sum, square)s of a sample */
+    int lane_shift;                        /* log2 of the threads that add one group up */
     int rms;                     /* RMS norm: no mean is subtracted */
     float eps, inv_count;        /* inv_count: 1 / (cells * group_size) */
 };
@@ -66,12 +68,14 @@ struct ic_cu_conv {
     void *out;
     size_t out_stride; /* bytes of a sample */
     float *stats;      /* out; NULL: nobody asks */
-    int stats_gran;
+    int stats_gran, stats_stride;
     int height, width; /* cells the rows of the product stand for: the output's, or STORE4: the input's */
     int columns;       /* of the product, a multiple of 16 */
     int cpad;          /* channels of out, padded */
+    int chunks;
     int c16, chunk16;  /* input channels / 16: all; those in shared memory at a time */
     int tile_w, tile_shift, tile_h, tiles_x, tiles_y, tiles_per_block, slots;
+    uint32_t tile_divide; /* by a tile's width, border included: (n * tile_divide) >> 16 */
     int act; /* enum ic_law_act: NONE or ELU */
     int epilogue, d, product;
     int resident; /* all weights of a block's columns fit in shared memory */
