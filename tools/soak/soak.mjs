@@ -68,7 +68,8 @@ async function start() {
   const args = ['serve', '--port', '0', '--model', path.join(ROOT, 'demo/models/stories260K-f32.gguf'),
     '--law', path.join(ROOT, 'demo/laws/ginzburg-landau'), '--chat-template', 'chatml', '--ctx-size', '2048', '--kv-size', '32768',
     '--parallel', '8', '--outbox', '262144', ...opt.positionals];
-  const server = spawn(o.bin, args, { env, stdio: ['ignore', file, file] });
+  const setpriv = ['/usr/bin/setpriv', '/bin/setpriv'].find((f) => fs.existsSync(f)); // the server goes also when this is killed
+  const server = spawn(setpriv ?? o.bin, setpriv ? ['--pdeathsig', 'KILL', '--', o.bin, ...args] : args, { env, stdio: ['ignore', file, file] });
   fs.closeSync(file);
   server.ended = new Promise((r) => server.on('close', (code, signal) => r((server.end = { code, signal }))));
   server.on('error', (e) => (server.end = { error: e.message }));
