@@ -218,7 +218,7 @@ test('a service manager hears READY when the model answers, pings, restarts, STO
   let text = '';
   p.stdout.setEncoding('utf8').on('data', (d) => (text += d));
   const heard = (what) => until(() => text.includes(what) && text, what);
-  const pid = Number(/^pid (\d+)/.exec(await heard('pid '))[1]);
+  const pid = Number((await until(() => /^pid (\d+)\n/.exec(text), 'its process'))[1]);
   t.after(() => {
     if (alive(pid)) process.kill(pid, 'SIGKILL');
     p.kill('SIGKILL');
