@@ -173,7 +173,7 @@ struct ic_law_backend {
      * time per exec; execs of the same packed weights may run side by side. */
     void (*step)(struct ic_law_exec *exec, const struct ic_law_io *io, unsigned n);
     /* Copies the network output Y of sample i after a step to out [2d,H,W], NCHW float32. For tests;
-     * NULL where the back end fuses Y away. */
+     * NULL where the back end fuses Y away. The CPU's keeps those of the last micro-batch: law/cpu/cpu.h. */
     void (*net_out)(const struct ic_law_exec *exec, unsigned sample, float *out);
     /* As `step`, `steps` (>= 1) times in a row, on a back end that can lose its device; NULL where `step`
      * cannot fail. delta, where wanted, is the last step's. On failure psi, h and c are as before the

@@ -90,12 +90,12 @@ static void st_group_close(void *arg, struct ic_law_group *pub)
     free(g);
 }
 
-/* Bytes that a group is known to take before anything is allocated. The executor needs at least the arena of a batch of
- * one, and the network's output for each simulation; beside it the scheduler keeps each one's delta. */
-static size_t least_bytes(const struct ic_law_engine *e, const struct ic_law_plan *one, unsigned max_batch)
+/* Bytes that a group will take: its plan; for each simulation of a batch the delta that the scheduler keeps, and
+ * one's buffers more, which is the first simulation itself. */
+static size_t bytes_of(const struct ic_law *law, unsigned height, unsigned width, size_t exec, unsigned max_batch)
 {
-    size_t y = e->backend->tensor_bytes(2 * one->law->d, one->height, one->width);
-    return one->arena_bytes + max_batch * (y + one->psi_bytes) + one->psi_bytes + one->memory_bytes;
+    return exec + (max_batch + 1) * (ic_law_psi_bytes(law, height, width) + IC_LAW_ALIGN) +
+           ic_law_memory_bytes(law, height, width);
 }
 
 /* --law-max-batch auto: half of what is left, so that the next grid finds room. */
@@ -115,7 +115,6 @@ static enum ic_status st_group_open(void *arg, unsigned law, unsigned height, un
 {
     struct ic_law_engine *e = arg;
     struct group *g = calloc(1, sizeof *g);
-    struct ic_law_plan *one = NULL;
     size_t need = 0;
     enum ic_status st;
 
@@ -124,10 +123,12 @@ static enum ic_status st_group_open(void *arg, unsigned law, unsigned height, un
         return ic_fail(err, IC_OOM, "out of memory");
     if (e->cfg.batch_auto)
         max_batch = largest_batch(e, law, height, width, room, max_batch);
-    if ((st = ic_law_plan_open(e->laws[law], height, width, 1, e->backend->tensor_bytes, &one, err)) == IC_OK &&
-        (need = least_bytes(e, one, max_batch)) <= room &&
-        (st = ic_law_plan_open(e->laws[law], height, width, max_batch, e->backend->tensor_bytes, &g->plan, err)) == IC_OK &&
-        (st = e->backend->open(e->packed[law], g->plan, &g->exec, err)) == IC_OK) {
+    const struct ic_law_backend *be = e->backend;
+    if ((st = ic_law_plan_open(e->laws[law], height, width, max_batch, be->tensor_bytes, &g->plan, err)) == IC_OK) {
+        size_t exec = be->exec_size ? be->exec_size(e->packed[law], g->plan) : g->plan->arena_bytes;
+        need = bytes_of(e->laws[law], height, width, exec, max_batch);
+    }
+    if (st == IC_OK && need <= room && (st = be->open(e->packed[law], g->plan, &g->exec, err)) == IC_OK) {
         g->pub = (struct ic_law_group){
             .law = e->laws[law],
             .height = height,
@@ -135,13 +136,12 @@ static enum ic_status st_group_open(void *arg, unsigned law, unsigned height, un
             .max_n = max_batch,
             .psi_bytes = g->plan->psi_bytes,
             .memory_bytes = g->plan->memory_bytes,
-            .shared_bytes = e->backend->exec_bytes(g->exec),
+            .shared_bytes = be->exec_bytes(g->exec),
         };
         ic_info("law", "%s, %u x %u: a batch of %u at most, %zu KiB", e->laws[law]->name, height, width, max_batch,
                 g->pub.shared_bytes >> 10);
-        need = g->pub.shared_bytes + (max_batch + 1) * (g->pub.psi_bytes + IC_LAW_ALIGN) + g->pub.memory_bytes;
+        need = bytes_of(e->laws[law], height, width, g->pub.shared_bytes, max_batch);
     }
-    ic_law_plan_close(&one);
     if (st == IC_OK && need > room)
         st = ic_fail(err, IC_OOM, "a %u x %u simulation of this law takes %zu MiB at the least; --law-memory leaves %zu MiB",
                      height, width, need >> 20, room >> 20);

@@ -6,8 +6,8 @@
  * same to the last bit whatever the batch, its place in it and the number of threads.
  *
  * A step runs a batch a few samples at a time ("micro-batch"): the arena is that of the micro-batch, so
- * a further simulation costs its own state and the room for its network output, nothing else. The
- * plan's own arena (plan->arena_bytes) is neither used nor allocated; exec_bytes tells what is. */
+ * a further simulation costs its own state, nothing else. The plan's own arena (plan->arena_bytes) is
+ * neither used nor allocated; exec_bytes tells what is. */
 #ifndef IC_LAW_CPU_CPU_H
 #define IC_LAW_CPU_CPU_H
 
@@ -25,6 +25,7 @@ struct ic_law_cpu_opts {
                              so for SNN_UNET: a rounding difference would flip spikes */
     unsigned micro_batch; /* 0: chosen from the grid */
     size_t expand_bytes;  /* 0: IC_LAW_CPU_EXPAND_BYTES */
+    bool keep_out;        /* net_out tells every sample's output; else only those of the last micro-batch */
     bool wide;            /* no products of bfloat16, even where the machine has them (AVX512-BF16) */
 };
 

@@ -188,6 +188,7 @@ static void against_reference(const char *isa, bool direct, const char *precisio
                                                             .threads = 2,
                                                             .direct = direct,
                                                             .wide = !bf16_products,
+                                                            .keep_out = true,
                                                             .expand_bytes = expand_bytes},
                                   h, w, batch);
         struct sim a[2], b[2];

@@ -67,6 +67,7 @@ struct ic_law_exec {
     float *block; /* all of the following, one allocation */
     size_t block_bytes;
     float *arena, *y, *stats, *mean, *scale, *shift, *scratch;
+    unsigned y_first;                /* sample whose network output y begins with */
     size_t y_stride, scratch_floats; /* floats: per sample; per thread */
     bool profile;
 };
@@ -448,7 +449,7 @@ static struct parts parts_of(struct ic_law_exec *e)
     e->y_stride = y->stride / sizeof(float);
     e->scratch_floats = (n.scratch + 31) / 16 * 16;
     p.arena = take(&at, e->micro->arena_bytes / sizeof(float));
-    p.y = take(&at, e->y_stride * e->plan->batch);
+    p.y = take(&at, e->y_stride * (e->packed->keep_out ? e->plan->batch : e->micro->batch));
     p.stats = take(&at, n.stats);
     p.mean = take(&at, n.channels);
     p.scale = take(&at, n.channels);
@@ -606,13 +607,15 @@ static void cpu_step(struct ic_law_exec *e, const struct ic_law_io *io, unsigned
     const unsigned threads = ic_cpu_pool_limit_now(pool);
     for (unsigned at = 0; at < n; at += e->micro->batch) {
         const unsigned m = n - at < e->micro->batch ? n - at : e->micro->batch;
+        e->y_first = e->packed->keep_out ? 0 : at;
         for (size_t i = 0; i < e->phase_count; i++) {
             struct phase *p = &e->phases[i];
             const int64_t start = e->profile ? ic_now_ns() : 0;
             unsigned panel = 0;
             do {
                 panel = next_pass(e, p, panel);
-                const unsigned units = prepare(e, p, io + at, e->y + at * e->y_stride, m, threads);
+                const unsigned units =
+                    prepare(e, p, io + at, e->y + (at - e->y_first) * e->y_stride, m, threads);
                 ic_cpu_pool_run(pool, do_unit, &(struct job){e, p}, units);
             } while (panel);
             if (e->profile)
@@ -626,7 +629,8 @@ static void cpu_net_out(const struct ic_law_exec *e, unsigned sample, float *out
 {
     const unsigned d = e->plan->law->d;
     const size_t cells = (size_t)e->plan->height * e->plan->width;
-    const float *y = e->y + sample * e->y_stride;
+    IC_ASSERT(sample >= e->y_first); /* else it has been overwritten */
+    const float *y = e->y + (sample - e->y_first) * e->y_stride;
     for (unsigned c = 0; c < 2 * d; c++) {
         const unsigned place = c < d ? 2 * c : 2 * (c - d) + 1;
         for (size_t i = 0; i < cells; i++)

@@ -23,6 +23,7 @@ struct ic_law_packed {
     struct ic_cpu_pool *pool; /* owned */
     bool direct;
     bool bf16; /* products of bfloat16 where weights are bf16 or NF4 and Winograd does not apply */
+    bool keep_out;
     unsigned micro_batch;
     size_t op_count;
     struct ic_cpu_weights ops[IC_LAW_PLAN_OPS_MAX];

@@ -432,6 +432,7 @@ static enum ic_status choose(struct ic_law_packed *p, const struct ic_law_cpu_op
         return ic_fail(err, IC_BAD_REQUEST, "instruction set \"%s\": this machine lacks it", isa);
     p->direct = opts->direct || p->law->arch == IC_LAW_SNN_UNET || (conv && strcmp(conv, "direct") == 0);
     p->micro_batch = opts->micro_batch;
+    p->keep_out = opts->keep_out;
 #if defined(__x86_64__)
     /* never for spikes: a rounding difference would flip one */
     p->bf16 = p->kernels->convt_few && __builtin_cpu_supports("avx512bf16") && !opts->wide &&
