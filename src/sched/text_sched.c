@@ -24,71 +24,6 @@
 #include "base/log.h"
 #include "sched/text_sched_int.h"
 
-/* ---- events ------------------------------------------------------------------------------------------ */
-
-static struct ic_event *new_event(const struct run *r, enum ic_event_kind kind, const char *text, size_t len, size_t extra)
-{
-    struct ic_event *ev = calloc(1, sizeof *ev + len + extra + 1);
-
-    if (!ev)
-        return NULL;
-    ev->owner = r->req->owner;
-    ev->rid = r->req->rid;
-    ev->kind = kind;
-    ev->len = len;
-    if (len)
-        memcpy(ev->text, text, len);
-    return ev;
-}
-
-static void emit(struct ic_text_sched *s, const struct run *r, struct ic_event *ev)
-{
-    /* No memory for an event: the client must not be left waiting for it, and cannot be told. Its connection is
-     * the only thing that suffers; the protocol notices the missing END when the connection closes. */
-    if (ev && atomic_load(&r->req->cancel) != IC_CANCEL_GONE)
-        s->be->emit(s->be->arg, ev);
-    else
-        free(ev);
-}
-
-static void emit_error(struct ic_text_sched *s, const struct run *r, const struct ic_err *err, bool more)
-{
-    struct ic_event *ev = new_event(r, IC_EVENT_ERROR, err->msg, strlen(err->msg), 0);
-    if (ev) {
-        ev->code = err->code;
-        ev->more = more;
-    }
-    emit(s, r, ev);
-}
-
-static void emit_token(struct ic_text_sched *s, struct run *r, const struct ic_sampled *d, const struct ic_buf *text)
-{
-    struct ic_buf tops = {0};
-    struct ic_event_top top[IC_LOGPROBS_MAX];
-
-    for (int32_t i = 0; d && i < d->n_top; i++) {
-        top[i] = (struct ic_event_top){d->top[i].logprob, (uint32_t)(text->len + tops.len), 0};
-        s->be->piece(s->be->arg, d->top[i].token, &tops);
-        top[i].len = (uint32_t)(text->len + tops.len) - top[i].off;
-    }
-    struct ic_event *ev = new_event(r, IC_EVENT_TOKEN, text->data, text->len, tops.len);
-    if (ev) {
-        ev->index = d ? r->n_gen - 1 : r->n_gen; /* what was held back leaves with the end-of-generation token */
-        ev->stamp_ns = r->last_ns;
-        if (d) {
-            ev->prob = d->prob;
-            ev->n_top = d->n_top;
-            memcpy(ev->top, top, sizeof *top * (size_t)d->n_top);
-            if (tops.len)
-                memcpy(ev->text + text->len, tops.data, tops.len);
-        }
-    }
-    emit(s, r, ev);
-    if (r->session && r->session->kind == IC_SESSION_CHAT)
-        ic_buf_put(&r->answer, text->data, text->len);
-    ic_buf_deinit(&tops);
-}
-
 /* ---- the end of a run ---------------------------------------------------------------------------------- */
 
 static void remove_running(struct ic_text_sched *s, const struct run *r)
@@ -161,10 +96,10 @@ static void leave_slot(struct ic_text_sched *s, struct run *r)
 static void finish(struct ic_text_sched *s, struct run *r, enum ic_end_reason reason, const struct ic_err *err)
 {
     int64_t now = s->be->now_ns(s->be->arg);
-    struct ic_event *ev = new_event(r, IC_EVENT_END, NULL, 0, 0);
+    struct ic_event *ev = ic_run_event(r, IC_EVENT_END, NULL, 0, 0);
 
     if (err)
-        emit_error(s, r, err, true);
+        ic_run_error(s, r, err, true);
     if (ev) {
         struct ic_text_stats *st = &ev->stats;
         int64_t from = r->req->arrival_ns;
@@ -181,7 +116,7 @@ static void finish(struct ic_text_sched *s, struct run *r, enum ic_end_reason re
         if (r->n_gen > 1)
             atomic_store(&s->c->last_tps, st->tps);
     }
-    emit(s, r, ev);
+    ic_run_emit(s, r, ev);
     atomic_fetch_add(&s->c->ended[reason], 1);
     if (r->slot >= 0)
         s->service_ns = 0.8 * s->service_ns + 0.2 * (double)(now - r->admit_ns);
@@ -198,7 +133,7 @@ static void finish(struct ic_text_sched *s, struct run *r, enum ic_end_reason re
 /* Refused before it was ever taken: one ERROR, no END. The run is in no list yet. */
 static void refuse(struct ic_text_sched *s, struct run *r, const struct ic_err *err)
 {
-    emit_error(s, r, err, false);
+    ic_run_error(s, r, err, false);
     atomic_fetch_add(&s->c->refused, 1);
     free_run(s, r);
 }
@@ -338,10 +273,10 @@ static void tell_queued(struct ic_text_sched *s)
     for (struct run *r = s->waiting; r; r = r->next) {
         if (r->told_queued)
             continue;
-        struct ic_event *ev = new_event(r, IC_EVENT_QUEUED, NULL, 0, 0);
+        struct ic_event *ev = ic_run_event(r, IC_EVENT_QUEUED, NULL, 0, 0);
         if (ev)
             ev->index = ic_queue_place(s, r);
-        emit(s, r, ev);
+        ic_run_emit(s, r, ev);
         r->told_queued = true;
     }
 }
@@ -556,7 +491,7 @@ static void take_token(struct ic_text_sched *s, struct run *r)
     if (over && !r->stream.stopped)
         ic_stream_flush(&r->stream, &s->text);
     if (s->text.len)
-        emit_token(s, r, d.eog ? NULL : &d, &s->text);
+        ic_run_token(s, r, d.eog ? NULL : &d, &s->text);
     if (over)
         finish(s, r, d.eog || r->stream.stopped ? IC_END_STOP : IC_END_LENGTH, NULL);
 }
@@ -863,7 +798,7 @@ void ic_text_sched_submit(struct ic_text_sched *s, struct ic_text_req *req)
         struct run tmp = {.req = req};
         struct ic_err err = {0};
         ic_fail(&err, IC_OOM, "out of memory");
-        emit_error(s, &tmp, &err, false);
+        ic_run_error(s, &tmp, &err, false);
         ic_text_req_unref(req);
         return;
     }

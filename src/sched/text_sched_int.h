@@ -82,6 +82,14 @@ struct ic_text_sched {
     struct ic_buf text;
 };
 
+/* ---- text_events.c */
+/* Of this run, with room for `extra` bytes behind its text; NULL: no memory. */
+struct ic_event *ic_run_event(const struct run *r, enum ic_event_kind kind, const char *text, size_t len, size_t extra);
+void ic_run_emit(struct ic_text_sched *s, const struct run *r, struct ic_event *ev); /* takes ev, which may be NULL */
+void ic_run_error(struct ic_text_sched *s, const struct run *r, const struct ic_err *err, bool more);
+/* Text that may leave; d: the token that made it so, NULL when the answer is over. */
+void ic_run_token(struct ic_text_sched *s, struct run *r, const struct ic_sampled *d, const struct ic_buf *text);
+
 /* ---- text_cells.c */
 int32_t ic_cells_free(const struct ic_text_sched *s);
 /* Counts what a run has found of its prompt, each token once. */

@@ -1,0 +1,98 @@
+// Prefixes that prompts share: computed once, counted once, found by their own key space only, and never seen in a text.
+import test from 'node:test';
+import assert from 'node:assert/strict';
+import fs from 'node:fs';
+import path from 'node:path';
+import { ENDLESS, GREEDY, run, MODEL, Server, tempDir, until, withServer } from './lib.mjs';
+
+const server = await Server.start(['--kv-size', '2048', '--ctx-size', '512']);
+const PREFIX = 'Once upon a time there was a little dog. He had a red ball and a big heart. '.repeat(2);
+const ends = ['The dog', 'His mum', 'One day', 'A cat', 'The ball', 'He ran', 'Lily', 'The sun'];
+const params = { ...GREEDY, max_tokens: 30 };
+
+test('all at once: one computes what they share, and each text is that of a request alone', async () => {
+  const c = await server.connect();
+  const salt = { cache_salt: 'together' };
+  const all = await Promise.all(ends.map((e) => c.infer(PREFIX + e, params, salt).done()));
+  const cached = all.map((r) => r.end.stats.cached_tokens).sort((a, b) => a - b);
+  const prefix = all[0].end.stats.prompt_tokens - 10;
+  assert.ok(cached[0] === 0 && cached[1] > prefix / 2, `${cached} of about ${prefix} were there`);
+  for (const [i, e] of ends.entries()) {
+    const alone = await c.infer(PREFIX + e, params, { cache_salt: `alone ${i}` }).done();
+    assert.equal(alone.end.stats.cached_tokens, 0);
+    assert.equal(all[i].text, alone.text);
+  }
+  await c.close();
+});
+
+test('a key space finds its own only', async () => {
+  const c = await server.connect();
+  const ask = async (extra) => (await c.infer(`${PREFIX}Then`, params, extra).done()).end.stats;
+  assert.equal((await ask({ cache_salt: 'a' })).cached_tokens, 0);
+  assert.equal((await ask({ cache_salt: 'b' })).cached_tokens, 0);
+  const again = await ask({ cache_salt: 'a' });
+  assert.equal(again.cached_tokens, again.prompt_tokens - 1);
+  assert.equal((await ask({ cache_salt: 'x'.repeat(63) })).cached_tokens, 0);
+  for (const bad of ['x'.repeat(64), 7, ['a']])
+    assert.equal((await c.infer('a', params, { cache_salt: bad }).refused()).code, bad.length === 64 ? 'too_large' : 'bad_request');
+  await c.close();
+});
+
+test('what leaves the cache comes back from host memory, and says the same', () =>
+  withServer(['--kv-size', '512', '--ctx-size', '512', '--cache-ram', '64M'], async (s) => {
+    const c = await s.connect();
+    const first = await c.infer(PREFIX, params).done();
+    for (let i = 0; i < 6; i++) await c.infer(`${i} `.repeat(100), params, { cache_salt: 'others' }).done();
+    const m = await s.metrics();
+    assert.ok(m.ic_text_kv_spilled_tokens_total > 0 && m.ic_text_kv_spill_bytes > 0);
+    const again = await c.infer(PREFIX, params).done();
+    assert.ok((await s.metrics()).ic_text_kv_restored_tokens_total > 0);
+    assert.ok(again.end.stats.cached_tokens > again.end.stats.prompt_tokens / 2);
+    assert.equal(again.text, first.text);
+    await c.close();
+  }));
+
+test('--prefix: there before anybody has asked, in every key space', async (t) => {
+  const file = path.join(tempDir(t), 'prefix.txt');
+  fs.writeFileSync(file, PREFIX);
+  await withServer(['--prefix', file], async (s) => {
+    const c = await s.connect();
+    for (const extra of [{}, { cache_salt: 'tenant' }]) {
+      const r = await c.infer(`${PREFIX}The dog`, params, extra).done();
+      assert.ok(r.end.stats.cached_tokens > r.end.stats.prompt_tokens - 12, JSON.stringify(r.end.stats));
+    }
+    await c.close();
+  });
+  for (const [name, text, want] of [['none.txt', null, /none\.txt/], ['empty.txt', '', /1 to/], ['long.txt', PREFIX.repeat(200), /longer/]]) {
+    const bad = path.join(path.dirname(file), name);
+    if (text !== null) fs.writeFileSync(bad, text);
+    const r = await run(['serve', '--model', MODEL, '--port', '0', '--prefix', bad]);
+    assert.notEqual(r.code, 0);
+    assert.match(r.stderr + r.stdout, want);
+  }
+});
+
+test('a client has its own bound of the queue, and is told when to try again', () =>
+  withServer(['--parallel', '1', '--queue-max-per-client', '2'], async (s) => {
+    const [a, b] = [await s.connect(), await s.connect()];
+    const running = a.infer('a', { ...ENDLESS, max_tokens: 400 });
+    await until(() => running.tokens.length, 'the first token');
+    const waiting = [a.infer('b', params), a.infer('c', params)];
+    await until(async () => (await s.metrics()).ic_text_requests_waiting === 2, 'two to wait');
+    const e = await a.infer('d', params).refused();
+    assert.equal(e.code, 'busy');
+    assert.match(e.message, /try again in about \d+ s/);
+    const other = b.infer('e', params); // has a bound of its own
+    a.send({ op: 'abort', id: running.id });
+    await Promise.all([...waiting, other].map((r) => r.done()));
+    await Promise.all([a.close(), b.close()]);
+  }));
+
+test('a full context goes on where the operator wants it', () =>
+  withServer(['--context-shift', '1', '--ctx-size', '64'], async (s) => {
+    const c = await s.connect();
+    const r = await c.infer('Once', { ...ENDLESS, max_tokens: 200 }).done();
+    assert.equal(r.end.reason, 'length');
+    assert.equal(r.end.stats.tokens, 200);
+    await c.close();
+  }));
