@@ -11,11 +11,13 @@ import { PROMPTS, references, scenarios } from './clients.mjs';
 import { mean, quantile, slope, svg } from './stats.mjs';
 import { Peer, ROOT, fetchText, sleep } from './wire.mjs';
 
-const USAGE = `usage: tools/soak/soak.mjs [--minutes N] [--out DIR] [--load X] [--seed N] [--idle-seconds N] [--bin FILE]
-                           [--settle-seconds N] [--fault answer|fds|memory|death] [-- OPTIONS OF THE SERVER]
-  --minutes N        of load (default 30)
+const USAGE = `usage: tools/soak/soak.mjs [--minutes N] [--out DIR] [--load X] [--only KIND,...] [--seed N]
+                           [--idle-seconds N] [--bin FILE] [--settle-seconds N]
+                           [--fault answer|fds|memory|death] [-- OPTIONS OF THE SERVER]
+  --minutes N        of load (default 30, at most a week)
   --out DIR          for samples.csv, soak.svg and server.log (default: a new folder in the temporary one)
   --load X           1 (default): what keeps two cores about half busy
+  --only KIND,...    these visits alone, to find who it is; the verdict lists all kinds
   --idle-seconds N   watched before the load begins (default 10)
   --settle-seconds N that the server has in the end to close what its clients have left (default 30)
   --fault WHAT       shows that the check can fail: a reference answer is changed, a client keeps ten connections
@@ -27,6 +29,9 @@ const SHORT_GROWTH_LIMIT = 8; // MiB, from the first to the last quarter after t
 const GAP_LIMIT = 0.25; // by which p99 of the last five minutes may lie above or below that of the second five
 const LONG_RUN_S = 15 * 60; // from which on slope and gaps are judged
 const CLIENTS = 20, PAUSE_MS = 150; // at load 1; between two visits of one client, on average
+const GAPS_KEPT_S = 400, NO_GAPS = new Float32Array();
+const CACHE_RAM = '8M'; // full within the warm-up: what fills up to its bound later is no leak, but looks like one
+const MAX_MINUTES = 7 * 24 * 60; // what one run's samples may take of this process's memory
 const PACER = { prompt: PROMPTS[0], tokens: 16, everyMs: 250 };
 
 let opt;
@@ -34,7 +39,7 @@ try {
   opt = parseArgs({
     allowPositionals: true,
     options: {
-      minutes: { type: 'string', default: '30' }, out: { type: 'string' }, load: { type: 'string', default: '1' },
+      minutes: { type: 'string', default: '30' }, out: { type: 'string' }, only: { type: 'string' }, load: { type: 'string', default: '1' },
       seed: { type: 'string', default: '1' }, 'idle-seconds': { type: 'string', default: '10' },
       'settle-seconds': { type: 'string', default: '30' },
       bin: { type: 'string', default: process.env.IC_BIN ?? path.join(ROOT, 'build/inference-core') },
@@ -45,6 +50,7 @@ try {
     opt.values[k] = Number(opt.values[k]);
     if (!(opt.values[k] >= 0)) throw new Error(`--${k} takes a number`);
   }
+  if (opt.values.minutes > MAX_MINUTES) throw new Error(`--minutes takes at most ${MAX_MINUTES}`);
   if (!['', 'answer', 'fds', 'memory', 'death'].includes(opt.values.fault)) throw new Error(`no such fault: ${opt.values.fault}`);
 } catch (e) {
   console.error(`${e.message}\n${USAGE}`);
@@ -67,7 +73,7 @@ async function start() {
   const env = Object.fromEntries(Object.entries(process.env).filter(([k]) => !k.startsWith('IC_')));
   const args = ['serve', '--port', '0', '--model', path.join(ROOT, 'demo/models/stories260K-f32.gguf'),
     '--law', path.join(ROOT, 'demo/laws/ginzburg-landau'), '--chat-template', 'chatml', '--ctx-size', '2048', '--kv-size', '32768',
-    '--parallel', '8', '--outbox', '262144', ...opt.positionals];
+    '--parallel', '8', '--outbox', '262144', '--cache-ram', CACHE_RAM, ...opt.positionals];
   const setpriv = ['/usr/bin/setpriv', '/bin/setpriv'].find((f) => fs.existsSync(f)); // the server goes also when this is killed
   const server = spawn(setpriv ?? o.bin, setpriv ? ['--pdeathsig', 'KILL', '--', o.bin, ...args] : args, { env, stdio: ['ignore', file, file] });
   fs.closeSync(file);
@@ -136,7 +142,8 @@ const rnd = (n) => {
   return Math.floor((seed / 2 ** 32) * n);
 };
 const all = scenarios(port, ref, rnd);
-const weights = Object.entries(all).map(([name, [weight]]) => [name, weight]);
+const weights = Object.entries(all).map(([name, [weight]]) => [name, weight]).filter(([name]) => !o.only || o.only.split(',').includes(name));
+if (!weights.length) throw new Error(`--only: there are ${Object.keys(all).join(', ')}`);
 const sum = weights.reduce((a, [, w]) => a + w, 0);
 const tally = Object.fromEntries(weights.map(([name]) => [name, { ok: 0, wrong: 0 }]));
 tally.paced = { ok: 0, wrong: 0 };
@@ -170,7 +177,8 @@ async function client() {
 }
 
 const samples = []; // one a second, as look() gives it, and t (s), visitors, gaps (ms)
-let gaps = [];
+const tens = []; // [t, p50, p99] of each ten seconds' gaps
+let gaps = [], gapCount = 0;
 const pacer = new Worker(new URL('./pacer.mjs', import.meta.url), { workerData: { port, ...PACER, want: ref.texts[`${PACER.prompt}/${PACER.tokens}`] } });
 const pacerOver = new Promise((r) => pacer.on('exit', r));
 pacer.on('message', (m) => {
@@ -187,8 +195,15 @@ function sample() {
   if (server.end) return;
   const { by, ...s } = look(pid);
   Object.assign(s, { t: (performance.now() - begin) / 1000, visitors, others: others(s.cpu), gaps: Float32Array.from(gaps) });
+  gapCount += gaps.length;
   gaps = [];
   samples.push(s);
+  if (samples.length % 10 === 0) {
+    const g = samples.slice(-10).flatMap((x) => [...x.gaps]);
+    tens.push([s.t, quantile(g, 0.5), quantile(g, 0.99)]);
+  }
+  const old = samples.at(-GAPS_KEPT_S);
+  if (old && old.t > 600) old.gaps = NO_GAPS; // the verdict needs the first ten minutes and the last five
   const f = (x) => (Number.isFinite(x) ? x.toFixed(3) : '');
   fs.writeSync(csv, [f(s.t), f(s.rss), f(s.anon), s.fds, s.threads, visitors, f(s.cpu), f(s.others), s.wakeups, s.preempted, s.gaps.length, f(quantile(s.gaps, 0.5)), f(quantile(s.gaps, 0.99))].join() + '\n');
 }
@@ -230,7 +245,8 @@ for (const give_up = performance.now() + o['settle-seconds'] * 1000; !server.end
 }
 const metrics = server.end ? '' : await fetchText(port, '/metrics').then((r) => r.body, () => '');
 const count = (name) => Number(new RegExp(`^${name} (.*)$`, 'm').exec(metrics)?.[1] ?? NaN);
-const held = ['ic_ws_connections', 'ic_text_requests_running', 'ic_text_requests_waiting', 'ic_text_sessions', 'ic_text_kv_tokens_used', 'ic_law_simulations', 'ic_law_state_bytes'].map((n) => [n, count(n)]);
+const held = ['ic_ws_connections', 'ic_text_requests_running', 'ic_text_requests_waiting', 'ic_text_sessions', 'ic_law_simulations', 'ic_law_state_bytes'].map((n) => [n, count(n)]);
+const keptCells = ['ic_text_kv_tokens_used', 'ic_text_kv_spill_bytes'].map((n) => `${n} ${count(n)}`).join(', '); // prefixes, for whoever comes next
 const survived = !server.end;
 server.kill('SIGTERM');
 await Promise.race([server.ended, sleep(20_000)]);
@@ -246,6 +262,7 @@ const long = elapsed >= LONG_RUN_S;
 const wrongCount = Object.values(tally).reduce((a, v) => a + v.wrong, 0), right = Object.values(tally).reduce((a, v) => a + v.ok, 0);
 const f = (x, n = 2) => (Number.isFinite(x) ? x.toFixed(n) : 'unknown');
 const slopeText = (l) => `${f(l.slope)} MiB/h, 95 % between ${f(l.low)} and ${f(l.high)}`;
+const most = (of) => samples.reduce((a, s) => Math.max(a, of(s)), 0);
 const verdicts = []; // [name, 'pass' | 'FAIL' | 'told', text]
 const judge = (name, ok, text) => verdicts.push([name, ok ? 'pass' : 'FAIL', text]);
 const tell = (name, text) => verdicts.push([name, 'told', text]);
@@ -260,9 +277,9 @@ if (long) {
 }
 tell('RSS slope', slopeText(lineRss));
 judge('memory growth', !long && growth > SHORT_GROWTH_LIMIT ? false : steady.length > 0, `${f(growth)} MiB from the first to the last quarter after ${f(warm, 0)} s of warm-up (limit of short runs ${SHORT_GROWTH_LIMIT}); ` +
-  `at rest ${f(rested.anon, 1)}, at most ${f(Math.max(...samples.map((s) => s.anon)), 1)}, in the end ${f(after?.anon, 1)} MiB`);
-judge('fds', after && after.fds <= rested.fds, `${rested.fds} before, at most ${Math.max(...samples.map((s) => s.fds))}, ${after?.fds} after the clients had gone`);
-judge('threads', after && after.threads <= rested.threads, `${rested.threads} before, at most ${Math.max(...samples.map((s) => s.threads))}, ${after?.threads} after`);
+  `at rest ${f(rested.anon, 1)}, at most ${f(most((s) => s.anon), 1)}, in the end ${f(after?.anon, 1)} MiB`);
+judge('fds', after && after.fds <= rested.fds, `${rested.fds} before, at most ${most((s) => s.fds)}, ${after?.fds} after the clients had gone`);
+judge('threads', after && after.threads <= rested.threads, `${rested.threads} before, at most ${most((s) => s.threads)}, ${after?.threads} after`);
 judge('nothing held', held.every(([, v]) => v === 0), held.map(([n, v]) => `${n} ${v}`).join(', '));
 const busy = (from, to) => { // by others, in % of a core
   const part = samples.filter((s) => s.t >= from && s.t < to);
@@ -270,18 +287,19 @@ const busy = (from, to) => { // by others, in % of a core
 };
 const [middle, start2, start3] = long ? [600, 300, elapsed - 300] : [(warm + elapsed) / 2, warm, (warm + elapsed) / 2];
 const [second, last] = [p99(start2, middle), p99(start3, Infinity)];
-const gapText = `p99 ${f(second)} ms, then ${f(last)} ms: ${f(100 * (last / second - 1), 0)} %, while others took ${f(busy(start2, middle), 0)} and ${f(busy(start3, Infinity), 0)} % of a core; ${samples.reduce((a, s) => a + s.gaps.length, 0)} gaps in all`;
+tell('prefixes kept', keptCells);
+const gapText = `p99 ${f(second)} ms, then ${f(last)} ms: ${f(100 * (last / second - 1), 0)} %, while others took ${f(busy(start2, middle), 0)} and ${f(busy(start3, Infinity), 0)} % of a core; ${gapCount} gaps in all`;
 if (long) judge('token gaps', Math.abs(last / second - 1) <= GAP_LIMIT, `${gapText} (second and last five minutes; limit ${100 * GAP_LIMIT} %)`);
 else tell('token gaps', `${gapText} (halves after the warm-up)`);
 const cpu = (samples.at(-1)?.cpu ?? NaN) - samples[0]?.cpu;
 tell('load', `${f((100 * cpu) / elapsed, 0)} % of a core by the server, ${f((ownCpu.user + ownCpu.system) / 1e4 / elapsed, 0)} % by the clients, of ${os.cpus().length} cores; load average ${os.loadavg()[0].toFixed(1)}`);
 
-const plot = (name, of) => ({ name, points: samples.map((s) => [s.t, of(s)]) });
-const tens = samples.filter((_, i) => i % 10 === 9).map((s, i) => [s.t, samples.slice(i * 10, i * 10 + 10).flatMap((x) => [...x.gaps])]);
+const thin = (points) => points.filter((_, i) => i % Math.ceil(points.length / 2000) === 0);
+const plot = (name, of) => ({ name, points: thin(samples).map((s) => [s.t, of(s)]) });
 fs.writeFileSync(path.join(out, 'soak.svg'), svg([
   { title: 'Memory', unit: 'MiB', lines: [plot('resident', (s) => s.rss), plot('anonymous', (s) => s.anon)] },
   { title: 'Open files and threads', unit: 'number', lines: [plot('fds', (s) => s.fds), plot('threads', (s) => s.threads)] },
-  { title: 'Token gaps of the paced stream, by 10 s', unit: 'ms', lines: [{ name: 'p50', points: tens.map(([t, g]) => [t, quantile(g, 0.5)]) }, { name: 'p99', points: tens.map(([t, g]) => [t, quantile(g, 0.99)]) }] },
+  { title: 'Token gaps of the paced stream, by 10 s', unit: 'ms', lines: [{ name: 'p50', points: thin(tens).map(([t, p50]) => [t, p50]) }, { name: 'p99', points: thin(tens).map(([t, , p99]) => [t, p99]) }] },
 ]));
 
 console.log('');
