@@ -21,7 +21,6 @@ async function stillRight(s) {
   const c = await s.connect();
   assert.equal(await c.text(STORY, { ...GREEDY, max_tokens: 40 }), want);
   await c.close();
-  await until(async () => (await s.metrics()).ic_text_kv_tokens_used === 0, 'the KV to be free');
   assert.equal((await s.metrics()).ic_text_requests_running, 0);
 }
 
