@@ -15,7 +15,7 @@ const USAGE = `usage: tools/soak/soak.mjs [--minutes N] [--out DIR] [--load X] [
                            [--idle-seconds N] [--bin FILE] [--settle-seconds N]
                            [--fault answer|fds|memory|death] [-- OPTIONS OF THE SERVER]
   --minutes N        of load (default 30, at most a week)
-  --out DIR          for samples.csv, soak.svg and server.log (default: a new folder in the temporary one)
+  --out DIR          for samples.csv, soak.svg and the server's log (default: a new folder in the temporary one)
   --load X           1 (default): what keeps two cores about half busy
   --only KIND,...    these visits alone, to find who it is; the verdict lists all kinds
   --idle-seconds N   watched before the load begins (default 10)
@@ -69,9 +69,10 @@ fs.mkdirSync(out, { recursive: true });
 // ---- the server ----
 async function start() {
   const log = path.join(out, 'server.log');
-  const file = fs.openSync(log, 'w');
+  fs.rmSync(log, { force: true });
+  const file = fs.openSync(path.join(out, 'server.err'), 'w');
   const env = Object.fromEntries(Object.entries(process.env).filter(([k]) => !k.startsWith('IC_')));
-  const args = ['serve', '--port', '0', '--model', path.join(ROOT, 'demo/models/stories260K-f32.gguf'),
+  const args = ['serve', '--port', '0', '--log-file', log, '--model', path.join(ROOT, 'demo/models/stories260K-f32.gguf'),
     '--law', path.join(ROOT, 'demo/laws/ginzburg-landau'), '--chat-template', 'chatml', '--ctx-size', '2048', '--kv-size', '32768',
     '--parallel', '8', '--outbox', '262144', '--cache-ram', CACHE_RAM, ...opt.positionals];
   const setpriv = ['/usr/bin/setpriv', '/bin/setpriv'].find((f) => fs.existsSync(f)); // the server goes also when this is killed
@@ -82,9 +83,9 @@ async function start() {
   process.on('exit', () => server.kill('SIGKILL'));
   for (const s of ['SIGINT', 'SIGTERM', 'SIGHUP']) process.on(s, () => process.exit(1));
   for (let i = 0; ; i++) {
-    const at = /ready on ws:\/\/.*:(\d+)"/.exec(fs.readFileSync(log, 'utf8'));
+    const at = /ready on ws:\/\/.*:(\d+)"/.exec(fs.existsSync(log) ? fs.readFileSync(log, 'utf8') : '');
     if (at) return Object.assign(server, { port: Number(at[1]) });
-    if (server.end || i > 1200) throw new Error(`the server did not start: ${JSON.stringify(server.end)}, see ${log}`);
+    if (server.end || i > 1200) throw new Error(`the server did not start: ${JSON.stringify(server.end)}, see ${out}`);
     await sleep(100);
   }
 }
