@@ -415,6 +415,45 @@ static void wrong_counts(void **state)
         }
 }
 
+/* Random bytes anywhere: refused with a sentence, or a law whose every weight is a number. */
+static void any_byte_may_be_wrong(void **state)
+{
+    const struct ic_law_policy p = policy_of("nf4dq", "down1=fp16");
+    struct fixture_rng rng = {77};
+    struct ic_err err = {0};
+    unsigned opened = 0;
+    struct ic_law *law = law_with(IC_LAW_UNET, &p);
+    (void)state;
+    assert_int_equal(ic_law_write(law, other, &err), IC_OK);
+    ic_law_close(&law);
+    read_file();
+    const size_t data = (size_t)((unsigned char)file_text[0] | (unsigned char)file_text[1] << 8) + 8;
+    for (int i = 0; i < 600; i++) {
+        const size_t at = fixture_bits(&rng) % (i % 3 ? data : file_len); /* more often in the header */
+        const char was = file_text[at];
+        if (i % 2)
+            file_text[at] = (char)fixture_bits(&rng);
+        else
+            file_text[at] = (char)((unsigned char)was ^ 1u << fixture_bits(&rng) % 8);
+        write_file(i % 50 == 49 ? at : file_len);
+        err = (struct ic_err){0};
+        if (ic_law_open(other, NULL, &law, &err) == IC_OK) {
+            opened++;
+            for (size_t k = 0; k < law->weight_count; k++)
+                for (size_t n = 0; n < law->weights[k].count; n++) {
+                    float x;
+                    ic_law_weight_read(&law->weights[k], n, 1, &x);
+                    assert_true(isfinite(x));
+                }
+        } else
+            assert_true(err.msg[0] && !law);
+        ic_law_close(&law);
+        file_text[at] = was;
+    }
+    assert_true(opened > 20 && opened < 580);
+    free(file_text);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -426,6 +465,7 @@ int main(void)
         cmocka_unit_test(past_fp16),
         cmocka_unit_test(damaged),
         cmocka_unit_test(wrong_counts),
+        cmocka_unit_test(any_byte_may_be_wrong),
     };
     return cmocka_run_group_tests(tests, make_folder, drop_folder);
 }
