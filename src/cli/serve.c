@@ -335,7 +335,7 @@ static enum ic_status start(struct serve *s, struct ic_err *err)
     };
     struct ic_law_engine_config law = {
         .laws = o->law,
-        .backend = "cpu",
+        .backend = o->law_backend,
         .threads = (int)o->law_threads,
         .precision = o->precision,
         .policy = o->law_policy,

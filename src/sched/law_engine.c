@@ -12,6 +12,8 @@
 #include "base/fault.h"
 #include "base/log.h"
 #include "hw/cpu.h"
+#include "law/fallback.h"
+#include "law/plugin.h"
 #include "hw/ledger.h"
 
 #define CPU_SAMPLE_MS 200
@@ -335,6 +337,24 @@ static enum ic_status check_names(struct ic_law_engine *e, uint64_t used)
     return IC_OK;
 }
 
+/* A back end that may lose its device has the CPU behind it; one that cannot be loaded is an error, but "auto" takes
+ * the CPU then. */
+static enum ic_status find_backend(struct ic_law_engine *e)
+{
+    const bool choose = strcmp(e->cfg.backend, "auto") == 0;
+    struct ic_err why = {0};
+
+    if (ic_law_backend_open(choose ? "cuda" : e->cfg.backend, &e->backend, choose ? &why : &e->err) != IC_OK) {
+        if (!choose)
+            return e->err.code;
+        ic_debug("law", "laws run on the CPU: %s", why.msg);
+        return ic_law_backend_open("cpu", &e->backend, &e->err);
+    }
+    if (e->backend->run)
+        e->backend = ic_law_backend_with_cpu(e->backend);
+    return IC_OK;
+}
+
 static enum ic_status load(struct ic_law_engine *e)
 {
     unsigned threads = e->threads = (unsigned)(e->cfg.threads > 0 ? e->cfg.threads : ic_cpu_cores_free(CPU_SAMPLE_MS));
@@ -342,8 +362,8 @@ static enum ic_status load(struct ic_law_engine *e)
     uint64_t used = 0;
     enum ic_status st = list ? IC_OK : ic_fail(&e->err, IC_OOM, "out of memory");
 
-    if (!(e->backend = ic_law_backend_find(e->cfg.backend)))
-        st = ic_fail(&e->err, IC_BAD_REQUEST, "there is no Law M back end %s", e->cfg.backend);
+    if (st == IC_OK)
+        st = find_backend(e);
     for (char *p = list ? strtok_r(list, ",", &save) : NULL; p && st == IC_OK; p = strtok_r(NULL, ",", &save))
         st = load_one(e, p, threads, &used);
     free(list);

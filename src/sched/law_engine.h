@@ -16,7 +16,7 @@
 
 struct ic_law_engine_config {
     const char *laws;    /* paths of checkpoints or their folders, separated by commas; must outlive the engine */
-    const char *backend; /* "cpu" or "ref" */
+    const char *backend; /* "cpu", "ref", "cuda" … (law/plugin.h), or "auto": cuda where its plug-in is, else cpu */
     /* In what the laws' weights are kept: PRECISION or NAME=PRECISION, separated by commas (names: law/policy.h,
      * and nf4dq). A law takes the entries with its name, or else those without; the first is its own, each other one
      * is served beside it as NAME@PRECISION. NULL: as the file has it. */

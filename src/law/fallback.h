@@ -1,0 +1,16 @@
+/* A back end that may lose its device, with the CPU behind it.
+ *
+ * Where the device has no room for a plan, or is lost in the middle of a step, the simulations go on on the
+ * CPU from the state before that step; a law that the device cannot pack (no device; an architecture it does
+ * not run) is on the CPU from the start. Each move is logged once. A lost device is not asked again. */
+#ifndef IC_LAW_FALLBACK_H
+#define IC_LAW_FALLBACK_H
+
+#include "law/plan.h"
+
+/* `first` with the CPU back end behind it, as one back end; first->run must be there. One per process: a
+ * second call with another `first` is a bug. Its functions are as thread-safe as those of `first`.
+ * `run` fails, with the state as it was, only where the CPU has no memory either: IC_OOM. */
+const struct ic_law_backend *ic_law_backend_with_cpu(const struct ic_law_backend *first);
+
+#endif

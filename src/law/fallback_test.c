@@ -1,0 +1,182 @@
+/* A device that is not there, has no room, or is lost: the simulations go on on the CPU, to the same states.
+ * The device here is the reference back end with faults. And the plug-in that is not there. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <cmocka.h>
+
+#include "law/cpu/synth.h"
+#include "law/fallback.h"
+#include "law/plugin.h"
+
+#define GRID 16
+
+static struct {
+    bool no_device, no_room;
+    int lost_at; /* run, counted from 0; -1: never */
+    int runs, opens;
+} fault;
+
+static enum ic_status fake_pack(const struct ic_law *law, unsigned threads, struct ic_law_packed **out,
+                                struct ic_err *err)
+{
+    if (fault.no_device)
+        return ic_fail(err, IC_UNAVAILABLE, "no device");
+    return ic_law_backend_ref.pack(law, threads, out, err);
+}
+
+static enum ic_status fake_open(const struct ic_law_packed *packed, const struct ic_law_plan *plan,
+                                struct ic_law_exec **out, struct ic_err *err)
+{
+    fault.opens++;
+    if (fault.no_room)
+        return ic_fail(err, IC_OOM, "no room");
+    return ic_law_backend_ref.open(packed, plan, out, err);
+}
+
+static enum ic_status fake_run(struct ic_law_exec *e, const struct ic_law_io *io, unsigned n, unsigned steps,
+                               struct ic_err *err)
+{
+    if (fault.runs++ == fault.lost_at)
+        return ic_fail(err, IC_UNAVAILABLE, "lost");
+    for (unsigned i = 0; i < steps; i++)
+        ic_law_backend_ref.step(e, io, n);
+    return IC_OK;
+}
+
+static struct ic_law_backend fake;
+
+static const struct ic_law_backend *fake_with_cpu(void)
+{
+    fake = ic_law_backend_ref;
+    fake.pack = fake_pack;
+    fake.open = fake_open;
+    fake.run = fake_run;
+    return ic_law_backend_with_cpu(&fake);
+}
+
+static double relative(const float *a, const float *b, size_t bytes)
+{
+    double diff = 0, norm = 0;
+    for (size_t i = 0; i < bytes / sizeof *a; i++) {
+        diff += ((double)a[i] - (double)b[i]) * ((double)a[i] - (double)b[i]);
+        norm += (double)b[i] * (double)b[i];
+    }
+    return sqrt(diff / norm);
+}
+
+/* Five steps, the middle two in one call; compared with the reference's. */
+static void five_steps(void)
+{
+    const struct ic_law_backend *be = fake_with_cpu(), *ref = &ic_law_backend_ref;
+    struct ic_law *law = synth_law(IC_LAW_UNET_UNITARY, 2, 4, 1);
+    struct ic_law_plan *plan, *ref_plan;
+    struct ic_law_packed *packed, *ref_packed;
+    struct ic_law_exec *exec, *ref_exec;
+    struct ic_err err = {0};
+    assert_int_equal(ic_law_plan_open(law, GRID, GRID, 2, be->tensor_bytes, &plan, &err), IC_OK);
+    assert_int_equal(be->pack(law, 1, &packed, &err), IC_OK);
+    assert_int_equal(be->open(packed, plan, &exec, &err), IC_OK);
+    assert_true(be->exec_bytes(exec) > 0 && be->packed_bytes(packed) > 0);
+    assert_int_equal(ic_law_plan_open(law, GRID, GRID, 2, ref->tensor_bytes, &ref_plan, &err), IC_OK);
+    assert_int_equal(ref->pack(law, 1, &ref_packed, &err), IC_OK);
+    assert_int_equal(ref->open(ref_packed, ref_plan, &ref_exec, &err), IC_OK);
+    struct ic_law_io io[2], want[2];
+    for (int i = 0; i < 2; i++) {
+        io[i] = (struct ic_law_io){.psi = aligned_alloc(64, plan->psi_bytes), .gamma = 0.01f};
+        want[i] = (struct ic_law_io){.psi = aligned_alloc(64, plan->psi_bytes), .gamma = 0.01f};
+        synth_psi(io[i].psi, GRID * GRID, 2, (uint64_t)i + 1);
+        memcpy(want[i].psi, io[i].psi, plan->psi_bytes);
+    }
+    be->step(exec, io, 2);
+    assert_int_equal(be->run(exec, io, 2, 2, &err), IC_OK);
+    be->step(exec, io, 2);
+    be->step(exec, io, 2);
+    /* Two back ends round differently and the law amplifies that; a step too many or too few shows far more. */
+    for (int i = 0; i < 4; i++)
+        ref->step(ref_exec, want, 2);
+    for (int i = 0; i < 2; i++)
+        assert_true(relative(want[i].psi, io[i].psi, plan->psi_bytes) > 0.2);
+    ref->step(ref_exec, want, 2);
+    for (int i = 0; i < 2; i++) {
+        assert_true(relative(want[i].psi, io[i].psi, plan->psi_bytes) < 0.02);
+        free(io[i].psi);
+        free(want[i].psi);
+    }
+    be->close(&exec);
+    be->unpack(&packed);
+    ic_law_plan_close(&plan);
+    ref->close(&ref_exec);
+    ref->unpack(&ref_packed);
+    ic_law_plan_close(&ref_plan);
+    synth_free(law);
+}
+
+static void without_faults_the_device_does_all(void **state)
+{
+    (void)state;
+    memset(&fault, 0, sizeof fault);
+    fault.lost_at = -1;
+    five_steps();
+    assert_int_equal(fault.runs, 4);
+}
+
+static void lost_in_any_run(void **state)
+{
+    (void)state;
+    for (int at = 0; at < 4; at++) {
+        memset(&fault, 0, sizeof fault);
+        fault.lost_at = at;
+        five_steps();
+        assert_int_equal(fault.runs, at + 1); /* a lost device is not asked again */
+    }
+}
+
+static void no_room_on_the_device(void **state)
+{
+    (void)state;
+    memset(&fault, 0, sizeof fault);
+    fault.no_room = true;
+    five_steps();
+    assert_int_equal(fault.opens, 1);
+    assert_int_equal(fault.runs, 0);
+}
+
+static void no_device_at_all(void **state)
+{
+    (void)state;
+    memset(&fault, 0, sizeof fault);
+    fault.no_device = true;
+    five_steps();
+    assert_int_equal(fault.opens, 0);
+}
+
+static void a_missing_plug_in_is_told(void **state)
+{
+    (void)state;
+    const struct ic_law_backend *be;
+    struct ic_err err = {0};
+    ic_law_plugin_path("/nowhere/libic-law-cuda.so");
+    assert_int_equal(ic_law_backend_open("cuda", &be, &err), IC_NOT_FOUND);
+    assert_null(be);
+    assert_non_null(strstr(err.msg, "/nowhere/libic-law-cuda.so"));
+    ic_law_plugin_path(IC_SOURCE_DIR "/README.md"); /* there, and no library */
+    assert_int_equal(ic_law_backend_open("cuda", &be, &err), IC_UNAVAILABLE);
+    assert_int_equal(ic_law_backend_open("abacus", &be, &err), IC_NOT_FOUND);
+    assert_int_equal(ic_law_backend_open("ref", &be, &err), IC_OK);
+    assert_ptr_equal(be, &ic_law_backend_ref);
+    ic_law_plugin_path(NULL);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(without_faults_the_device_does_all), cmocka_unit_test(lost_in_any_run),
+        cmocka_unit_test(no_room_on_the_device),              cmocka_unit_test(no_device_at_all),
+        cmocka_unit_test(a_missing_plug_in_is_told),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
