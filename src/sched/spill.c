@@ -22,7 +22,40 @@ void ic_spill_drop(struct ic_spill *s, struct ic_spill_part *p)
     free(p);
 }
 
-bool ic_spill_put(struct ic_spill *s, const char *salt, int32_t *tokens, int32_t from, int32_t to, void *data, size_t bytes)
+static void to_front(struct ic_spill *s, struct ic_spill_part *p)
+{
+    struct ic_spill_part **at = &s->first;
+
+    while (*at != p)
+        at = &(*at)->next;
+    *at = p->next;
+    p->next = s->first;
+    s->first = p;
+}
+
+bool ic_spill_has(struct ic_spill *s, const char *salt, const int32_t *tokens, int32_t from, int32_t to, bool whole)
+{
+    for (struct ic_spill_part *p = s->first; p; p = p->next)
+        if (p->from <= from && (whole ? p->to == to : p->to >= to) && strcmp(p->salt, salt) == 0 &&
+            memcmp(p->tokens, tokens, sizeof *tokens * (size_t)to) == 0) {
+            to_front(s, p);
+            return true;
+        }
+    return false;
+}
+
+static void drop_covered(struct ic_spill *s, const struct ic_spill_part *by)
+{
+    for (struct ic_spill_part *p = s->first, *next; p; p = next) {
+        next = p->next;
+        if (by->from <= p->from && by->to >= p->to && strcmp(p->salt, by->salt) == 0 &&
+            memcmp(p->tokens, by->tokens, sizeof *p->tokens * (size_t)p->to) == 0)
+            ic_spill_drop(s, p);
+    }
+}
+
+bool ic_spill_put(struct ic_spill *s, const char *salt, int32_t *tokens, int32_t from, int32_t to, void *data, size_t bytes,
+                  bool whole)
 {
     struct ic_spill_part *p = calloc(1, sizeof *p);
 
@@ -36,6 +69,8 @@ bool ic_spill_put(struct ic_spill *s, const char *salt, int32_t *tokens, int32_t
         free(data);
         return false;
     }
+    if (!whole)
+        drop_covered(s, p);
     while (s->sum + cost(p) > s->max) {
         struct ic_spill_part *last = s->first;
         while (last->next)
@@ -66,14 +101,8 @@ struct ic_spill_part *ic_spill_find(struct ic_spill *s, const char *salt, const 
             *reach = k;
         }
     }
-    if (best) {
-        struct ic_spill_part **at = &s->first;
-        while (*at != best)
-            at = &(*at)->next;
-        *at = best->next;
-        best->next = s->first;
-        s->first = best;
-    }
+    if (best)
+        to_front(s, best);
     return best;
 }
 

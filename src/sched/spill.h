@@ -24,8 +24,13 @@ struct ic_spill {
     int32_t count;
 };
 
-/* Takes data and tokens (malloc'd); drops them, and says false, when they are larger than all there may be. */
-bool ic_spill_put(struct ic_spill *s, const char *salt, int32_t *tokens, int32_t from, int32_t to, void *data, size_t bytes);
+/* Whether the KV of tokens[from..to) behind tokens[0..from) is there already, maybe as a piece of a longer part (`whole`:
+ * only as it is). Then it counts as used. */
+bool ic_spill_has(struct ic_spill *s, const char *salt, const int32_t *tokens, int32_t from, int32_t to, bool whole);
+/* Takes data and tokens (malloc'd); drops them, and says false, when they are larger than all there may be. Parts
+ * that it makes superfluous go (`whole`: none does, for the shorter ones serve others). */
+bool ic_spill_put(struct ic_spill *s, const char *salt, int32_t *tokens, int32_t from, int32_t to, void *data, size_t bytes,
+                  bool whole);
 /* The part that carries tokens[0..n) furthest beyond its first `have`, and how far. NULL: none. `whole`: parts are of use
  * only if all of them is a beginning of tokens. It counts as used. */
 struct ic_spill_part *ic_spill_find(struct ic_spill *s, const char *salt, const int32_t *tokens, int32_t n,

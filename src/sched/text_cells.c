@@ -111,13 +111,20 @@ static void put_away(struct ic_text_sched *s, int32_t slot, int32_t from)
     if (s->spill.max == 0 || !be->seq_save || to - from < IC_SPILL_MIN)
         return;
     int32_t *tokens = malloc(sizeof *tokens * (size_t)to);
-    size_t bytes = tokens ? be->seq_save(be->arg, slot, from, to, s->spill.max, &data) : 0;
+    const char *salt = ic_prefix_salt(s->prefix, slot);
+    bool whole = be->window != 0;
+    size_t bytes = 0;
+
+    if (tokens) {
+        ic_prefix_tokens(s->prefix, slot, 0, to, tokens);
+        if (!ic_spill_has(&s->spill, salt, tokens, from, to, whole))
+            bytes = be->seq_save(be->arg, slot, from, to, s->spill.max, &data);
+    }
     if (bytes == 0) {
         free(tokens);
         return;
     }
-    ic_prefix_tokens(s->prefix, slot, 0, to, tokens);
-    if (ic_spill_put(&s->spill, ic_prefix_salt(s->prefix, slot), tokens, from, to, data, bytes))
+    if (ic_spill_put(&s->spill, salt, tokens, from, to, data, bytes, whole))
         atomic_fetch_add(&s->c->spilled, (uint64_t)(to - from));
 }
 
