@@ -29,7 +29,7 @@ for word in "$@"; do
     sanitize)
         if command -v compute-sanitizer >/dev/null; then
             for tool in memcheck racecheck; do
-                IC_LAW_CUDA_TUNE=0 compute-sanitizer --tool $tool --error-exitcode 9 "$dir/law-gpu" small || status=1
+                compute-sanitizer --tool $tool --error-exitcode 9 "$dir/law-gpu" small || status=1
             done
         else
             echo "skipped: no compute-sanitizer"

@@ -19,6 +19,7 @@
 #define BUCKETS_MAX 24   /* batch sizes that have graphs of their own */
 #define TUNE_LAUNCHES 8  /* of a candidate, between two events */
 #define TUNE_ROUNDS 3
+#define TUNE_HOPELESS 3 /* times as slow as the best: a lone launch adds some microseconds of its own */
 #define KNOWN_MAX 1024 /* cuts of convolutions that are remembered */
 
 enum launch_kind { CONV, LSTM, UPDATE, OP32 };
@@ -161,23 +162,36 @@ static bool shape(struct ic_cu_conv *c, const struct ic_law_packed *p, struct ch
     return ic_cu_conv_shape(c, k.config, taps, k.chunk16, k.resident, k.tiles, p->smem_max) && c->slots <= SLOTS_MAX;
 }
 
-/* Milliseconds of one launch; < 0: it failed. */
-static float measure(struct ic_law_exec *e, const struct ic_cu_conv *c, int config, int taps, cudaEvent_t ev[2])
+static bool timed(struct ic_law_exec *e, const struct ic_cu_conv *c, int config, int taps, int launches, cudaEvent_t ev[2],
+                  float *ms)
 {
-    float best = -1, ms;
+    cudaEventRecord(ev[0], e->stream);
+    for (int i = 0; i < launches; i++)
+        if (ic_cu_conv_run(c, e->packed->type, config, taps, (int)e->plan->batch, e->packed->overlap, e->stream) !=
+            cudaSuccess)
+            return false;
+    cudaEventRecord(ev[1], e->stream);
+    if (cudaEventSynchronize(ev[1]) != cudaSuccess || cudaEventElapsedTime(ms, ev[0], ev[1]) != cudaSuccess)
+        return false;
+    *ms /= (float)launches;
+    return true;
+}
+
+/* Milliseconds of one launch; < 0: it failed. A candidate that a single launch shows to be far from `best` (< 0:
+ * none yet) is not measured further. */
+static float measure(struct ic_law_exec *e, const struct ic_cu_conv *c, int config, int taps, cudaEvent_t ev[2], float best)
+{
+    float mine = -1, ms;
+    if (!timed(e, c, config, taps, 1, ev, &ms) || !timed(e, c, config, taps, 1, ev, &ms)) /* the first one warms up */
+        return -1;
+    if (best >= 0 && ms > TUNE_HOPELESS * best)
+        return ms;
     for (int round = 0; round < TUNE_ROUNDS; round++) {
-        cudaEventRecord(ev[0], e->stream);
-        for (int i = 0; i < TUNE_LAUNCHES; i++)
-            if (ic_cu_conv_run(c, e->packed->type, config, taps, (int)e->plan->batch, e->packed->overlap,
-                               e->stream) != cudaSuccess)
-                return -1;
-        cudaEventRecord(ev[1], e->stream);
-        if (cudaEventSynchronize(ev[1]) != cudaSuccess || cudaEventElapsedTime(&ms, ev[0], ev[1]) != cudaSuccess)
+        if (!timed(e, c, config, taps, TUNE_LAUNCHES, ev, &ms))
             return -1;
-        if (best < 0 || ms < best)
-            best = ms;
+        mine = mine < 0 || ms < mine ? ms : mine;
     }
-    return best / TUNE_LAUNCHES;
+    return mine;
 }
 
 /* Calls try_one for every sensible cut. */
@@ -217,7 +231,7 @@ struct tuning {
 static void time_one(void *ctx, const struct ic_cu_conv *c, struct choice ch)
 {
     struct tuning *t = ctx;
-    const float ms = measure(t->e, c, ch.config, t->taps, t->ev);
+    const float ms = measure(t->e, c, ch.config, t->taps, t->ev, t->best_ms);
     t->tried++;
     if (ms >= 0 && (t->best_ms < 0 || ms < t->best_ms)) {
         t->best_ms = ms;
