@@ -1,0 +1,21 @@
+#!/bin/sh
+# The CUDA code compiles: every host file, every kernel file, and of the convolution the family with the most code
+# (NF4, 3x3). 77 (skipped) where nvcc is not installed. Argument: the source tree.
+set -eu
+nvcc=$(command -v nvcc || ls /usr/local/cuda/bin/nvcc 2>/dev/null || true)
+[ -n "$nvcc" ] || { echo "skipped: no nvcc"; exit 77; }
+out=$(mktemp -d)
+trap 'rm -rf "$out"' EXIT
+cd "$1"
+home=$(dirname "$(dirname "$(readlink -f "$nvcc")")")
+newest=$("$nvcc" --list-gpu-arch | sed -n 's/^compute_\([0-9][0-9]\)$/\1/p' | awk '$1 <= 90' | sort -n | tail -1)
+for file in pack exec; do
+    cc -std=gnu17 -O2 -Wall -Wextra -Wshadow -Wconversion -Wstrict-prototypes -Werror -D_GNU_SOURCE -fPIC -Isrc \
+        -isystem "$home/include" -c src/law/cuda/$file.c -o "$out/$file.o"
+done
+flags="-std=c++17 -arch=sm_$newest -Xcompiler=-fPIC,-Wall,-Wextra -Isrc"
+# shellcheck disable=SC2086
+for file in conv exact; do "$nvcc" $flags -c src/law/cuda/$file.cu -o "$out/$file.o"; done
+# shellcheck disable=SC2086
+"$nvcc" $flags -DIC_CU_TYPE=f16 -DIC_CU_NF4=1 -DIC_CU_TAPS=9 -c src/law/cuda/conv_inst.cu -o "$out/conv_inst.o"
+echo "compiled for compute capability $newest"
