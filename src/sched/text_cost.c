@@ -1,6 +1,7 @@
 #include "sched/text_cost.h"
 
 #define KEEP 0.8     /* weight of what was known before */
+#define OUTLIER 4    /* times what was known */
 #define ALONE_MIN 32 /* rows of a prompt that is decoded alone, to learn a row's price from it */
 
 static int32_t class_of(int32_t n)
@@ -30,8 +31,11 @@ double ic_text_cost_decode(const struct ic_text_cost *k, int32_t n)
     return c < 0 ? 0 : k->decode_ns[c];
 }
 
+/* A tick during which somebody else had the core says little: no single one moves the price far. */
 static void average(double *v, double x)
 {
+    if (*v > 0 && x > OUTLIER * *v)
+        x = OUTLIER * *v;
     *v = *v > 0 ? KEEP * *v + (1 - KEEP) * x : x;
 }
 
@@ -60,7 +64,7 @@ void ic_text_cost_learn(struct ic_text_cost *k, double ns, int32_t n_decode, int
             k->decode_ns[c] = 0;
         k->guessed[c] = false;
         average(&k->decode_ns[c], ns);
-    } else if (n_prompt >= IC_SLICE_MIN / 2) {
+    } else if (n_prompt >= IC_SLICE_MIN) {
         double base = ic_text_cost_decode(k, n_decode > 0 ? n_decode : 1); /* what a tick costs whatever is in it */
         if (n_decode > 0)
             guess(k, ns, n_decode, n_prompt);

@@ -22,7 +22,9 @@ void ic_text_cost_learn(struct ic_text_cost *c, double ns, int32_t n_decode, int
  * 0 beyond IC_GAP_FACTOR times the gap without them; SLICE_MIN at least, `room` at most. */
 int32_t ic_text_cost_slice(const struct ic_text_cost *c, int32_t n_decode, int32_t room, double bound_ns);
 
-#define IC_SLICE_MIN 4  /* prompt tokens of a tick at least, however slow */
+/* Prompt tokens of a tick at least, however slow. A row cannot cost more than a decode of one, so this much is within
+ * the default bound; and as small batches cost by the row, a larger one would read no faster. */
+#define IC_SLICE_MIN 2
 #define IC_GAP_FACTOR 3 /* a stream's gap while somebody's prompt is read, over its gap without */
 
 #endif

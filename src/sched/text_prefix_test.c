@@ -331,6 +331,12 @@ static void slices_go_by_the_number_of_streams(void **state)
     }
     CHECK(ic_text_cost_slice(&c, 1, 500, 0) == 20 && ic_text_cost_slice(&c, 8, 500, 0) == 60);
     CHECK(ic_text_cost_slice(&c, 8, 500, 4000) == 10 && ic_text_cost_slice(&c, 8, 500, 10) == IC_SLICE_MIN);
+    int32_t was = ic_text_cost_slice(&c, 1, 500, 0);
+    ic_text_cost_learn(&c, 1e9, 1, 20); /* the machine was elsewhere */
+    CHECK(ic_text_cost_slice(&c, 1, 500, 0) >= was / 2);
+    for (int i = 0; i < 50; i++)
+        ic_text_cost_learn(&c, 1000 + 100 * 50, 1, 50);
+    CHECK(ic_text_cost_slice(&c, 1, 500, 0) >= was - 1);
     for (int i = 0; i < 50; i++) /* sixteen are never seen without a prompt */
         ic_text_cost_learn(&c, 5000 + 100 * 40, 16, 40);
     CHECK(ic_text_cost_slice(&c, 16, 500, 0) >= 90 && ic_text_cost_slice(&c, 16, 500, 0) <= 102);

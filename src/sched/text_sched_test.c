@@ -309,7 +309,7 @@ static void a_long_prompt_stretches_gaps_by_a_bounded_factor(void **state)
         tick(w);
         CHECK(w->f.last_n == 256); /* nobody is disturbed: a whole batch */
         run_dry(w);
-        struct client_req *stream = endless(submit_prompt(w, "s", 300));
+        struct client_req *stream = endless(submit_prompt(w, "s", 700)); /* longer than the other is read */
         for (int k = 0; k < 10; k++)
             tick(w);
         struct client_req *late = submit_prompt(w, letters(text, 900), 1);
