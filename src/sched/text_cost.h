@@ -3,18 +3,16 @@
 #ifndef IC_SCHED_TEXT_COST_H
 #define IC_SCHED_TEXT_COST_H
 
-#include <stdbool.h>
 #include <stdint.h>
 
-#define IC_COST_CLASSES 10 /* streams in a decode: 1, 2, 3-4, 5-8, … 257 and more */
+#define IC_COST_STREAMS 256 /* more cost as much as so many */
 
 struct ic_text_cost {
-    double decode_ns[IC_COST_CLASSES]; /* moving averages, 0: not known yet */
-    bool guessed[IC_COST_CLASSES];     /* from ticks with prompts in them: until a better one comes */
-    double row_ns;
+    double decode_ns[IC_COST_STREAMS + 1]; /* moving averages by the number of streams, 0: not seen yet */
+    double row_ns;                         /* of a row more, be it a prompt's or a stream's; 0: not known yet */
 };
 
-/* Of a decode of n streams and nothing else; of fewer where it has not been seen; 0: nothing is known. */
+/* Of a decode of n streams and nothing else; estimated from what has been seen of fewer and more. 0: nothing is known. */
 double ic_text_cost_decode(const struct ic_text_cost *c, int32_t n);
 /* A tick of n_decode streams and n_prompt rows of prompts took ns. */
 void ic_text_cost_learn(struct ic_text_cost *c, double ns, int32_t n_decode, int32_t n_prompt);
