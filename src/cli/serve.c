@@ -346,6 +346,7 @@ static enum ic_status start(struct serve *s, struct ic_err *err)
                    .memory_max = (size_t)o->law_memory,
                    .frame_max = (size_t)o->outbox_max - FRAME_HEAD_MAX},
         .turn = o->model ? &s->turn : NULL,
+        .vram_margin = (uint64_t)o->vram_margin,
     };
     struct ic_server_hooks hooks = {s, advance, on_tick};
     enum ic_status st;
@@ -353,10 +354,10 @@ static enum ic_status start(struct serve *s, struct ic_err *err)
     if ((st = law_batch(o, &law, err)) != IC_OK || (st = ic_ledger_open(&s->ledger, err)) != IC_OK ||
         (st = ic_cli_text_config(o, &text.model, err)) != IC_OK)
         return st;
-    text.model.ledger = s->ledger;
+    text.model.ledger = law.ledger = s->ledger;
     text.model.gpu_free = gpu_free;
     text.model.gpu_free_arg = s;
-    if (o->model && strcmp(law.backend, "cuda") != 0) /* else another's work is on the card */
+    if (!o->law || !strcmp(law.backend, "cpu") || !strcmp(law.backend, "ref")) /* else another's work is on the card */
         text.model_gone = model_gone;
     /* The server exists before the network, which calls it, and after the engine, which it calls; the engine's
      * thread starts last, when there is a loop to wake. */

@@ -84,26 +84,52 @@ uint64_t ic_ledger_room(struct ic_ledger *l, int device)
     return bytes;
 }
 
+/* With the lock held. */
+static enum ic_status reserve(struct ic_ledger *l, int device, const char *owner, const char *what, uint64_t bytes,
+                              bool force, struct ic_err *err)
+{
+    IC_ASSERT(device >= 0 && device < l->n_devices);
+    uint64_t left = room(l, device);
+    if (bytes == 0)
+        return IC_OK;
+    if (bytes > left && !force)
+        return ic_fail(err, IC_OOM, "%s: %" PRIu64 " MiB for %s, %" PRIu64 " MiB are left",
+                       l->device[device].name, bytes >> 20, what, left >> 20);
+    if (l->n_items == IC_LEDGER_ITEMS_MAX)
+        return ic_fail(err, IC_OOM, "the ledger of GPU memory is full (%d items)", IC_LEDGER_ITEMS_MAX);
+    struct ic_ledger_item *it = &l->item[l->n_items++];
+    *it = (struct ic_ledger_item){.device = device, .owner = owner, .bytes = bytes};
+    snprintf(it->what, sizeof it->what, "%s", what);
+    return IC_OK;
+}
+
 enum ic_status ic_ledger_reserve(struct ic_ledger *l, int device, const char *owner, const char *what,
                                  uint64_t bytes, bool force, struct ic_err *err)
 {
-    enum ic_status st = IC_OK;
-
-    if (bytes == 0)
-        return IC_OK;
     pthread_mutex_lock(&l->lock);
-    IC_ASSERT(device >= 0 && device < l->n_devices);
-    uint64_t left = room(l, device);
-    if (bytes > left && !force) {
-        st = ic_fail(err, IC_OOM, "%s: %" PRIu64 " MiB for %s, %" PRIu64 " MiB are left",
-                     l->device[device].name, bytes >> 20, what, left >> 20);
-    } else if (l->n_items == IC_LEDGER_ITEMS_MAX) {
-        st = ic_fail(err, IC_OOM, "the ledger of GPU memory is full (%d items)", IC_LEDGER_ITEMS_MAX);
-    } else {
-        struct ic_ledger_item *it = &l->item[l->n_items++];
-        *it = (struct ic_ledger_item){.device = device, .owner = owner, .bytes = bytes};
-        snprintf(it->what, sizeof it->what, "%s", what);
+    enum ic_status st = reserve(l, device, owner, what, bytes, force, err);
+    pthread_mutex_unlock(&l->lock);
+    return st;
+}
+
+enum ic_status ic_ledger_resize(struct ic_ledger *l, int device, const char *owner, const char *what, uint64_t bytes,
+                                struct ic_err *err)
+{
+    struct ic_ledger_item old = {0};
+    int i = 0;
+
+    pthread_mutex_lock(&l->lock);
+    while (i < l->n_items && (l->item[i].device != device || strcmp(l->item[i].owner, owner) != 0 ||
+                              strcmp(l->item[i].what, what) != 0))
+        i++;
+    bool had = i < l->n_items;
+    if (had) {
+        old = l->item[i];
+        l->item[i] = l->item[--l->n_items];
     }
+    enum ic_status st = reserve(l, device, owner, what, bytes, had && bytes <= old.bytes, err);
+    if (st != IC_OK && had)
+        l->item[l->n_items++] = old;
     pthread_mutex_unlock(&l->lock);
     return st;
 }

@@ -48,6 +48,10 @@ uint64_t ic_ledger_room(struct ic_ledger *l, int device);
  * items; nothing is taken. `force`: takes it all the same (somebody asked for exactly that). */
 enum ic_status ic_ledger_reserve(struct ic_ledger *l, int device, const char *owner, const char *what,
                                  uint64_t bytes, bool force, struct ic_err *err);
+/* Makes the owner hold `bytes` under this name in place of what it held there (at first nothing), in one step. IC_OOM as
+ * above when that is more; nothing changes then. 0: the item goes. */
+enum ic_status ic_ledger_resize(struct ic_ledger *l, int device, const char *owner, const char *what, uint64_t bytes,
+                                struct ic_err *err);
 /* Gives back all items of an owner. */
 void ic_ledger_release(struct ic_ledger *l, const char *owner);
 

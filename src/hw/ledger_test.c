@@ -45,6 +45,31 @@ static void two_engines_share_a_device(void **state)
     assert_null(l);
 }
 
+static void what_is_held_can_change_in_size(void **state)
+{
+    struct ic_ledger *l;
+    struct ic_err err = {0};
+    struct ic_ledger_device d = card(3000);
+    struct ic_ledger_item items[4];
+
+    (void)state;
+    assert_int_equal(ic_ledger_open(&l, &err), IC_OK);
+    int id = ic_ledger_enter(l, &d);
+    assert_int_equal(ic_ledger_reserve(l, id, "text", "plans", 1000 * MIB, false, &err), IC_OK);
+    assert_int_equal(ic_ledger_resize(l, id, "law", "plans", 400 * MIB, &err), IC_OK);
+    assert_int_equal(ic_ledger_resize(l, id, "law", "plans", 1488 * MIB, &err), IC_OK); /* its own 400 count as free */
+    assert_int_equal(ic_ledger_room(l, id), 0);
+    assert_int_equal(ic_ledger_resize(l, id, "law", "plans", 1489 * MIB, &err), IC_OOM);
+    assert_int_equal(ic_ledger_items(l, items, 4), 2);
+    assert_int_equal(ic_ledger_resize(l, id, "law", "plans", 100 * MIB, &err), IC_OK);
+    assert_int_equal(ic_ledger_room(l, id) / MIB, 1388);
+    assert_int_equal(ic_ledger_resize(l, id, "law", "plans", 0, &err), IC_OK);
+    assert_int_equal(ic_ledger_items(l, items, 4), 1); /* the other's item of that name stays */
+    assert_string_equal(items[0].owner, "text");
+    assert_int_equal(ic_ledger_resize(l, id, "law", "plans", 0, &err), IC_OK);
+    ic_ledger_close(&l);
+}
+
 static void a_device_entered_again_does_not_grow(void **state)
 {
     struct ic_ledger *l;
@@ -103,6 +128,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(two_engines_share_a_device),
+        cmocka_unit_test(what_is_held_can_change_in_size),
         cmocka_unit_test(a_device_entered_again_does_not_grow),
         cmocka_unit_test(everything_is_bounded),
         cmocka_unit_test(the_host_is_known),

@@ -7,6 +7,24 @@
 #include "base/log.h"
 
 static const struct ic_law_backend *first; /* set once, by ic_law_backend_with_cpu */
+static struct ic_law_gate gate;            /* likewise; take NULL: none */
+
+void ic_law_fallback_gate(const struct ic_law_gate *g)
+{
+    gate = g ? *g : (struct ic_law_gate){0};
+}
+
+static bool take(const char *what, size_t bytes, struct ic_err *why)
+{
+    return !gate.take || bytes == 0 || gate.take(gate.arg, what, bytes, why);
+}
+
+static void give(size_t *bytes)
+{
+    if (gate.give && *bytes)
+        gate.give(gate.arg, *bytes);
+    *bytes = 0;
+}
 
 /* What may change behind the immutable packed form: the CPU's is made when it is first needed. */
 struct inner {
@@ -19,6 +37,7 @@ struct ic_law_packed {
     const struct ic_law *law;
     unsigned threads;
     struct ic_law_packed *device; /* NULL: the law is on the CPU */
+    size_t taken;                 /* of the device's memory */
     struct inner *inner;
 };
 
@@ -27,6 +46,7 @@ struct ic_law_exec {
     const struct ic_law_plan *plan;
     struct ic_law_exec *device, *cpu; /* one of them */
     struct ic_law_plan *cpu_plan;
+    size_t taken; /* of the device's memory */
 };
 
 static const struct ic_law_backend *cpu_backend(void)
@@ -75,6 +95,7 @@ static void fb_unpack(struct ic_law_packed **packed)
     struct ic_law_packed *p = *packed;
     if (p->device)
         first->unpack(&p->device);
+    give(&p->taken);
     if (p->inner && p->inner->cpu)
         cpu_backend()->unpack(&p->inner->cpu);
     if (p->inner)
@@ -98,7 +119,14 @@ static enum ic_status fb_pack(const struct ic_law *law, unsigned threads, struct
     p->law = law;
     p->threads = threads;
     enum ic_status s = IC_OK;
-    if (first->pack(law, threads, &p->device, &why) != IC_OK) {
+    if (first->pack(law, threads, &p->device, &why) == IC_OK) {
+        size_t bytes = first->packed_bytes(p->device);
+        if (take("weights of a law", bytes, &why))
+            p->taken = bytes;
+        else
+            first->unpack(&p->device);
+    }
+    if (!p->device) {
         struct ic_law_packed *cpu;
         ic_warn("law", "%s runs on the CPU: %s", law->name, why.msg);
         s = packed_for_cpu(p, &cpu, err);
@@ -125,11 +153,34 @@ static void fb_close(struct ic_law_exec **exec)
     struct ic_law_exec *e = *exec;
     if (e->device)
         first->close(&e->device);
+    give(&e->taken);
     if (e->cpu)
         cpu_backend()->close(&e->cpu);
     ic_law_plan_close(&e->cpu_plan);
     free(e);
     *exec = NULL;
+}
+
+/* The gate is asked for what is known beforehand, and then for what it has become. */
+static enum ic_status open_on_device(struct ic_law_exec *e, struct ic_err *why)
+{
+    const struct ic_law_plan *p = e->plan;
+    size_t want = first->exec_size ? first->exec_size(e->packed->device, p) : p->arena_bytes;
+
+    if (!take("a plan of a law", want, why))
+        return IC_OOM;
+    e->taken = want;
+    enum ic_status s = first->open(e->packed->device, p, &e->device, why);
+    size_t got = s == IC_OK ? first->exec_bytes(e->device) : 0;
+    if (got > want && !take("a plan of a law", got - want, why)) {
+        first->close(&e->device);
+        s = IC_OOM;
+    }
+    if (s != IC_OK)
+        give(&e->taken);
+    else if (got > want)
+        e->taken = got;
+    return s;
 }
 
 static enum ic_status fb_open(const struct ic_law_packed *packed, const struct ic_law_plan *plan,
@@ -144,7 +195,7 @@ static enum ic_status fb_open(const struct ic_law_packed *packed, const struct i
     e->plan = plan;
     enum ic_status s = IC_OK;
     const bool device = packed->device && !atomic_load(&packed->inner->lost);
-    if (!device || first->open(packed->device, plan, &e->device, &why) != IC_OK) {
+    if (!device || open_on_device(e, &why) != IC_OK) {
         if (device)
             ic_warn("law", "%s, %u x %u, runs on the CPU: %s", plan->law->name, plan->height, plan->width, why.msg);
         if (device && why.code == IC_UNAVAILABLE)
@@ -175,6 +226,7 @@ static enum ic_status fb_run(struct ic_law_exec *e, const struct ic_law_io *io, 
         if (why.code != IC_OOM)
             atomic_store(&e->packed->inner->lost, true);
         first->close(&e->device);
+        give(&e->taken);
     }
     if (!e->cpu) {
         enum ic_status s = open_on_cpu(e, err);

@@ -8,6 +8,16 @@
 
 #include "law/plan.h"
 
+/* Others take memory of the same device: what a law or a plan wants there is asked for before and given back
+ * afterwards. take: false, with the reason, when it may not be had; then the CPU is used. Any thread. */
+struct ic_law_gate {
+    bool (*take)(void *arg, const char *what, size_t bytes, struct ic_err *why);
+    void (*give)(void *arg, size_t bytes);
+    void *arg;
+};
+/* Before the first law is packed; NULL: no gate. Copied. */
+void ic_law_fallback_gate(const struct ic_law_gate *gate);
+
 /* `first` with the CPU back end behind it, as one back end; first->run must be there. One per process: a
  * second call with another `first` is a bug. Its functions are as thread-safe as those of `first`.
  * `run` fails, with the state as it was, only where the CPU has no memory either: IC_OOM. */

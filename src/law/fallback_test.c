@@ -154,6 +154,69 @@ static void no_device_at_all(void **state)
     assert_int_equal(fault.opens, 0);
 }
 
+static struct {
+    size_t limit, held, most;
+    int refused;
+} purse;
+
+static bool take_some(void *arg, const char *what, size_t bytes, struct ic_err *why)
+{
+    (void)arg;
+    if (purse.held + bytes > purse.limit) {
+        purse.refused++;
+        ic_fail(why, IC_OOM, "nothing left for %s", what);
+        return false;
+    }
+    purse.held += bytes;
+    purse.most = purse.held > purse.most ? purse.held : purse.most;
+    return true;
+}
+
+static void give_back(void *arg, size_t bytes)
+{
+    (void)arg;
+    assert_true(bytes <= purse.held);
+    purse.held -= bytes;
+}
+
+static void others_memory_is_left_to_them(void **state)
+{
+    const struct ic_law_gate gate = {take_some, give_back, NULL};
+    size_t all;
+
+    (void)state;
+    memset(&fault, 0, sizeof fault);
+    memset(&purse, 0, sizeof purse);
+    fault.lost_at = -1;
+    ic_law_fallback_gate(&gate);
+    purse.limit = SIZE_MAX;
+    five_steps();
+    assert_int_equal(fault.runs, 4);
+    assert_true(purse.most > 0);
+    assert_int_equal(purse.held, 0); /* all given back */
+    all = purse.most;
+
+    purse.limit = 0; /* not even the weights: all on the CPU */
+    five_steps();
+    assert_int_equal(fault.runs, 4);
+    assert_int_equal(purse.held, 0);
+    assert_int_equal(purse.refused, 1);
+
+    purse.limit = all - 1; /* the weights, but no plan */
+    purse.most = 0;
+    five_steps();
+    assert_int_equal(fault.runs, 4);
+    assert_true(purse.most > 0 && purse.most < all);
+    assert_int_equal(purse.held, 0);
+
+    purse.limit = SIZE_MAX; /* a lost device holds nothing */
+    memset(&fault, 0, sizeof fault);
+    fault.lost_at = 1;
+    five_steps();
+    assert_int_equal(purse.held, 0);
+    ic_law_fallback_gate(NULL);
+}
+
 static void a_missing_plug_in_is_told(void **state)
 {
     (void)state;
@@ -176,7 +239,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(without_faults_the_device_does_all), cmocka_unit_test(lost_in_any_run),
         cmocka_unit_test(no_room_on_the_device),              cmocka_unit_test(no_device_at_all),
-        cmocka_unit_test(a_missing_plug_in_is_told),
+        cmocka_unit_test(a_missing_plug_in_is_told),          cmocka_unit_test(others_memory_is_left_to_them),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -183,6 +183,9 @@ struct ic_law_backend {
     /* What exec_bytes would be after open, without allocating it; 0: the plan cannot be opened. NULL: not
      * known beforehand (the plan's arena_bytes is a guess then). */
     size_t (*exec_size)(const struct ic_law_packed *packed, const struct ic_law_plan *plan);
+    /* Bytes of the device's memory that are free now, and all of it. False: no device. NULL: it computes in
+     * the host's memory. */
+    bool (*memory)(uint64_t *free, uint64_t *total);
 };
 
 /* ic_law_backend.exec_size of `batch` simulations on a grid, or the guess; 0: no such plan. */

@@ -49,6 +49,8 @@ struct ic_law_engine {
     struct ic_watch_state watch;
     bool lost_threads; /* some were left behind: what they may still use is never freed */
     unsigned threads; /* compute threads */
+    int gpu;          /* its number in the ledger */
+    size_t gpu_bytes; /* held there */
     struct ic_law_engine_config cfg;
     struct ic_events *events;
     const struct ic_law_backend *backend;
@@ -339,6 +341,40 @@ static enum ic_status check_names(struct ic_law_engine *e, uint64_t used)
 
 /* A back end that may lose its device has the CPU behind it; one that cannot be loaded is an error, but "auto" takes
  * the CPU then. */
+/* ---- memory of a GPU: what laws and plans take there is in the ledger that the text engine plans with ---- */
+
+#define GPU_OWNER "law"
+#define GPU_WHAT "laws and their plans"
+
+static bool gpu_take(void *arg, const char *what, size_t bytes, struct ic_err *why)
+{
+    struct ic_law_engine *e = arg;
+
+    (void)what;
+    if (ic_ledger_resize(e->cfg.ledger, e->gpu, GPU_OWNER, GPU_WHAT, e->gpu_bytes + bytes, why) != IC_OK)
+        return false;
+    e->gpu_bytes += bytes;
+    return true;
+}
+
+static void gpu_give(void *arg, size_t bytes)
+{
+    struct ic_law_engine *e = arg;
+
+    e->gpu_bytes -= bytes;
+    ic_ledger_resize(e->cfg.ledger, e->gpu, GPU_OWNER, GPU_WHAT, e->gpu_bytes, NULL);
+}
+
+static void enter_ledger(struct ic_law_engine *e)
+{
+    struct ic_ledger_device d = {.name = "CUDA0", .desc = "for laws", .margin = e->cfg.vram_margin}; /* as ggml calls it */
+    const struct ic_law_gate gate = {gpu_take, gpu_give, e};
+
+    if (e->cfg.ledger && e->backend->memory && e->backend->memory(&d.free, &d.total) &&
+        (e->gpu = ic_ledger_enter(e->cfg.ledger, &d)) >= 0)
+        ic_law_fallback_gate(&gate);
+}
+
 static enum ic_status find_backend(struct ic_law_engine *e)
 {
     const bool choose = strcmp(e->cfg.backend, "auto") == 0;
@@ -350,8 +386,10 @@ static enum ic_status find_backend(struct ic_law_engine *e)
         ic_debug("law", "laws run on the CPU: %s", why.msg);
         return ic_law_backend_open("cpu", &e->backend, &e->err);
     }
-    if (e->backend->run)
+    if (e->backend->run) {
+        enter_ledger(e);
         e->backend = ic_law_backend_with_cpu(e->backend);
+    }
     return IC_OK;
 }
 

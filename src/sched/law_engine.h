@@ -14,6 +14,8 @@
 #define IC_LAWS_MAX 64
 #define IC_LAW_COMMANDS_MAX 65536 /* commands waiting for the engine; one more is IC_BUSY */
 
+struct ic_ledger;
+
 struct ic_law_engine_config {
     const char *laws;    /* paths of checkpoints or their folders, separated by commas; must outlive the engine */
     const char *backend; /* "cpu", "ref", "cuda" … (law/plugin.h), or "auto": cuda where its plug-in is, else cpu */
@@ -25,6 +27,8 @@ struct ic_law_engine_config {
     bool batch_auto;    /* limits.max_batch is the most; a plan's batch is as large as half of what memory is left holds */
     int threads;         /* 0: the cores that are free */
     struct ic_law_limits limits;
+    struct ic_ledger *ledger; /* of GPU memory, shared with the text engine, must outlive the engine; NULL: none is asked */
+    uint64_t vram_margin;     /* bytes of a GPU that stay free */
     struct ic_turn *turn; /* shared with the text engine, or NULL */
     struct ic_governor *governor; /* orders rests between batches; must outlive the engine, or NULL */
 };

@@ -761,6 +761,17 @@ static size_t launches(const struct ic_law_exec *e)
     return e->launch_count;
 }
 
+static bool cu_memory(uint64_t *bytes, uint64_t *total)
+{
+    size_t f, t;
+
+    if (cudaMemGetInfo(&f, &t) != cudaSuccess)
+        return false;
+    *bytes = f;
+    *total = t;
+    return true;
+}
+
 #define BACKEND(tag, id, what)                                                                             \
     static enum ic_status pack_##tag(const struct ic_law *law, unsigned threads, struct ic_law_packed **out, \
                                      struct ic_err *err)                                                   \
@@ -779,6 +790,7 @@ static size_t launches(const struct ic_law_exec *e)
         .exec_bytes = cu_exec_bytes,                                                                       \
         .step = cu_step,                                                                                   \
         .run = cu_run,                                                                                     \
+        .memory = cu_memory,                                                                               \
     };
 
 BACKEND(f16, "cuda", IC_CU_F16)
