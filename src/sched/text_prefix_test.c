@@ -267,6 +267,34 @@ static void clients_share_by_what_is_computed(void **state)
     world_free(w);
 }
 
+/* Another's short question does not wait until a long text is read, nor the long one for all the short ones to come. */
+static void short_prompts_pass_long_ones(void **state)
+{
+    struct world *w = world_new(14, 6, 20, 400, 2000);
+    char text[400];
+
+    (void)state;
+    struct client_req *big = endless(ask(w, -1, letters(text, 390), 2));
+    submit(w, big);
+    tick(w);
+    int64_t ticks = w->ticks;
+    int n = 0;
+    while (big->last_index < 0) { /* a new short one whenever there is room */
+        struct client_req *small = endless(ask(w, -1, letters(text, 18), 1));
+        small->req->client = 1 + (uint64_t)n++ % 4;
+        submit(w, small);
+        tick(w);
+        tick(w);
+        CHECK(w->ticks - ticks < 400 / (20 / 2 - 2)); /* half of each batch is its own, but for a stream's row or two */
+    }
+    int ended = 0;
+    for (int i = 1; i <= n; i++)
+        ended += w->r[i].ended;
+    CHECK(n > 5 && ended >= n / 2);
+    run_dry(w);
+    world_free(w);
+}
+
 static void a_high_one_takes_a_place_and_no_token_is_lost(void **state)
 {
     struct world *w = world_new(11, 2, 16, 100, 300);
@@ -383,6 +411,7 @@ int main(void)
         cmocka_unit_test(ends_go_before_beginnings),
         cmocka_unit_test(one_of_many_starts_after_at_most_one_of_theirs),
         cmocka_unit_test(clients_share_by_what_is_computed),
+        cmocka_unit_test(short_prompts_pass_long_ones),
         cmocka_unit_test(a_high_one_takes_a_place_and_no_token_is_lost),
         cmocka_unit_test(a_client_has_its_own_bound_of_the_queue),
         cmocka_unit_test(slices_go_by_the_number_of_streams),

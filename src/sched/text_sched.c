@@ -13,8 +13,7 @@
  *   back, for want of cells or for somebody of a higher priority, finds its own again, or has it computed again:
  *   nothing is lost.
  *
- * One tick: every stream's next token, and a slice of prompts (text_cost.h) whose first rows go to each client's oldest
- * prompt in equal parts. A prompt that begins like one which is being read waits for that one and then shares it. */
+ * One tick: every stream's next token, and a slice of prompts (text_cost.h) in a fair order. A prompt that begins like one which is being read waits for that one and then shares it. */
 #include "sched/text_sched.h"
 
 #include <stdlib.h>
@@ -354,21 +353,43 @@ static bool reads(const struct ic_text_sched *s, int32_t i, bool *first)
     return true;
 }
 
-/* Rows of prompts, `budget` at most: each client's oldest prompt gets its part, what is left goes in the order of
- * admission. */
+/* Of the clients' first prompts the one with the fewest rows still to take, beyond what it has been given; -1: none. */
+static int32_t shortest_reader(const struct ic_text_sched *s, const int32_t *want)
+{
+    int32_t best = -1, fewest = 0;
+    bool first;
+
+    for (int32_t i = 0; i < s->n_running; i++) {
+        int32_t left = pending(s, s->order[i]) - want[i];
+        if (reads(s, i, &first) && first && left > 0 && (best < 0 || left < fewest)) {
+            best = i;
+            fewest = left;
+        }
+    }
+    return best;
+}
+
+/* Rows of prompts, `budget` at most, to each client's oldest prompt: half of them to the one admitted first, so that it
+ * comes to its end whatever arrives, the others to the shortest, so that no short question waits for a long text. What is
+ * left goes in the order of admission. */
 static void add_prompts(struct ic_text_sched *s, int32_t budget, int32_t *n)
 {
-    int32_t want[IC_PREFIX_SEQS_MAX] = {0}, readers = 0, left = budget;
+    int32_t want[IC_PREFIX_SEQS_MAX] = {0}, left = budget, at;
     bool first;
 
     for (int32_t i = 0; i < s->n_running; i++)
-        readers += reads(s, i, &first) && first;
-    for (int32_t i = 0; i < s->n_running && readers; i++)
-        if (reads(s, i, &first) && first) {
-            int32_t p = pending(s, s->order[i]), part = budget / readers;
-            want[i] = p < part ? p : part;
+        if (reads(s, i, &first)) { /* nobody admitted before it reads, so it is its client's first */
+            int32_t p = pending(s, s->order[i]), half = (budget + 1) / 2;
+            want[i] = p < half ? p : half;
             left -= want[i];
+            break;
         }
+    while (left > 0 && (at = shortest_reader(s, want)) >= 0) {
+        int32_t more = pending(s, s->order[at]) - want[at];
+        more = more < left ? more : left;
+        want[at] += more;
+        left -= more;
+    }
     for (int32_t i = 0; i < s->n_running && left > 0; i++)
         if (reads(s, i, &first)) {
             int32_t more = pending(s, s->order[i]) - want[i];
