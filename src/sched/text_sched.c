@@ -13,7 +13,8 @@
  *   back, for want of cells or for somebody of a higher priority, finds its own again, or has it computed again:
  *   nothing is lost.
  *
- * One tick: every stream's next token, and a slice of prompts (text_cost.h) in a fair order. A prompt that begins like one which is being read waits for that one and then shares it. */
+ * One tick: every stream's next token, and a slice of prompts (text_cost.h) in a fair order. A prompt that begins like one
+ * which is being read waits for that one and then shares it. */
 #include "sched/text_sched.h"
 
 #include <stdlib.h>
