@@ -335,6 +335,7 @@ static void abrupt(void **state)
 static void paused_client(void **state)
 {
     (void)state;
+    srv_settled(&srv); /* those of the test before have gone */
     int http = srv.http, closed = srv.closed;
     int fd = cl_connect(srv.port);
     struct timeval tv = {.tv_usec = 200000};

@@ -453,6 +453,7 @@ static inline void fake_init(struct fake *f, int32_t parallel, int32_t batch, in
         .parallel = parallel,
         .batch = batch,
         .n_vocab = FAKE_VOCAB,
+        .policy = {.share_min = 4}, /* prompts are short here */
         .n_seq = parallel + 6,
         .tokenize = fake_tokenize,
         .chat = fake_chat,

@@ -192,6 +192,13 @@ bool ic_cells_would_fit(const struct ic_text_sched *s, const struct run *r, enum
     return n < s->be->parallel && s->be->kv_size - ic_prefix_cells_of(s->prefix, &set) >= need;
 }
 
+static int32_t share_min(const struct ic_text_sched *s, const struct run *r)
+{
+    int32_t min = s->be->policy.share_min;
+
+    return r->session && r->session->n_tokens > 0 ? IC_GO_ON_MIN : min ? min : IC_SHARE_MIN;
+}
+
 static int32_t match(const struct ic_text_sched *s, const struct run *r, int32_t *holder)
 {
     /* The last token is computed in any case: its logits are wanted. */
@@ -199,7 +206,7 @@ static int32_t match(const struct ic_text_sched *s, const struct run *r, int32_t
     bool goes_on = n > 0 && is_idle(&s->slots[*holder]) && s->slots[*holder].n_past == n;
 
     /* Where all of it can be gone on with, however little. A recurrent memory can be gone on with only. */
-    if (!goes_on && (n < IC_SHARE_MIN || s->be->window < 0)) {
+    if (!goes_on && (n < share_min(s, r) || s->be->window < 0)) {
         *holder = -1;
         return 0;
     }
@@ -219,7 +226,7 @@ static struct run *better_lead(const struct ic_text_sched *s, const struct run *
             continue;
         while (k < end && o->tokens[k] == r->tokens[k])
             k++;
-        if (k > *common && k >= have + IC_SHARE_MIN && k > s->slots[o->slot].n_past) {
+        if (k > *common && k >= have + share_min(s, r) && k > s->slots[o->slot].n_past) {
             *common = k;
             best = o;
         }
@@ -237,7 +244,7 @@ static void take_what_is_there(struct ic_text_sched *s, struct run *r)
     struct slot *sl = &s->slots[r->slot];
     int32_t holder, before = sl->n_past, n = match(s, r, &holder);
 
-    if (n >= before + IC_SHARE_MIN && holder != r->slot)
+    if (n >= before + share_min(s, r) && holder != r->slot)
         share(s, holder, r->slot, n);
     ic_cells_credit(s, r);
 }
@@ -320,7 +327,7 @@ void ic_cells_restore(struct ic_text_sched *s, struct run *r)
     while (be->seq_load && (p = ic_spill_find(&s->spill, r->req->salt, r->tokens, r->n_tokens - 1, sl->n_past,
                                               be->window != 0, &reach)) != NULL) {
         int32_t before = sl->n_past, more = reach - before, promised = cells_promised(s) - more;
-        if (more < IC_SHARE_MIN || (s->cost.row_ns > 0 && s->ns_per_byte * (double)p->bytes > s->cost.row_ns * more))
+        if (more < share_min(s, r) || (s->cost.row_ns > 0 && s->ns_per_byte * (double)p->bytes > s->cost.row_ns * more))
             break;
         if (be->window != 0 && before > 0)
             ic_cells_cut(s, r->slot, 0);

@@ -12,6 +12,7 @@
 struct ic_text_policy {
     double itl_bound_ns;      /* longest gap between two tokens of a stream because of others' prompts; 0: 3 times without */
     int32_t queue_per_client; /* requests of one client that may wait; 0: no bound of its own */
+    int32_t share_min;        /* tokens in common with another's prompt, from which on they are not computed again; 0: 32 */
     size_t cache_ram;         /* bytes of host memory for KV that had to leave the cache; 0: none */
     bool shift;               /* a full context drops its older half and goes on, instead of ending with `length` */
 };

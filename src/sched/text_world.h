@@ -660,7 +660,7 @@ static int32_t held(struct world *w, int i)
 {
     struct ic_session *se = session(w, i);
     int32_t holder, n = ic_prefix_match(w->s->prefix, "", se->tokens, se->n_tokens, w->f.be.window, &holder);
-    return n < IC_SHARE_MIN ? 0 : n; /* every prompt begins with BOS */
+    return n < IC_GO_ON_MIN ? 0 : n; /* every prompt begins with BOS */
 }
 
 /* All that nobody uses goes, as when others need the cells. */
