@@ -62,10 +62,13 @@ static void send_ws(struct text_stream *s, const struct ic_buf *b)
 
 void text_send_ws(struct text_stream *s, const struct text_request *r, const char *id)
 {
+    static unsigned long n;
     struct ic_buf b = {0};
 
     ic_buf_puts(&b, "{\"op\":\"infer\"");
     ic_json_kstr(&b, "id", id);
+    /* Each prompt is to be computed, not found where the one before has left it. */
+    ic_buf_printf(&b, ",\"cache_salt\":\"%lx-%lu\"", (unsigned long)ic_now_ns(), n++);
     ic_json_kstr(&b, "prompt", r->prompt);
     ic_buf_printf(&b, ",\"params\":{\"max_tokens\":%d,\"seed\":1%s}}", r->max_tokens,
                   r->greedy ? ",\"temp\":0" : "");
