@@ -2,9 +2,12 @@
 #ifndef IC_SCHED_ENGINE_H
 #define IC_SCHED_ENGINE_H
 
+#include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
+
+#include "hw/turn.h"
 
 enum ic_engine_state {
     IC_ENGINE_LOADING,
@@ -41,5 +44,38 @@ struct ic_engine_health {
     _Atomic double wake_s;             /* seconds it took to come back the last time */
     atomic_bool away;
 };
+
+/* One thread of an engine. There is one at a time that counts; one that hangs in its computing is left behind with all it
+ * holds, for nobody can take that from it, and ends by itself should it ever come back. */
+struct ic_life {
+    void *engine;
+    atomic_int where;
+    atomic_bool abort; /* what is computed is to end */
+};
+
+/* Part of an engine. The first five are the engine's to fill before ic_worker_start. */
+struct ic_worker {
+    void *engine;
+    void *(*main)(void *life);
+    const char *name;     /* of the thread: a literal */
+    const char *module;   /* of its log lines: a literal */
+    struct ic_turn *turn; /* what it computes in; may be NULL */
+    struct ic_life *life; /* changed by ic_worker_watch only, when the thread before is left behind */
+    pthread_t thread;
+    _Atomic int64_t beat; /* ic_now_ns of the last sign of life; 0: it sleeps, waits for its turn or loads */
+    struct ic_watch_state watch;
+    struct ic_engine_health health;
+    bool lost; /* some were left behind: what they may still use must never be freed */
+};
+
+bool ic_worker_start(struct ic_worker *w); /* false: no memory or no thread */
+/* Around what may hang, on the worker's thread; both return the time (ns). begin waits for the turn. A thread that has been
+ * left behind does not come back from end: another has the scheduler, the turn and the name of the engine. `me`: w->life as
+ * it was at begin. */
+int64_t ic_worker_begin(struct ic_worker *w);
+int64_t ic_worker_end(struct ic_worker *w, struct ic_life *me);
+bool ic_life_left_behind(const struct ic_life *l);
+/* What ic_text_engine_watch and ic_law_engine_watch do; same thread as ic_worker_start. */
+enum ic_watch ic_worker_watch(struct ic_worker *w, int64_t now, int64_t stall_ns);
 
 #endif

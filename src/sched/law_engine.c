@@ -35,19 +35,8 @@ struct group {
     double ns_per_sim; /* moving average, 0: unknown */
 };
 
-/* One thread. There is one at a time that counts; one that hangs in a step is left behind, see text_engine.c. */
-struct life {
-    struct ic_law_engine *e;
-    atomic_int where; /* enum */
-};
-
-enum { OUTSIDE, IN_STEP, LEFT_BEHIND };
-
 struct ic_law_engine {
-    struct life *life; /* changed by watch() only, when the thread before is left behind */
-    struct ic_engine_health health;
-    struct ic_watch_state watch;
-    bool lost_threads; /* some were left behind: what they may still use is never freed */
+    struct ic_worker worker;
     unsigned threads; /* compute threads */
     int gpu;          /* its number in the ledger */
     size_t gpu_bytes; /* held there */
@@ -66,9 +55,7 @@ struct ic_law_engine {
     struct ic_law_counters counters;
     struct ic_err err;
     _Atomic(enum ic_engine_state) state;
-    _Atomic int64_t beat;
     atomic_bool stop;
-    pthread_t thread;
     pthread_mutex_t lock; /* guards the list */
     pthread_cond_t wake;
     struct command *head, **tail;
@@ -162,23 +149,14 @@ static void st_step(void *arg, struct ic_law_group *pub, const struct ic_law_io 
     struct ic_law_engine *e = arg;
     struct group *g = (struct group *)pub;
 
-    struct life *me = e->life;
-    int was = IN_STEP;
+    struct ic_life *me = e->worker.life;
+    int64_t t0 = ic_worker_begin(&e->worker);
 
-    atomic_store(&e->beat, 0); /* waiting for another engine is not standing still */
-    ic_turn_take(e->cfg.turn);
-    int64_t t0 = ic_now_ns();
-    atomic_store(&me->where, IN_STEP);
-    atomic_store(&e->beat, t0);
     for (bool hang = ic_fault(IC_FAULT_LAW_HANG); hang;)
         pause();
     e->backend->step(g->exec, io, n);
-    if (!atomic_compare_exchange_strong(&me->where, &was, OUTSIDE))
-        pthread_exit(NULL); /* left behind: another thread has the scheduler and the turn */
-    int64_t t1 = ic_now_ns();
+    int64_t t1 = ic_worker_end(&e->worker, me);
     double ns = (double)(t1 - t0) / n;
-    atomic_store(&e->beat, t1);
-    ic_turn_give(e->cfg.turn);
     ic_governor_pause_ns(e->cfg.governor, t1 - t0, t1); /* booked here, rested between ticks */
     g->ns_per_sim = g->ns_per_sim > 0 ? 0.8 * g->ns_per_sim + 0.2 * ns : ns;
 }
@@ -430,7 +408,7 @@ static void take_commands(struct ic_law_engine *e, int64_t until)
 
     pthread_mutex_lock(&e->lock);
     while (!e->head && !atomic_load(&e->stop) && until > ic_now_ns()) {
-        atomic_store(&e->beat, 0);
+        atomic_store(&e->worker.beat, 0);
         if (until == INT64_MAX)
             pthread_cond_wait(&e->wake, &e->lock);
         else if (pthread_cond_timedwait(&e->wake, &e->lock, &ts) == ETIMEDOUT)
@@ -441,7 +419,7 @@ static void take_commands(struct ic_law_engine *e, int64_t until)
     e->tail = &e->head;
     e->n_commands = 0;
     pthread_mutex_unlock(&e->lock);
-    atomic_store(&e->beat, ic_now_ns());
+    atomic_store(&e->worker.beat, ic_now_ns());
     for (; c; c = next) {
         next = c->next;
         ic_law_sched_command(e->sched, &c->cmd);
@@ -462,8 +440,7 @@ static enum ic_status take_over(struct ic_law_engine *e)
 
 static void *engine_main(void *arg)
 {
-    struct life *me = arg;
-    struct ic_law_engine *e = me->e;
+    struct ic_law_engine *e = ((struct ic_life *)arg)->engine;
     int64_t until = INT64_MAX;
 
     ic_altstack_here();
@@ -479,49 +456,6 @@ static void *engine_main(void *arg)
     }
     set_state(e, IC_ENGINE_STOPPED);
     return NULL;
-}
-
-/* ---- the watch ------------------------------------------------------------------------------------------------- */
-
-static bool start_life(struct ic_law_engine *e)
-{
-    struct life *l = calloc(1, sizeof *l);
-
-    if (!l)
-        return false;
-    l->e = e;
-    e->life = l;
-    if (pthread_create(&e->thread, NULL, engine_main, l) != 0) {
-        free(l);
-        return false;
-    }
-    pthread_setname_np(e->thread, "ic-law");
-    return true;
-}
-
-enum ic_watch ic_law_engine_watch(struct ic_law_engine *e, int64_t now, int64_t stall_ns)
-{
-    int was = IN_STEP;
-
-    switch (ic_watch_next(&e->watch, atomic_load(&e->beat), now, stall_ns)) {
-    case IC_WATCH_DO_NOTHING: return IC_WATCH_WELL;
-    case IC_WATCH_DO_WAIT: return IC_WATCH_ABORTED;
-    case IC_WATCH_DO_ABORT:
-        ic_error("law", "a batch has taken more than %.1f s", (double)stall_ns / 1e9);
-        atomic_fetch_add(&e->health.aborted, 1);
-        return IC_WATCH_ABORTED;
-    case IC_WATCH_DO_REBUILD: break;
-    default: return IC_WATCH_LOST;
-    }
-    if (!atomic_compare_exchange_strong(&e->life->where, &was, LEFT_BEHIND))
-        return IC_WATCH_LOST;
-    ic_error("law", "it did not end: its thread is left behind with its simulations, and the engine built anew");
-    pthread_detach(e->thread);
-    atomic_store(&e->beat, 0);
-    ic_turn_give(e->cfg.turn); /* it had it */
-    e->lost_threads = true;
-    atomic_fetch_add(&e->health.rebuilt, 1);
-    return start_life(e) ? IC_WATCH_REBUILT : IC_WATCH_LOST;
 }
 
 /* ---- from other threads -------------------------------------------------------------------------------------- */
@@ -543,12 +477,22 @@ enum ic_status ic_law_engine_start(struct ic_law_engine **out, const struct ic_l
     pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
     pthread_cond_init(&e->wake, &attr);
     pthread_condattr_destroy(&attr);
-    if (!start_life(e)) {
+    e->worker.engine = e;
+    e->worker.main = engine_main;
+    e->worker.name = "ic-law";
+    e->worker.module = "law";
+    e->worker.turn = cfg->turn;
+    if (!ic_worker_start(&e->worker)) {
         free(e);
         return ic_fail(err, IC_OOM, "no thread for the Law M engine");
     }
     *out = e;
     return IC_OK;
+}
+
+enum ic_watch ic_law_engine_watch(struct ic_law_engine *e, int64_t now, int64_t stall_ns)
+{
+    return ic_worker_watch(&e->worker, now, stall_ns);
 }
 
 enum ic_engine_state ic_law_engine_state(const struct ic_law_engine *e)
@@ -568,12 +512,12 @@ struct ic_law_counters *ic_law_engine_counters(struct ic_law_engine *e)
 
 int64_t ic_law_engine_beat(const struct ic_law_engine *e)
 {
-    return atomic_load(&e->beat);
+    return atomic_load(&e->worker.beat);
 }
 
 const struct ic_engine_health *ic_law_engine_health(const struct ic_law_engine *e)
 {
-    return &e->health;
+    return &e->worker.health;
 }
 
 unsigned ic_law_engine_count(const struct ic_law_engine *e)
@@ -644,9 +588,9 @@ void ic_law_engine_stop(struct ic_law_engine **ep)
     pthread_mutex_lock(&e->lock);
     pthread_cond_signal(&e->wake);
     pthread_mutex_unlock(&e->lock);
-    pthread_join(e->thread, NULL);
+    pthread_join(e->worker.thread, NULL);
     *ep = NULL;
-    if (e->lost_threads)
+    if (e->worker.lost)
         return;
     ic_law_sched_close(&e->sched);
     for (unsigned i = 0; i < e->n_laws; i++) {
@@ -660,6 +604,6 @@ void ic_law_engine_stop(struct ic_law_engine **ep)
     }
     pthread_mutex_destroy(&e->lock);
     pthread_cond_destroy(&e->wake);
-    free(e->life);
+    free(e->worker.life);
     free(e);
 }

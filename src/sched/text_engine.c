@@ -26,20 +26,10 @@ struct command {
     uint64_t session;
 };
 
-/* One thread and the model that it opened. There is one at a time that counts; one that hangs in a decode is left behind
- * with all it holds, for nobody can take that from it, and ends by itself should it ever come back. */
-struct life {
-    struct ic_text_engine *e;
-    atomic_int where; /* enum */
-    atomic_bool abort; /* the decode under way is to end */
-};
-
-enum { OUTSIDE, IN_DECODE, LEFT_BEHIND };
-
 struct ic_text_engine {
+    struct ic_worker worker;
     struct ic_text_engine_config cfg;
     struct ic_events *events;
-    struct life *life;           /* changed by watch() only, when the thread before is left behind */
     struct ic_text_model *model; /* the thread's; NULL while it is away */
     struct ic_text_backend be;
     struct ic_text_sched *sched;
@@ -52,14 +42,9 @@ struct ic_text_engine {
     struct ic_text_model *vocab;
     int64_t idle_since_ns;       /* 0: not idle */
     int failures;                /* decodes in a row that the model failed at */
-    struct ic_watch_state watch;
     _Atomic(enum ic_engine_state) state;
-    _Atomic int64_t beat;
-    struct ic_engine_health health;
-    bool lost_threads; /* some were left behind: what they may still use is never freed */
     _Atomic int32_t inbox_requests;
     atomic_bool stop, draining;
-    pthread_t thread;
     pthread_mutex_t lock; /* guards the list and `kicked` */
     pthread_cond_t wake;
     struct command *head, **tail;
@@ -85,7 +70,7 @@ static enum ic_status be_chat(void *arg, const struct ic_chat_msg *msgs, size_t 
 }
 
 /* What a decode that hangs looks like. */
-static enum ic_decode faulty(struct life *me, bool *is_fault)
+static enum ic_decode faulty(struct ic_life *me, bool *is_fault)
 {
     bool hang = ic_fault(IC_FAULT_TEXT_HANG) || ic_fault(IC_FAULT_TEXT_DEAD), stall = !hang && ic_fault(IC_FAULT_TEXT_STALL);
 
@@ -98,26 +83,16 @@ static enum ic_decode faulty(struct life *me, bool *is_fault)
 static enum ic_decode be_decode(void *arg, const struct ic_row *rows, int32_t n)
 {
     struct ic_text_engine *e = arg;
-    struct life *me = e->life;
-    int was = IN_DECODE;
+    struct ic_life *me = e->worker.life;
     bool fault;
 
     if (e->hand_over) /* else the tokens of the last tick may wait until this one is computed */
         ic_events_hand_over(e->events, HAND_OVER_NS);
-    atomic_store(&e->beat, 0); /* waiting for another engine is not standing still */
-    ic_turn_take(e->cfg.turn);
-    int64_t t0 = ic_now_ns();
-    atomic_store(&me->abort, false);
-    atomic_store(&me->where, IN_DECODE);
-    atomic_store(&e->beat, t0);
+    int64_t t0 = ic_worker_begin(&e->worker);
     enum ic_decode rc = faulty(me, &fault);
     if (!fault)
         rc = ic_text_decode(e->model, rows, n);
-    if (!atomic_compare_exchange_strong(&me->where, &was, OUTSIDE))
-        pthread_exit(NULL); /* left behind: another thread has the scheduler, the turn and the name of the engine */
-    int64_t t1 = ic_now_ns();
-    atomic_store(&e->beat, t1);
-    ic_turn_give(e->cfg.turn);
+    int64_t t1 = ic_worker_end(&e->worker, me);
     ic_governor_pause_ns(e->cfg.governor, t1 - t0, t1); /* booked here, rested between ticks */
     if (rc == IC_DECODE_ABORTED && atomic_load(&me->abort))
         rc = IC_DECODE_FAILED;
@@ -200,10 +175,11 @@ static void be_emit(void *arg, struct ic_event *ev)
 
 static bool should_abort(void *arg)
 {
-    struct life *l = arg;
-    if (atomic_load(&l->where) == LEFT_BEHIND) /* the scheduler is another's */
+    struct ic_life *l = arg;
+    if (ic_life_left_behind(l)) /* the scheduler is another's */
         return true;
-    return atomic_load(&l->abort) || atomic_load(&l->e->stop) || ic_text_sched_batch_is_dead(l->e->sched);
+    struct ic_text_engine *e = l->engine;
+    return atomic_load(&l->abort) || atomic_load(&e->stop) || ic_text_sched_batch_is_dead(e->sched);
 }
 
 /* ---- the thread -------------------------------------------------------------------------------------------- */
@@ -259,7 +235,7 @@ static enum ic_status open_model(struct ic_text_engine *e)
         .now_ns = be_now,
         .emit = be_emit,
     };
-    ic_text_set_abort(e->model, should_abort, e->life);
+    ic_text_set_abort(e->model, should_abort, e->worker.life);
     publish(e, e->model, NULL);
     return IC_OK;
 }
@@ -282,8 +258,8 @@ static void put_away(struct ic_text_engine *e)
     ic_text_model_close(&e->model);
     if (e->cfg.model_gone)
         e->cfg.model_gone(e->cfg.model_gone_arg);
-    atomic_store(&e->health.away, true);
-    atomic_fetch_add(&e->health.unloaded, 1);
+    atomic_store(&e->worker.health.away, true);
+    atomic_fetch_add(&e->worker.health.unloaded, 1);
     ic_info("text", "idle for %.0f s: the model was unloaded", (double)e->cfg.idle_unload_ns / 1e9);
 }
 
@@ -292,13 +268,13 @@ static bool bring_back(struct ic_text_engine *e)
 {
     int64_t t0 = ic_now_ns();
 
-    atomic_store(&e->beat, 0); /* loading takes what it takes */
+    atomic_store(&e->worker.beat, 0); /* loading takes what it takes */
     for (int i = 0; !atomic_load(&e->stop); i++) {
         if ((e->model || open_model(e) == IC_OK) && ic_text_sched_unpark(e->sched, &e->be, &e->err) == IC_OK) {
             double seconds = (double)(ic_now_ns() - t0) / 1e9;
-            atomic_store(&e->health.wake_s, seconds);
-            atomic_fetch_add(&e->health.woken, 1);
-            atomic_store(&e->health.away, false);
+            atomic_store(&e->worker.health.wake_s, seconds);
+            atomic_fetch_add(&e->worker.health.woken, 1);
+            atomic_store(&e->worker.health.away, false);
             ic_info("text", "the model is back after %.2f s", seconds);
             return true;
         }
@@ -325,7 +301,7 @@ static void lean_back(struct ic_text_engine *e)
     pthread_mutex_unlock(&e->vocab_lock);
     ic_text_model_close(&e->model);
     e->cfg.model.gpu_layers = layers / 2;
-    atomic_fetch_add(&e->health.rebuilt, 1);
+    atomic_fetch_add(&e->worker.health.rebuilt, 1);
 }
 
 /* Waits for a command or a kick until `until` (ic_now_ns; 0: not at all, INT64_MAX: for ever), then detaches the
@@ -336,7 +312,7 @@ static void take_commands(struct ic_text_engine *e, int64_t until)
 
     pthread_mutex_lock(&e->lock);
     while (!e->head && !e->kicked && !atomic_load(&e->stop) && until > ic_now_ns()) {
-        atomic_store(&e->beat, 0);
+        atomic_store(&e->worker.beat, 0);
         if (until == INT64_MAX)
             pthread_cond_wait(&e->wake, &e->lock);
         else
@@ -347,7 +323,7 @@ static void take_commands(struct ic_text_engine *e, int64_t until)
     e->tail = &e->head;
     e->kicked = false;
     pthread_mutex_unlock(&e->lock);
-    atomic_store(&e->beat, ic_now_ns());
+    atomic_store(&e->worker.beat, ic_now_ns());
 
     for (; c; c = next) {
         next = c->next;
@@ -403,8 +379,7 @@ static bool idle_for_long(struct ic_text_engine *e, bool busy)
 
 static void *engine_main(void *arg)
 {
-    struct life *me = arg;
-    struct ic_text_engine *e = me->e;
+    struct ic_text_engine *e = ((struct ic_life *)arg)->engine;
     ic_altstack_here();
     bool busy = false, ok = (e->sched ? take_over(e) : first_load(e)) == IC_OK;
 
@@ -433,50 +408,6 @@ static void *engine_main(void *arg)
     return NULL;
 }
 
-/* ---- the watch ----------------------------------------------------------------------------------------------- */
-
-static bool start_life(struct ic_text_engine *e)
-{
-    struct life *l = calloc(1, sizeof *l);
-
-    if (!l)
-        return false;
-    l->e = e;
-    e->life = l;
-    if (pthread_create(&e->thread, NULL, engine_main, l) != 0) {
-        free(l);
-        return false;
-    }
-    pthread_setname_np(e->thread, "ic-text");
-    return true;
-}
-
-enum ic_watch ic_text_engine_watch(struct ic_text_engine *e, int64_t now, int64_t stall_ns)
-{
-    int was = IN_DECODE;
-
-    switch (ic_watch_next(&e->watch, atomic_load(&e->beat), now, stall_ns)) {
-    case IC_WATCH_DO_NOTHING: return IC_WATCH_WELL;
-    case IC_WATCH_DO_WAIT: return IC_WATCH_ABORTED;
-    case IC_WATCH_DO_ABORT:
-        ic_error("text", "a tick has taken more than %.1f s: it is told to stop", (double)stall_ns / 1e9);
-        atomic_store(&e->life->abort, true);
-        atomic_fetch_add(&e->health.aborted, 1);
-        return IC_WATCH_ABORTED;
-    case IC_WATCH_DO_REBUILD: break;
-    default: return IC_WATCH_LOST;
-    }
-    if (!atomic_compare_exchange_strong(&e->life->where, &was, LEFT_BEHIND))
-        return IC_WATCH_LOST;
-    ic_error("text", "it did not stop: its thread is left behind with its model, and the engine built anew");
-    pthread_detach(e->thread);
-    atomic_store(&e->beat, 0);
-    ic_turn_give(e->cfg.turn); /* it had it */
-    e->lost_threads = true;
-    atomic_fetch_add(&e->health.rebuilt, 1);
-    return start_life(e) ? IC_WATCH_REBUILT : IC_WATCH_LOST;
-}
-
 /* ---- from other threads ------------------------------------------------------------------------------------ */
 
 enum ic_status ic_text_engine_start(struct ic_text_engine **out, const struct ic_text_engine_config *cfg,
@@ -497,12 +428,22 @@ enum ic_status ic_text_engine_start(struct ic_text_engine **out, const struct ic
     pthread_cond_init(&e->wake, &attr);
     pthread_condattr_destroy(&attr);
     pthread_mutex_init(&e->vocab_lock, NULL);
-    if (!start_life(e)) {
+    e->worker.engine = e;
+    e->worker.main = engine_main;
+    e->worker.name = "ic-text";
+    e->worker.module = "text";
+    e->worker.turn = cfg->turn;
+    if (!ic_worker_start(&e->worker)) {
         free(e);
         return ic_fail(err, IC_OOM, "no thread for the text engine");
     }
     *out = e;
     return IC_OK;
+}
+
+enum ic_watch ic_text_engine_watch(struct ic_text_engine *e, int64_t now, int64_t stall_ns)
+{
+    return ic_worker_watch(&e->worker, now, stall_ns);
 }
 
 enum ic_engine_state ic_text_engine_state(const struct ic_text_engine *e)
@@ -538,7 +479,7 @@ void ic_text_engine_give_back(struct ic_text_engine *e)
 
 const struct ic_engine_health *ic_text_engine_health(const struct ic_text_engine *e)
 {
-    return &e->health;
+    return &e->worker.health;
 }
 
 struct ic_text_counters *ic_text_engine_counters(struct ic_text_engine *e)
@@ -548,7 +489,7 @@ struct ic_text_counters *ic_text_engine_counters(struct ic_text_engine *e)
 
 int64_t ic_text_engine_beat(const struct ic_text_engine *e)
 {
-    return atomic_load(&e->beat);
+    return atomic_load(&e->worker.beat);
 }
 
 static void put_command(struct ic_text_engine *e, struct command *c)
@@ -620,7 +561,7 @@ void ic_text_engine_stop(struct ic_text_engine **ep)
         return;
     atomic_store(&e->stop, true);
     put_command(e, NULL);
-    pthread_join(e->thread, NULL);
+    pthread_join(e->worker.thread, NULL);
     ic_text_sched_close(&e->sched);
     ic_text_model_close(&e->model);
     ic_text_model_close(&e->vocab);
@@ -631,11 +572,11 @@ void ic_text_engine_stop(struct ic_text_engine **ep)
         free(c);
     }
     *ep = NULL;
-    if (e->lost_threads)
+    if (e->worker.lost)
         return;
     pthread_mutex_destroy(&e->vocab_lock);
     pthread_mutex_destroy(&e->lock);
     pthread_cond_destroy(&e->wake);
-    free(e->life);
+    free(e->worker.life);
     free(e);
 }
