@@ -1,17 +1,20 @@
 #!/bin/sh
 # The CUDA code compiles: every host file, every kernel file, and of the convolution the family with the most code
-# (NF4, 3x3). 77 (skipped) where nvcc is not installed. Argument: the source tree.
+# (NF4, 3x3). 77 (skipped) where nvcc, or the headers of its runtime, are not installed. Argument: the source tree.
 set -eu
 nvcc=$(command -v nvcc || ls /usr/local/cuda/bin/nvcc 2>/dev/null || true)
 [ -n "$nvcc" ] || { echo "skipped: no nvcc"; exit 77; }
 out=$(mktemp -d)
 trap 'rm -rf "$out"' EXIT
 cd "$1"
-home=$(dirname "$(dirname "$(readlink -f "$nvcc")")")
+# Where the headers lie is nvcc's to say: the folder above the program has none where nvcc is a link or a package.
+echo '#include <cuda_runtime_api.h>' >"$out/probe.cu"
+headers=$("$nvcc" -M "$out/probe.cu" 2>/dev/null | tr ' ' '\n' | sed -n 's|/cuda_runtime_api\.h$||p' | head -1)
+[ -n "$headers" ] || { echo "skipped: nvcc without cuda_runtime_api.h"; exit 77; }
 newest=$("$nvcc" --list-gpu-arch | sed -n 's/^compute_\([0-9][0-9]\)$/\1/p' | awk '$1 <= 90' | sort -n | tail -1)
 for file in pack exec; do
     cc -std=gnu17 -O2 -Wall -Wextra -Wshadow -Wconversion -Wstrict-prototypes -Werror -D_GNU_SOURCE -fPIC -Isrc \
-        -isystem "$home/include" -c src/law/cuda/$file.c -o "$out/$file.o"
+        -isystem "$headers" -c src/law/cuda/$file.c -o "$out/$file.o"
 done
 flags="-std=c++17 -arch=sm_$newest -Xcompiler=-fPIC,-Wall,-Wextra -Isrc"
 # shellcheck disable=SC2086
