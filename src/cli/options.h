@@ -27,6 +27,7 @@
     I(cache_ram, "cache-ram", 512 << 20, 0, 1LL << 44, "bytes", "of host memory for KV that had to leave the cache; 0: none") \
     S(prefix, "prefix", NULL, "FILE", "text that prompts begin with (raw, or as system turn): computed at start and kept") \
     I(itl_bound, "itl-bound", 0, 0, 60000, "ms", "between two tokens of a stream while prompts are read; 0: 3 times the usual") \
+    I(speculate, "speculate", 1, 0, 1, "", "1: where a text repeats itself, what comes next is guessed and checked, several tokens a tick; 0: never") \
     I(shift, "context-shift", 0, 0, 1, "", "1: a full context drops its middle half and goes on; 0: it ends (length)")  \
     I(threads, "threads", 0, 0, 512, "threads", "for compute; 0: as many as there are free cores")                     \
     S(gpu_layers, "gpu-layers", "auto", "auto|N", "layers on the GPU: as many as fit, or N (the output counts as one); -1: all") \

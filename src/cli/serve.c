@@ -331,6 +331,7 @@ static enum ic_status start(struct serve *s, struct ic_err *err)
         .policy = {.itl_bound_ns = (double)o->itl_bound * IC_MS,
                    .queue_per_client = (int32_t)o->queue_client,
                    .cache_ram = (size_t)o->cache_ram,
+                   .no_speculation = !o->speculate,
                    .shift = o->shift != 0},
     };
     struct ic_law_engine_config law = {

@@ -50,6 +50,8 @@ void ic_prom_hist(struct ic_buf *b, const char *name, const char *help, struct i
     X(spill_bytes, "ic_text_kv_spill_bytes", "gauge", "KV that had to leave the cache, kept in host memory")            \
     X(spilled, "ic_text_kv_spilled_tokens_total", "counter", "Tokens whose KV went to host memory")                     \
     X(restored, "ic_text_kv_restored_tokens_total", "counter", "Tokens whose KV came back from there")                  \
+    X(drafted, "ic_text_drafted_tokens_total", "counter", "Tokens guessed and computed beside the next one")            \
+    X(accepted, "ic_text_accepted_tokens_total", "counter", "Those of them that were right")                             \
     X(ticks, "ic_text_decodes_total", "counter", "Decodes")                                                            \
     X(rows, "ic_text_decode_rows_total", "counter", "Tokens decoded, prompts included")
 

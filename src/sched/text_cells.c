@@ -382,6 +382,7 @@ enum ic_status ic_cells_open(struct ic_text_sched *s, const struct ic_text_backe
     s->be = be;
     s->spill.max = be->policy.cache_ram;
     s->cost = (struct ic_text_cost){0}; /* it may have come back on another device */
+    s->spec_cost = (struct ic_spec_cost){0};
     s->ns_per_byte = NS_PER_BYTE_GUESS;
     return IC_OK;
 }

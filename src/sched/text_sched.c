@@ -13,10 +13,11 @@
  *   back, for want of cells or for somebody of a higher priority, finds its own again, or has it computed again:
  *   nothing is lost.
  *
- * One tick: every stream's next token, and a slice of prompts (text_cost.h) in a fair order. A prompt that begins like one
- * which is being read waits for that one and then shares it. */
+ * One tick: every stream's next token, a slice of prompts (text_cost.h) in a fair order, and guesses of what comes behind
+ * the next tokens (text_spec.h). A prompt that begins like one which is being read waits for that one and then shares it. */
 #include "sched/text_sched.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -87,7 +88,7 @@ static void leave_slot(struct ic_text_sched *s, struct run *r)
     r->slot = -1;
     r->lead = NULL;
     r->look = false;
-    r->rows = 0;
+    r->rows = r->n_draft = 0;
     r->client->n_running--;
     atomic_fetch_sub(&s->c->running, 1);
 }
@@ -331,6 +332,12 @@ static void add_rows(struct ic_text_sched *s, struct run *r, int32_t count, int3
     r->rows = count;
 }
 
+static int32_t smallest(int32_t a, int32_t b, int32_t c)
+{
+    a = a < b ? a : b;
+    return a < c ? a : c;
+}
+
 static int32_t count_streams(const struct ic_text_sched *s)
 {
     int32_t n = 0;
@@ -403,8 +410,38 @@ static void add_prompts(struct ic_text_sched *s, int32_t budget, int32_t *n)
             add_rows(s, s->order[i], want[i], n);
 }
 
-/* Fills s->rows: every stream's next token, then prompts. Returns the rows and in *n_prompt how many of them belong to
- * prompts. */
+/* Proposals behind the streams' next tokens, as far as they pay and fit into free cells: nobody loses any for them.
+ * With others there they must not stretch the tick beyond the bound of a gap. */
+static void add_drafts(struct ic_text_sched *s, int32_t n_decode, int32_t *n)
+{
+    double base = ic_text_cost_decode(&s->cost, n_decode), bound = s->be->policy.itl_bound_ns;
+    struct ic_spec_tick tick = {.rows = *n,
+                                .ns = base + (*n - n_decode) * s->cost.row_ns,
+                                .limit_ns = n_decode == 1 ? INFINITY : bound > 0 ? bound : IC_GAP_FACTOR * base,
+                                .alone_ns = ic_text_cost_decode(&s->cost, 1),
+                                .row_ns = s->cost.row_ns};
+    int32_t left = smallest(s->be->batch - *n, ic_cells_free(s) - *n, IC_SPEC_ROWS_MAX);
+
+    for (int32_t i = 0; i < s->n_running && left > 0; i++) {
+        struct run *r = s->order[i];
+        const struct ic_text_params *p = &r->req->params;
+        int32_t wanted = p->max_tokens < 0 ? INT32_MAX : p->max_tokens - r->n_gen - 1;
+        if (r->at < 0 || r->rows != 1 || r->n_gen == 0)
+            continue;
+        wanted = smallest(wanted, s->be->ctx_size - r->n_tokens - 1, IC_SPEC_MAX);
+        int32_t k = ic_spec_count(&r->spec, &s->spec_cost, &tick, wanted < left ? wanted : left);
+        r->n_draft = ic_spec_guess(&r->spec, r->tokens, r->n_tokens, r->draft, k);
+        r->draft_at = *n;
+        left -= r->n_draft;
+        s->drafts += r->n_draft;
+        for (int32_t d = 0; d < r->n_draft; d++)
+            s->rows[(*n)++] = (struct ic_row){r->draft[d], r->n_tokens + d, r->slot, true};
+    }
+    atomic_fetch_add(&s->c->drafted, (uint64_t)s->drafts);
+}
+
+/* Fills s->rows: every stream's next token, then prompts, then proposals (s->drafts). Returns the rows and in *n_prompt how
+ * many of them belong to prompts. */
 static int32_t build(struct ic_text_sched *s, int32_t *n_prompt)
 {
     int32_t n = 0, n_decode, unread = 0;
@@ -413,7 +450,7 @@ static int32_t build(struct ic_text_sched *s, int32_t *n_prompt)
     while (!ic_cells_make_room(s, n_decode = count_streams(s), -1) && s->n_running > 1)
         preempt_last(s);
     for (int32_t i = 0; i < s->n_running; i++) {
-        s->order[i]->rows = 0;
+        s->order[i]->rows = s->order[i]->n_draft = 0;
         s->order[i]->at = -1;
         ic_cells_join(s, s->order[i]);
     }
@@ -436,6 +473,9 @@ static int32_t build(struct ic_text_sched *s, int32_t *n_prompt)
     if (n == 0 && s->n_running > 1) /* prompts that block each other: the last one waits */
         preempt_last(s);
     *n_prompt = n - n_decode;
+    s->drafts = 0;
+    if (n_decode > 0 && s->be->window == 0 && !s->be->policy.no_speculation)
+        add_drafts(s, n_decode, &n);
     return n;
 }
 
@@ -469,8 +509,8 @@ static bool shift(struct ic_text_sched *s, struct run *r)
     return true;
 }
 
-/* The row of a run has been decoded to its end: sample, send, and see whether it was the last one. */
-static void take_token(struct ic_text_sched *s, struct run *r)
+/* The row of a run has been decoded to its end: sample, send, and see whether it was the last one. False: the run is over. */
+static bool take_token(struct ic_text_sched *s, struct run *r, int32_t row)
 {
     const struct ic_text_params *p = &r->req->params;
     struct ic_sampled d;
@@ -480,11 +520,11 @@ static void take_token(struct ic_text_sched *s, struct run *r)
 
     if (p->max_tokens == 0) {
         finish(s, r, IC_END_LENGTH, NULL);
-        return;
+        return false;
     }
-    if (s->be->draw(s->be->arg, r->sampler, r->at, &d, &err) != IC_OK) {
+    if (s->be->draw(s->be->arg, r->sampler, row, &d, &err) != IC_OK) {
         finish(s, r, IC_END_ERROR, &err);
-        return;
+        return false;
     }
     int64_t now = s->be->now_ns(s->be->arg);
     if (!r->first_ns) {
@@ -500,9 +540,10 @@ static void take_token(struct ic_text_sched *s, struct run *r)
         if (!append_token(r, d.token)) {
             ic_fail(&err, IC_OOM, "out of memory");
             finish(s, r, IC_END_ERROR, &err);
-            return;
+            return false;
         }
         r->n_gen++;
+        ic_spec_note(&r->spec, r->tokens, r->n_tokens);
         atomic_fetch_add(&s->c->tokens, 1);
         s->be->piece(s->be->arg, d.token, &piece);
         ic_stream_push(&r->stream, piece.data, piece.len, &s->text);
@@ -516,6 +557,26 @@ static void take_token(struct ic_text_sched *s, struct run *r)
         ic_run_token(s, r, d.eog ? NULL : &d, &s->text);
     if (over)
         finish(s, r, d.eog || r->stream.stopped ? IC_END_STOP : IC_END_LENGTH, NULL);
+    return !over;
+}
+
+/* Its next token, and those behind it that were proposed, as long as the sampler says the same. The cells of the
+ * others go. */
+static void take_tokens(struct ic_text_sched *s, struct run *r)
+{
+    int32_t slot = r->slot, n_draft = r->n_draft, from = r->draft_at;
+    bool alive = take_token(s, r, r->at);
+
+    for (int32_t i = 0; alive && i < n_draft; i++) {
+        if (r->n_tokens != s->slots[slot].n_past + 1 || r->tokens[r->n_tokens - 1] != r->draft[i])
+            break; /* said otherwise, or its cells have been cut */
+        r->rows = 1;
+        ic_cells_grow(s, r);
+        atomic_fetch_add(&s->c->accepted, 1);
+        alive = take_token(s, r, from + i);
+    }
+    if (n_draft > 0)
+        ic_cells_cut(s, slot, s->slots[slot].n_past);
 }
 
 /* The decode did not go through: back to the state before it. */
@@ -596,6 +657,14 @@ static void publish_counters(struct ic_text_sched *s)
     atomic_store(&s->c->spill_parts, s->spill.count);
 }
 
+static void learn(struct ic_text_sched *s, double ns, int32_t n_decode, int32_t n_prompt)
+{
+    if (s->drafts > 0 && n_prompt == 0)
+        ic_spec_learn(&s->spec_cost, ns - ic_text_cost_decode(&s->cost, n_decode), s->drafts);
+    else
+        ic_text_cost_learn(&s->cost, ns - s->drafts * s->spec_cost.row_ns, n_decode, n_prompt);
+}
+
 bool ic_text_sched_tick(struct ic_text_sched *s)
 {
     const struct ic_text_backend *be = s->be;
@@ -620,16 +689,16 @@ bool ic_text_sched_tick(struct ic_text_sched *s)
     int64_t t1 = be->now_ns(be->arg);
     ic_hist_add(&s->c->tick, t1 - t0);
     atomic_fetch_add(&s->c->rows, (uint64_t)n);
-    ic_text_cost_learn(&s->cost, (double)(t1 - t0), n - n_prompt, n_prompt);
+    learn(s, (double)(t1 - t0), n - n_prompt - s->drafts, n_prompt);
     for (int32_t i = 0; i < s->n_running; i++)
         if (s->order[i]->rows) {
             ic_cells_grow(s, s->order[i]);
-            ic_queue_charge(s->order[i]->client, s->order[i]->rows);
+            ic_queue_charge(s->order[i]->client, s->order[i]->rows + s->order[i]->n_draft);
         }
     for (int32_t i = 0; i < s->n_running;) {
         struct run *r = s->order[i];
         if (r->at >= 0)
-            take_token(s, r);
+            take_tokens(s, r);
         i += i < s->n_running && s->order[i] == r; /* it may have left the list */
     }
     return true;
@@ -826,6 +895,7 @@ void ic_text_sched_submit(struct ic_text_sched *s, struct ic_text_req *req)
     }
     r->req = req;
     r->slot = r->at = -1;
+    ic_spec_init(&r->spec);
     r->stream.stop = req->params.stop;
     r->stream.n_stop = req->params.n_stop;
     atomic_fetch_add(&s->c->requests, 1);

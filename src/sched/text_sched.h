@@ -14,6 +14,7 @@ struct ic_text_policy {
     int32_t queue_per_client; /* requests of one client that may wait; 0: no bound of its own */
     int32_t share_min;        /* tokens in common with another's prompt, from which on they are not computed again; 0: 32 */
     size_t cache_ram;         /* bytes of host memory for KV that had to leave the cache; 0: none */
+    bool no_speculation;      /* each tick one token of a stream, even where the next ones can be guessed */
     bool shift;               /* a full context drops its older half and goes on, instead of ending with `length` */
 };
 
@@ -59,6 +60,7 @@ struct ic_text_counters {
     _Atomic int64_t spill_bytes, spill_parts;   /* in host memory now */
     _Atomic uint64_t spilled, restored;         /* tokens that went there and came back */
     _Atomic uint64_t requests, refused, tokens, prompt_tokens, cached_tokens, preempted, ticks, rows;
+    _Atomic uint64_t drafted, accepted; /* tokens proposed beside the next one, and those of them that were right */
     _Atomic uint64_t ended[IC_END_ERROR + 1];
     _Atomic double last_tps, last_ttft_ms;
     struct ic_hist ttft, itl, queue, tick;

@@ -8,6 +8,7 @@
 #include "sched/spill.h"
 #include "sched/text_cost.h"
 #include "sched/text_sched.h"
+#include "sched/text_spec.h"
 #include "text/stream.h"
 
 #define IC_RESERVE_PER_RUN 16 /* cells kept free for each run at admission, so that it does not come to preemption at once */
@@ -38,7 +39,10 @@ struct run {
     int32_t slot;
     int32_t *tokens, n_tokens, cap, n_prompt;
     int32_t n_gen;    /* sampled so far */
-    int32_t rows, at; /* of the current decode: how many, and the index of the one with logits or -1 */
+    int32_t rows, at; /* of the current decode: how many, and the index of the (first) one with logits or -1 */
+    int32_t n_draft, draft_at; /* proposals of what comes behind it, each with logits: how many rows, and from where */
+    int32_t draft[IC_SPEC_MAX];
+    struct ic_spec spec;
     int32_t cached;   /* prompt tokens that were there already */
     int32_t reached;  /* the furthest position that it has held */
     int32_t shifted;  /* tokens dropped from the front of a full context */
@@ -79,8 +83,10 @@ struct ic_text_sched {
     struct ic_spill spill;
     struct ic_pin *pins;
     struct ic_text_cost cost;
+    struct ic_spec_cost spec_cost;
     double ns_per_byte; /* of restoring from host memory */
     double service_ns;  /* of a request from admission to end, moving average */
+    int32_t drafts;     /* rows of the current decode that are proposals */
     bool parked;        /* there is no model now */
     bool crowded; /* the back end had fewer cells than it said: nobody joins before somebody has ended */
     struct ic_buf text;

@@ -96,3 +96,21 @@ test('a full context goes on where the operator wants it', () =>
     assert.equal(r.end.stats.tokens, 200);
     await c.close();
   }));
+
+test('a text that repeats itself is guessed ahead, and says what it says without', async () => {
+  const song = { ...GREEDY, max_tokens: 240, logprobs: 2, grammar: 'root ::= "The cat sat on the mat, and so it goes. " root' }, said = [];
+  for (const on of ['1', '0'])
+    await withServer(['--speculate', on], async (s) => {
+      const c = await s.connect();
+      for (const p of [song, { ...song, temperature: 0.7, seed: 5 }, { ...song, grammar: undefined, seed: 6 }]) said.push(await c.infer('Sing', p).done());
+      const m = await s.metrics();
+      if (on === '1') {
+        assert.ok(m.ic_text_accepted_tokens_total > 0 && m.ic_text_accepted_tokens_total <= m.ic_text_drafted_tokens_total, JSON.stringify(m));
+        assert.ok(m.ic_text_decodes_total < m.ic_text_tokens_total);
+      } else {
+        assert.equal(m.ic_text_drafted_tokens_total, 0);
+      }
+      await c.close();
+    });
+  for (let i = 0; i < said.length / 2; i++) same(said[i], said[i + said.length / 2]);
+});
