@@ -1,11 +1,13 @@
 #!/bin/sh
 # Idle and failing text models on a GPU: that memory and CUDA context go when the model is unloaded, that both come back with
-# the same text, and that a decode which hangs or finds no memory harms nobody else.
+# the same text, that a decode which hangs or finds no memory harms nobody else, and that a law on the same card takes its
+# memory from what the model leaves, or computes on the CPU.
 #
-#   tools/gpu-idle.sh prepare    here: gathers the binary (BUILD, default build), its libraries and CUDA_XZ in .gpu/idle
+#   tools/gpu-idle.sh prepare    here: gathers the binary (BUILD, default build), its libraries, CUDA_XZ and LAW_CUDA in .gpu/idle
 #   tools/gpu-idle.sh            on the machine with the GPU
 #
-# CUDA_XZ: ggml's CUDA back end for that GPU, packed with xz. Needs python3 and CUDA's cudart and cublas there.
+# CUDA_XZ: ggml's CUDA back end for that GPU, packed with xz. LAW_CUDA: libic-law-cuda.so (tools/gpu-law.sh build); without it
+# the part with the law is left out. Needs python3 and CUDA's cudart and cublas there.
 set -eu
 cd "$(dirname "$0")/.."
 dir=$PWD/.gpu/idle model=$PWD/demo/models/stories260K-f32.gguf
@@ -17,9 +19,11 @@ if [ "${1-}" = prepare ]; then
     ldd "$dir/inference-core" | awk '/websockets|jansson|inih|libssl|libcrypto|libcap|libz\./ {print $3}' |
         while read -r so; do cp -L "$so" "$dir/lib/"; done
     cp "$CUDA_XZ" "$dir/libggml-cuda.so.xz"
+    [ -z "${LAW_CUDA-}" ] || xz -1 -c "$LAW_CUDA" >"$dir/libic-law-cuda.so.xz"
     exit
 fi
 cd "$dir"
+[ ! -e libic-law-cuda.so.xz ] || xz -dc libic-law-cuda.so.xz >libic-law-cuda.so
 [ -e lib/libggml-cuda.so ] || xz -dc libggml-cuda*.xz >lib/libggml-cuda.so
 ln -sf libggml-base.so lib/libggml-base.so.0
 cuda=$(find / -name 'libcublas.so.13' -o -name 'libcudart.so.13' 2>/dev/null | sed 's|/[^/]*$||' | sort -u | tr '\n' ':')
@@ -126,6 +130,42 @@ except urllib.error.HTTPError as e:
     check('who found no memory fails', e.code >= 500, e.read().decode()[:80])
 check('the next is served', s.text() == first)
 check('ends with 0', s.stop() == 0)
+# ---- both engines on one card -----------------------------------------------------------------------------------
+if os.path.exists('libic-law-cuda.so'):
+    import array, math
+    law = os.path.join(os.path.dirname(os.environ['MODEL']), '../laws/ginzburg-landau')
+    psi = array.array('f', (math.sin(i * 1.7) * 0.6 for i in range(64 * 64 * 4))).tobytes()
+
+    def steps(server, n):
+        state = psi
+        for _ in range(n):
+            req = urllib.request.Request(f'http://127.0.0.1:{server.port}/predict?grid=64', state, {'content-type': 'application/octet-stream'})
+            state = urllib.request.urlopen(req, timeout=120).read()
+        return array.array('f', state)
+
+    def off(a, b):
+        return math.sqrt(sum((x - y) ** 2 for x, y in zip(a, b)) / sum(y * y for y in b))
+
+    s = Server('--law', law)
+    want = steps(s, 3)
+    s.stop()
+    env = {'IC_LAW_PLUGIN': os.path.abspath('libic-law-cuda.so')}
+    s = Server('--law', law, '--law-backend', 'cuda', **env)
+    print('\n'.join(x for x in s.log if '"law"' in x or 'other engines' in x))
+    got = steps(s, 3)
+    print(f'      three steps in fp16 off the CPU\'s by {off(got, want):.2e}')
+    check('a law on the GPU beside a model on it', off(got, want) < 0.02 and s.text() == first)
+    check('ends with 0', s.stop() == 0)
+    s = Server('--law', law, '--law-backend', 'cuda', '--vram-margin', '200GiB', **env)
+    got = steps(s, 3)
+    check('no room in the ledger: on the CPU, the very same', list(got) == list(want) and s.text() == cpu)
+    print('\n'.join(x for x in s.log if 'runs on the CPU' in x or 'decided' in x))
+    check('ends with 0', s.stop() == 0)
+    s = Server('--law', law, '--law-backend', 'cuda', IC_LAW_CUDA_FAULT='lost@1', **env)
+    got = steps(s, 3)
+    check('a device that is lost: on the CPU from there', off(got, want) < 0.02, f'{off(got, want):.2e}')
+    print('\n'.join(x for x in s.log if 'move to the CPU' in x))
+    check('ends with 0', s.stop() == 0)
 print('failed: ' + ', '.join(failed) if failed else 'all well')
 sys.exit(bool(failed))
 PY
