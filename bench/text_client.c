@@ -1,13 +1,14 @@
 /* What a client sees of a text server: speed, gaps, abort, the price of being idle. One measurement a call,
  * printed as `name value` lines for bench/text.sh to collect.
  *
- *   text-bench stream --port P [--sse] [--streams N] [--tokens N] [--sampled]
+ *   text-bench stream --port P [--sse] [--streams N] [--tokens N] [--sampled] [--prefix WORDS --question WORDS]
  *   text-bench abort  --port P [--trials N] [--prefill] [--beside N]
  *   text-bench idle   --port P --pid PID [--conns N] [--seconds N]
  *
  * stream: N requests at once, each on its own connection. `tps` is counted over the time in which all N
  * generate, after the last one's first token and before the first one's end: the steady state, as
- * llama.cpp's tools count it. abort: a request is aborted at a random moment of a random tick (or of its
+ * llama.cpp's tools count it; `all_tps` from the first request to the last token. `prefix`: all prompts begin with so many
+ * words alike, and what is known of them may be used. abort: a request is aborted at a random moment of a random tick (or of its
  * prefill); `beside`: others go on. idle: what N open connections add to the process's memory, and what it
  * does meanwhile. */
 #include <dirent.h>
@@ -23,12 +24,13 @@
 
 #define CONNS_MAX 65536
 #define BESIDE_MAX 64
+#define WORDS_MAX 100000
 /* Counting goes on until it is stopped, at temperature 0 too: no stream ends before its number of tokens.
  */
 #define PROMPT "%d, %d, %d,"
 
 struct options {
-    int port, pid, streams, tokens, trials, beside, conns, seconds;
+    int port, pid, streams, tokens, trials, beside, conns, seconds, prefix, question;
     bool sse, sampled, prefill;
 };
 
@@ -107,10 +109,26 @@ static double hist_above(const double before[IC_HIST_N + 1], const double after[
 /* ---- stream
  * ----------------------------------------------------------------------------------------------- */
 
-static void request(struct text_request *r, char prompt[128], int i, const struct options *o)
+/* Numbers of three digits: `prefix` of them the same for all, `question` of this one's own. */
+static char *shared_prompt(int i, const struct options *o)
 {
-    snprintf(prompt, 128, PROMPT, 10 * i + 1, 10 * i + 2, 10 * i + 3);
-    *r = (struct text_request){prompt, o->tokens, !o->sampled};
+    struct ic_buf b = {0};
+
+    for (int k = 0; k < o->prefix; k++)
+        ic_buf_printf(&b, "%d ", 100 + k * 7919 % 900);
+    for (int k = 0; k < o->question; k++)
+        ic_buf_printf(&b, "%d ", 100 + (k * 104729 + (i + 1) * 1299709) % 900);
+    ic_buf_put(&b, "", 1);
+    return need(b.failed ? NULL : b.data);
+}
+
+static char *counting_prompt(int i)
+{
+    struct ic_buf b = {0};
+
+    ic_buf_printf(&b, PROMPT, 10 * i + 1, 10 * i + 2, 10 * i + 3);
+    ic_buf_put(&b, "", 1);
+    return need(b.failed ? NULL : b.data);
 }
 
 /* Tokens a second of one stream between two moments, by its own gaps: a message that comes a microsecond
@@ -126,9 +144,9 @@ static double rate_between(const struct text_stream *s, int64_t from, int64_t un
     return last > first ? (last - first) * 1e9 / (double)(s->at_ns[last] - s->at_ns[first]) : 0;
 }
 
-static void report_streams(const struct text_stream *s, int n)
+static void report_streams(const struct text_stream *s, int n, bool steady)
 {
-    int64_t from = 0, until = INT64_MAX;
+    int64_t from = 0, until = INT64_MAX, sent = INT64_MAX, last = 0;
     double server = 0, tps = 0;
     int n_gaps = 0, total = 0;
 
@@ -137,10 +155,12 @@ static void report_streams(const struct text_stream *s, int n)
             text_fail("a stream broke off");
         from = s[i].at_ns[0] > from ? s[i].at_ns[0] : from;
         until = s[i].at_ns[s[i].n - 1] < until ? s[i].at_ns[s[i].n - 1] : until;
+        sent = s[i].sent_ns < sent ? s[i].sent_ns : sent;
+        last = s[i].at_ns[s[i].n - 1] > last ? s[i].at_ns[s[i].n - 1] : last;
         server += s[i].server_tps;
         total += s[i].n;
     }
-    if (from >= until)
+    if (steady && from >= until)
         text_fail("the first stream ended before the last one began: ask for more tokens");
     double *gaps = need(malloc(sizeof *gaps * (size_t)total)),
            *ttft = need(malloc(sizeof *ttft * (size_t)n));
@@ -150,7 +170,7 @@ static void report_streams(const struct text_stream *s, int n)
         for (int k = 1; k < s[i].n; k++)
             gaps[n_gaps++] = (double)(s[i].at_ns[k] - s[i].at_ns[k - 1]) / IC_MS;
     }
-    printf("tps %.3f\nserver_tps %.3f\ntokens %d\n", tps, server, total);
+    printf("tps %.3f\nserver_tps %.3f\nall_tps %.3f\ntokens %d\n", tps, server, total * 1e9 / (double)(last - sent), total);
     print_quantiles("gap_ms", gaps, n_gaps);
     print_quantiles("ttft_ms", ttft, n);
     free(gaps);
@@ -161,8 +181,6 @@ static void run_stream(const struct options *o)
 {
     struct text_stream *s = need(calloc((size_t)o->streams, sizeof *s));
     double before[IC_HIST_N + 1], after[IC_HIST_N + 1];
-    struct text_request r;
-    char prompt[128];
     int left = o->streams;
 
     for (int i = 0; i < o->streams && !o->sse; i++)
@@ -170,11 +188,13 @@ static void run_stream(const struct options *o)
     if (!o->sse)
         read_hist(o->port, "ic_token_write_seconds", before);
     for (int i = 0; i < o->streams; i++) {
-        request(&r, prompt, i, o);
+        char *prompt = o->prefix ? shared_prompt(i, o) : counting_prompt(i);
+        struct text_request r = {prompt, o->tokens, !o->sampled, o->prefix > 0};
         if (o->sse)
             text_open_sse(&s[i], o->port, &r);
         else
             text_send_ws(&s[i], &r, "a");
+        free(prompt);
     }
     while (left) {
         text_pump(s, o->streams, -1);
@@ -182,7 +202,7 @@ static void run_stream(const struct options *o)
         for (int i = 0; i < o->streams; i++)
             left += !s[i].end_ns;
     }
-    report_streams(s, o->streams);
+    report_streams(s, o->streams, o->prefix == 0);
     if (!o->sse) {
         read_hist(o->port, "ic_token_write_seconds", after);
         printf("write_ms_p50 %g\nwrite_ms_p99 %g\nwrite_ms_max %g\nwrite_late_percent %.2f\n",
@@ -227,7 +247,7 @@ struct aborts {
 static void abort_once(struct text_stream *s, int n_streams, const struct options *o, const char *prompt,
                        double prefill_ms, unsigned *rnd, struct aborts *a)
 {
-    struct text_request r = {prompt, 4096, true};
+    struct text_request r = {prompt, 4096, true, false};
     char id[32];
 
     snprintf(id, sizeof id, "t%d", a->n);
@@ -261,7 +281,7 @@ static void abort_once(struct text_stream *s, int n_streams, const struct option
 /* How long the long prompt takes to its first token, and how many tokens it has. */
 static double time_prefill(struct text_stream *s, int n_streams, const char *prompt)
 {
-    struct text_request r = {prompt, 1, true};
+    struct text_request r = {prompt, 1, true, false};
 
     text_reset(&s[0]);
     text_send_ws(&s[0], &r, "first");
@@ -291,7 +311,7 @@ static void run_abort(const struct options *o)
     if (o->prefill)
         prefill_ms = time_prefill(s, 1, words);
     for (int i = 1; i < n; i++) {
-        struct text_request r = {prompt, 100000, true};
+        struct text_request r = {prompt, 100000, true, false};
         snprintf(prompt, sizeof prompt, PROMPT, 10 * i + 1, 10 * i + 2, 10 * i + 3);
         text_send_ws(&s[i], &r, "other");
     }
@@ -299,7 +319,7 @@ static void run_abort(const struct options *o)
     for (int i = 0; i < o->trials; i++) {
         for (int k = 1; k < n; k++)
             if (s[k].end_ns) { /* the context is full: once more */
-                struct text_request r = {prompt, 100000, true};
+                struct text_request r = {prompt, 100000, true, false};
                 text_reset(&s[k]);
                 text_send_ws(&s[k], &r, "other");
             }
@@ -418,6 +438,8 @@ static struct options parse(int argc, char **argv)
                       : !strcmp(a, "--beside")  ? &o.beside
                       : !strcmp(a, "--conns")   ? &o.conns
                       : !strcmp(a, "--seconds") ? &o.seconds
+                      : !strcmp(a, "--prefix")  ? &o.prefix
+                      : !strcmp(a, "--question") ? &o.question
                                                 : NULL;
         if (!strcmp(a, "--sse"))
             o.sse = true;
@@ -431,7 +453,7 @@ static struct options parse(int argc, char **argv)
             text_fail("see the top of bench/text_client.c for how to call it");
     }
     if (o.port <= 0 || o.streams < 1 || o.streams > 256 || o.tokens < 2 || o.trials < 1 || o.beside < 0 ||
-        o.beside > BESIDE_MAX || o.conns < 1 || o.conns > CONNS_MAX)
+        o.beside > BESIDE_MAX || o.prefix < 0 || o.question < 0 || o.prefix + o.question > WORDS_MAX || o.conns < 1 || o.conns > CONNS_MAX)
         text_fail("a number is missing or out of range");
     return o;
 }

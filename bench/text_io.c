@@ -67,8 +67,8 @@ void text_send_ws(struct text_stream *s, const struct text_request *r, const cha
 
     ic_buf_puts(&b, "{\"op\":\"infer\"");
     ic_json_kstr(&b, "id", id);
-    /* Each prompt is to be computed, not found where the one before has left it. */
-    ic_buf_printf(&b, ",\"cache_salt\":\"%lx-%lu\"", (unsigned long)ic_now_ns(), n++);
+    if (!r->cached)
+        ic_buf_printf(&b, ",\"cache_salt\":\"%lx-%lu\"", (unsigned long)ic_now_ns(), n++);
     ic_json_kstr(&b, "prompt", r->prompt);
     ic_buf_printf(&b, ",\"params\":{\"max_tokens\":%d,\"seed\":1%s}}", r->max_tokens,
                   r->greedy ? ",\"temp\":0" : "");
@@ -142,7 +142,7 @@ void text_open_sse(struct text_stream *s, int port, const struct text_request *r
 
     *s = (struct text_stream){0};
     s->fd = dial(port);
-    ic_buf_puts(&body, "{\"stream\":true,\"ignore_eos\":true,\"cache_prompt\":false");
+    ic_buf_printf(&body, "{\"stream\":true,\"ignore_eos\":true,\"cache_prompt\":%s", r->cached ? "true" : "false");
     ic_json_kstr(&body, "prompt", r->prompt);
     ic_buf_printf(
         &body, ",\"n_predict\":%d,\"seed\":1,%s}", r->max_tokens,

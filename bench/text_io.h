@@ -28,6 +28,7 @@ struct text_request {
     const char *prompt;
     int max_tokens;
     bool greedy; /* else our defaults: temp 0.7, top_k 40, top_p 0.95, min_p 0.05 */
+    bool cached; /* what earlier or other requests have computed may be used; else all is computed */
 };
 
 /* All of these end the process with a message when something fails: a benchmark has nothing else to do

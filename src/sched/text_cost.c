@@ -61,14 +61,15 @@ void ic_text_cost_learn(struct ic_text_cost *k, double ns, int32_t n_decode, int
     average(&k->row_ns, ns > base ? (ns - base) / rows : ns / (n_decode + n_prompt));
 }
 
-int32_t ic_text_cost_slice(const struct ic_text_cost *k, int32_t n_decode, int32_t room, double bound_ns)
+int32_t ic_text_cost_slice(const struct ic_text_cost *k, int32_t n_decode, int32_t n_usual, int32_t room, double bound_ns)
 {
     double base = ic_text_cost_decode(k, n_decode), slice = IC_SLICE_MIN;
+    double bound = bound_ns > 0 ? bound_ns : IC_GAP_FACTOR * ic_text_cost_decode(k, n_usual);
 
     if (n_decode == 0)
         return room;
     if (k->row_ns > 0 && base > 0)
-        slice = (bound_ns > 0 ? bound_ns - base : (IC_GAP_FACTOR - 1) * base) / k->row_ns;
+        slice = (bound - base) / k->row_ns;
     if (slice < IC_SLICE_MIN)
         slice = IC_SLICE_MIN;
     return slice < room ? (int32_t)slice : room;

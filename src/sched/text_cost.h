@@ -17,8 +17,8 @@ double ic_text_cost_decode(const struct ic_text_cost *c, int32_t n);
 /* A tick of n_decode streams and n_prompt rows of prompts took ns. */
 void ic_text_cost_learn(struct ic_text_cost *c, double ns, int32_t n_decode, int32_t n_prompt);
 /* Rows of prompts that may join n_decode streams without stretching their gaps beyond bound_ns, or where that is
- * 0 beyond IC_GAP_FACTOR times the gap without them; SLICE_MIN at least, `room` at most. */
-int32_t ic_text_cost_slice(const struct ic_text_cost *c, int32_t n_decode, int32_t room, double bound_ns);
+ * 0 beyond IC_GAP_FACTOR times the gap of n_usual streams (as many at least); SLICE_MIN at least, `room` at most. */
+int32_t ic_text_cost_slice(const struct ic_text_cost *c, int32_t n_decode, int32_t n_usual, int32_t room, double bound_ns);
 
 /* Prompt tokens of a tick at least, however slow. A row cannot cost more than a decode of one, so this much is within
  * the default bound; and as small batches cost by the row, a larger one would read no faster. */

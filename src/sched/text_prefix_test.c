@@ -29,7 +29,7 @@ static void a_common_prefix_is_computed_once(void **state)
             CHECK(tick(w));
         CHECK(fake_cells(&w->f) <= 1 + PREFIX + 16 * 30);
         run_dry(w);
-        CHECK(w->f.decoded_rows == 1 + PREFIX + rows);
+        CHECK(w->f.decoded_rows == 1 + PREFIX + rows + (int64_t)(w->c.drafted - w->c.accepted));
         for (int i = 0; i < 16; i++)
             CHECK(w->r[i].end.stats.tokens == 8 && w->r[i].end.stats.cached_tokens == (i ? 1 + PREFIX : 0));
         world_free(w);
@@ -351,29 +351,96 @@ static void slices_go_by_the_number_of_streams(void **state)
     struct ic_text_cost c = {0};
 
     (void)state;
-    CHECK(ic_text_cost_slice(&c, 0, 500, 0) == 500 && ic_text_cost_slice(&c, 3, 500, 0) == IC_SLICE_MIN);
+    CHECK(ic_text_cost_slice(&c, 0, 0, 500, 0) == 500 && ic_text_cost_slice(&c, 3, 3, 500, 0) == IC_SLICE_MIN);
     for (int i = 0; i < 50; i++) {
         ic_text_cost_learn(&c, 1000, 1, 0);
         ic_text_cost_learn(&c, 3000, 8, 0);
         ic_text_cost_learn(&c, 1000 + 100 * 50, 1, 50);
     }
-    CHECK(ic_text_cost_slice(&c, 1, 500, 0) == 20 && ic_text_cost_slice(&c, 8, 500, 0) == 60);
-    CHECK(ic_text_cost_slice(&c, 8, 500, 4000) == 10 && ic_text_cost_slice(&c, 8, 500, 10) == IC_SLICE_MIN);
-    int32_t was = ic_text_cost_slice(&c, 1, 500, 0);
+    CHECK(ic_text_cost_slice(&c, 1, 1, 500, 0) == 20 && ic_text_cost_slice(&c, 8, 8, 500, 0) == 60);
+    CHECK(ic_text_cost_slice(&c, 1, 8, 500, 0) == 80); /* seven more wait for their first token */
+    CHECK(ic_text_cost_slice(&c, 8, 8, 500, 4000) == 10 && ic_text_cost_slice(&c, 8, 8, 500, 10) == IC_SLICE_MIN);
+    int32_t was = ic_text_cost_slice(&c, 1, 1, 500, 0);
     ic_text_cost_learn(&c, 1e9, 1, 20); /* the machine was elsewhere */
-    CHECK(ic_text_cost_slice(&c, 1, 500, 0) >= was / 2);
+    CHECK(ic_text_cost_slice(&c, 1, 1, 500, 0) >= was / 2);
     for (int i = 0; i < 50; i++)
         ic_text_cost_learn(&c, 1000 + 100 * 50, 1, 50);
-    CHECK(ic_text_cost_slice(&c, 1, 500, 0) >= was - 1);
+    CHECK(ic_text_cost_slice(&c, 1, 1, 500, 0) >= was - 1);
     /* Twelve are never seen without a prompt, whose slices would be small if it were blamed for all that is new. */
     struct ic_text_cost t = {0};
     ic_text_cost_learn(&t, 1000, 1, 0);
     ic_text_cost_learn(&t, 1000 + 100 * 50, 1, 50);
     for (int i = 0; i < 100; i++) {
-        int32_t slice = ic_text_cost_slice(&t, 12, 500, 0);
+        int32_t slice = ic_text_cost_slice(&t, 12, 12, 500, 0);
         ic_text_cost_learn(&t, 1000 + 100 * 11 + 100 * slice, 12, slice);
     }
-    CHECK(ic_text_cost_slice(&t, 12, 500, 0) >= 40 && ic_text_cost_slice(&t, 12, 500, 0) <= 42);
+    CHECK(ic_text_cost_slice(&t, 12, 12, 500, 0) >= 40 && ic_text_cost_slice(&t, 12, 12, 500, 0) <= 42);
+}
+
+/* A stream beside one long prompt, and beside eight short ones of eight clients, or of one. */
+static int32_t slice_beside(int readers, int clients, bool own)
+{
+    struct world *w = world_new(14, 16, 400, 500, 8000);
+    char text[400];
+    int32_t n;
+
+    w->f.ns_base = 1000;
+    w->f.ns_row = 100;
+    struct client_req *stream = endless(ask(w, -1, "s", 400));
+    stream->req->client = 1;
+    submit(w, stream);
+    for (int i = 0; i < 30; i++)
+        tick(w);
+    for (int i = 0; i < 3; i++) { /* the price of a row is learnt */
+        submit(w, endless(ask(w, -1, letters(text, 100), 1)));
+        for (int k = 0; k < 10; k++)
+            tick(w);
+    }
+    for (int i = 0; i < readers; i++) {
+        struct client_req *r = endless(ask(w, -1, letters(text, 300), 1));
+        r->req->client = own ? 1 : (uint64_t)(2 + i % clients);
+        submit(w, r);
+    }
+    tick(w);
+    n = w->f.last_n - 1;
+    run_dry(w);
+    world_free(w);
+    return n;
+}
+
+static void slices_are_larger_where_several_wait(void **state)
+{
+    (void)state;
+    int32_t one = slice_beside(1, 1, false);
+    CHECK(one >= 18 && one <= 24);                           /* (3 - 1) * 1100 / 100 */
+    CHECK(slice_beside(8, 8, false) >= one + 7 * 3 - 3);     /* as beside eight streams */
+    CHECK(slice_beside(8, 1, false) == one);                 /* one client's many are not everybody's gaps */
+    CHECK(slice_beside(8, 1, true) >= one + 7 * 3 - 3);      /* but its own they may be */
+}
+
+/* Cells of nobody cost every row a look: beyond some they go to host memory, the oldest first, and come back. */
+static void idle_cells_are_few_where_they_can_be_kept_elsewhere(void **state)
+{
+    (void)state;
+    for (int keep = 0; keep < 2; keep++) {
+        struct world *w = world_new(15, 4, 512, 1000, 8000);
+        char text[900], first[900];
+        w->f.be.policy.cache_ram = keep ? 1 << 20 : 0;
+        w->f.ns_row = 1000; /* dearer than a copy */
+        world_restart(w);
+        letters(first, 400);
+        endless(submit_prompt(w, first, 2));
+        run_dry(w);
+        for (int i = 0; i < 4; i++) {
+            endless(submit_prompt(w, letters(text, 400), 2));
+            run_dry(w);
+        }
+        CHECK(keep ? fake_cells(&w->f) <= IC_IDLE_CELLS && w->c.spilled > 900 : fake_cells(&w->f) > 2000 && w->c.spilled == 0);
+        struct client_req *again = endless(submit_prompt(w, first, 2));
+        run_dry(w);
+        CHECK(again->end.stats.cached_tokens == 400 && (w->c.restored > 0) == keep);
+        world_free(w);
+    }
 }
 
 static void a_full_context_goes_on_when_told_to(void **state)
@@ -415,6 +482,8 @@ int main(void)
         cmocka_unit_test(a_high_one_takes_a_place_and_no_token_is_lost),
         cmocka_unit_test(a_client_has_its_own_bound_of_the_queue),
         cmocka_unit_test(slices_go_by_the_number_of_streams),
+        cmocka_unit_test(slices_are_larger_where_several_wait),
+        cmocka_unit_test(idle_cells_are_few_where_they_can_be_kept_elsewhere),
         cmocka_unit_test(a_full_context_goes_on_when_told_to),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

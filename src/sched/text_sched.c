@@ -85,6 +85,7 @@ static void leave_slot(struct ic_text_sched *s, struct run *r)
             s->order[i]->lead = NULL;
             s->order[i]->look = true;
         }
+    s->somebody_left = true;
     r->slot = -1;
     r->lead = NULL;
     r->look = false;
@@ -440,6 +441,24 @@ static void add_drafts(struct ic_text_sched *s, int32_t n_decode, int32_t *n)
     atomic_fetch_add(&s->c->drafted, (uint64_t)s->drafts);
 }
 
+/* How many streams there would be if those whose prompts are read had begun, all but one of them: their gap is the usual one while
+ * so many are here, and a slice that keeps to the gap of the few that have begun would let the others wait for long. Each
+ * client counts once, unless all belong to one: many prompts of one client do not stretch the gaps of others. */
+static int32_t usual_streams(const struct ic_text_sched *s, int32_t n_streams)
+{
+    int32_t all = 0, clients = 0;
+    bool first, one_client = true;
+
+    for (int32_t i = 0; i < s->n_running; i++) {
+        bool reader = reads(s, i, &first);
+        all += reader;
+        clients += reader && first;
+        one_client &= s->order[i]->client == s->order[0]->client;
+    }
+    int32_t n = one_client ? all : clients;
+    return n_streams + (n > 1 ? n - 1 : 0);
+}
+
 /* Fills s->rows: every stream's next token, then prompts, then proposals (s->drafts). Returns the rows and in *n_prompt how
  * many of them belong to prompts. */
 static int32_t build(struct ic_text_sched *s, int32_t *n_prompt)
@@ -460,7 +479,7 @@ static int32_t build(struct ic_text_sched *s, int32_t *n_prompt)
     for (int32_t i = 0; i < s->n_running && n < n_decode; i++)
         if (pending(s, s->order[i]) == 1)
             add_rows(s, s->order[i], 1, &n);
-    int32_t budget = ic_text_cost_slice(&s->cost, n, s->be->batch - n, s->be->policy.itl_bound_ns);
+    int32_t budget = ic_text_cost_slice(&s->cost, n, usual_streams(s, n), s->be->batch - n, s->be->policy.itl_bound_ns);
     for (int32_t i = 0; i < s->n_running; i++)
         unread += reads(s, i, &first) ? pending(s, s->order[i]) : 0;
     if (budget > unread)
@@ -701,6 +720,9 @@ bool ic_text_sched_tick(struct ic_text_sched *s)
             take_tokens(s, r);
         i += i < s->n_running && s->order[i] == r; /* it may have left the list */
     }
+    if (s->somebody_left)
+        ic_cells_trim(s);
+    s->somebody_left = false;
     return true;
 }
 
