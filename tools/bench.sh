@@ -5,8 +5,4 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 tools/build.sh release inference-core
 tools/peers.sh
 model=$(tools/fetch-model.sh)
-if [[ ! -f bench/run.sh ]]; then
-  echo "bench: there is no bench/run.sh" >&2
-  exit 1
-fi
 MODEL=${MODEL:-$model} PEERS=$PWD/.bench/llama/bin exec bash bench/run.sh "$@"

@@ -139,7 +139,7 @@ static inline void fake_cut(struct fake *f, int32_t seq, int32_t from)
 static enum ic_decode fake_decode(void *arg, const struct ic_row *rows, int32_t n)
 {
     struct fake *f = arg;
-    int32_t next[FAKE_SEQS], logits[FAKE_SEQS] = {0};
+    int32_t next[FAKE_SEQS], logits[FAKE_SEQS] = {0}, outputs = 0;
 
     IC_ASSERT(!f->gone && n > 0 && n <= f->be.batch);
     for (int i = 0; i < FAKE_SEQS; i++)
@@ -151,8 +151,9 @@ static enum ic_decode fake_decode(void *arg, const struct ic_row *rows, int32_t 
         IC_ASSERT(r->pos == next[r->seq]++ && r->pos < f->be.ctx_size);
         IC_ASSERT(logits[r->seq] == 0 || (r->logits && logits[r->seq] <= IC_SPEC_MAX)); /* the last one's, and of proposals */
         logits[r->seq] += r->logits;
+        outputs += r->logits;
     }
-    IC_ASSERT(fake_cells(f) + n <= f->be.kv_size);
+    IC_ASSERT(outputs <= f->be.outputs && fake_cells(f) + n <= f->be.kv_size);
     memset(f->row_hash, 0, sizeof f->row_hash);
     f->n_rows = 0;
     f->last_n = n;
@@ -463,6 +464,7 @@ static inline void fake_init(struct fake *f, int32_t parallel, int32_t batch, in
         .parallel = parallel,
         .batch = batch,
         .n_vocab = FAKE_VOCAB,
+        .outputs = parallel + 16,
         .policy = {.share_min = 4}, /* prompts are short here */
         .n_seq = parallel + 6,
         .tokenize = fake_tokenize,

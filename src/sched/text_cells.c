@@ -164,15 +164,17 @@ bool ic_cells_make_room(struct ic_text_sched *s, int32_t need, int32_t but)
     return ic_cells_free(s) >= need;
 }
 
-void ic_cells_trim(struct ic_text_sched *s)
+bool ic_cells_trim(struct ic_text_sched *s)
 {
     struct ic_seq_set busy = busy_set(s, -1);
-    int32_t in_use = ic_prefix_cells_of(s->prefix, &busy), victim;
+    int32_t idle = ic_prefix_cells(s->prefix) - ic_prefix_cells_of(s->prefix, &busy), victim;
 
     if (s->spill.max == 0 || !s->be->seq_save)
-        return; /* what goes would be lost */
-    while (ic_prefix_cells(s->prefix) - in_use > IC_IDLE_CELLS && (victim = oldest_idle(s, -1)) >= 0)
-        shrink(s, victim);
+        return false; /* what goes would be lost */
+    if (idle <= IC_IDLE_CELLS || (victim = oldest_idle(s, -1)) < 0)
+        return false;
+    shrink(s, victim);
+    return true;
 }
 
 bool ic_cells_evict(struct ic_text_sched *s, int32_t slot)

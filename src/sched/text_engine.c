@@ -216,6 +216,7 @@ static enum ic_status open_model(struct ic_text_engine *e)
         .kv_size = i->kv_size,
         .parallel = i->parallel,
         .batch = i->batch,
+        .outputs = i->outputs,
         .n_vocab = i->n_vocab,
         .tokenize = be_tokenize,
         .chat = be_chat,

@@ -85,7 +85,7 @@ static void leave_slot(struct ic_text_sched *s, struct run *r)
             s->order[i]->lead = NULL;
             s->order[i]->look = true;
         }
-    s->somebody_left = true;
+    s->trim = true;
     r->slot = -1;
     r->lead = NULL;
     r->look = false;
@@ -421,8 +421,9 @@ static void add_drafts(struct ic_text_sched *s, int32_t n_decode, int32_t *n)
                                 .limit_ns = n_decode == 1 ? INFINITY : bound > 0 ? bound : IC_GAP_FACTOR * base,
                                 .alone_ns = ic_text_cost_decode(&s->cost, 1),
                                 .row_ns = s->cost.row_ns};
-    int32_t left = smallest(s->be->batch - *n, ic_cells_free(s) - *n, IC_SPEC_ROWS_MAX);
+    int32_t left = smallest(s->be->batch - *n, ic_cells_free(s) - *n, IC_SPEC_ROWS_MAX), outputs = s->be->outputs - s->be->parallel;
 
+    left = left < outputs ? left : outputs;
     for (int32_t i = 0; i < s->n_running && left > 0; i++) {
         struct run *r = s->order[i];
         const struct ic_text_params *p = &r->req->params;
@@ -696,8 +697,10 @@ bool ic_text_sched_tick(struct ic_text_sched *s)
     admit(s);
     int32_t n = build(s, &n_prompt);
     publish_counters(s);
-    if (n == 0)
-        return s->n_running > 0 || s->waiting;
+    if (n == 0) {
+        s->trim = s->trim && ic_cells_trim(s);
+        return s->n_running > 0 || s->waiting || s->trim;
+    }
 
     enum ic_decode rc = be->decode(be->arg, s->rows, n);
     atomic_fetch_add(&s->c->ticks, 1);
@@ -720,9 +723,7 @@ bool ic_text_sched_tick(struct ic_text_sched *s)
             take_tokens(s, r);
         i += i < s->n_running && s->order[i] == r; /* it may have left the list */
     }
-    if (s->somebody_left)
-        ic_cells_trim(s);
-    s->somebody_left = false;
+    s->trim = s->trim && ic_cells_trim(s);
     return true;
 }
 

@@ -22,6 +22,7 @@ struct ic_text_policy {
 struct ic_text_backend {
     void *arg;
     int32_t ctx_size, kv_size, parallel, batch, n_vocab; /* as in struct ic_text_info */
+    int32_t outputs; /* rows of a decode that may ask for logits: parallel, and what is beyond it for proposals */
     int32_t n_seq;  /* sequences that can be held: parallel, and those that only keep what they have */
     int32_t window; /* what the memory can do, as in ic_prefix_match: 0: be cut and shared anywhere */
     struct ic_text_policy policy;

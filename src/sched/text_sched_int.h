@@ -90,7 +90,7 @@ struct ic_text_sched {
     double ns_per_byte; /* of restoring from host memory */
     double service_ns;  /* of a request from admission to end, moving average */
     int32_t drafts;     /* rows of the current decode that are proposals */
-    bool somebody_left; /* a slot has become idle since the last trim */
+    bool trim;          /* slots have become idle: maybe too much is */
     bool parked;        /* there is no model now */
     bool crowded; /* the back end had fewer cells than it said: nobody joins before somebody has ended */
     struct ic_buf text;
@@ -114,8 +114,9 @@ void ic_cells_cut(struct ic_text_sched *s, int32_t slot, int32_t keep);
 void ic_cells_grow(struct ic_text_sched *s, struct run *r);
 /* Frees cells, idle ones that were used longest ago first, until `need` are free. */
 bool ic_cells_make_room(struct ic_text_sched *s, int32_t need, int32_t but);
-/* Idle cells beyond IC_IDLE_CELLS go to host memory, those used longest ago first. */
-void ic_cells_trim(struct ic_text_sched *s);
+/* Of idle cells beyond IC_IDLE_CELLS those of one sequence go to host memory, the one used longest ago. False: nothing is
+ * left to do. One at a time: a copy takes milliseconds, which the streams wait. */
+bool ic_cells_trim(struct ic_text_sched *s);
 /* All that one idle sequence holds goes; -1: the one used longest ago. False: there is none. */
 bool ic_cells_evict(struct ic_text_sched *s, int32_t slot);
 /* A slot for a run with whatever is there of its tokens, and room for the rest. -1: not now. */

@@ -10,7 +10,7 @@
 #define IC_SPEC_NGRAM 3     /* tokens at the end that must have stood together before */
 #define IC_SPEC_REACH 8192  /* tokens back that are searched for them */
 #define IC_SPEC_MAX 24      /* tokens proposed for one stream in a tick */
-#define IC_SPEC_ROWS_MAX 64 /* for all together: each row has logits, which need memory */
+#define IC_SPEC_ROWS_MAX 64 /* for all together */
 
 /* Of one stream. Every token tells whether it would have been guessed, whether or not it was proposed: a stream that
  * does not repeat itself pays nothing to find out. */

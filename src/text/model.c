@@ -145,6 +145,7 @@ static enum ic_status make_context(struct ic_text_model *m, struct ic_err *err)
                        p.type_k == GGML_TYPE_F16 && p.type_v == GGML_TYPE_F16
                            ? ""
                            : ", or heads that a quantised cache cannot hold (try --cache-type-k f16 --cache-type-v f16)");
+    m->info.outputs = (int32_t)p.n_outputs_max;
     m->info.kv_size = (int32_t)llama_n_ctx(m->ctx);
     if (m->info.ctx_size > m->info.kv_size)
         m->info.ctx_size = m->info.kv_size;

@@ -51,6 +51,7 @@ struct ic_text_info {
     int32_t n_vocab, n_ctx_train;
     int32_t ctx_size, kv_size, parallel, batch, threads; /* as decided */
     int32_t gpu_layers, layers;                          /* on a GPU, of how many; the output is one */
+    int32_t outputs; /* rows of a decode that may ask for logits, parallel at least: one more ends the process */
     int32_t seqs;   /* sequences that can be held: parallel, and where they cost nothing some that only keep what they have */
     int32_t window; /* what the memory can do: 0: be cut and shared anywhere; w: a sequence longer than w only as a whole; -1: a
                        recurrent state, which only goes on */

@@ -253,8 +253,8 @@ struct llama_context_params ic_place_context_params(const struct ic_place *p)
     cp.n_ctx = (uint32_t)p->sizes.kv;
     cp.n_batch = cp.n_ubatch = (uint32_t)p->sizes.batch;
     cp.n_seq_max = (uint32_t)least(p->sizes.seqs + !has_state(&p->facts), (int32_t)llama_max_parallel_sequences());
-    /* Only the last row of each sequence is asked for: without this the logits of a whole batch are
-     * reserved. (No fewer than there are sequences: llama.cpp asserts it.) */
+    /* Only the last row of each sequence is asked for, and some proposals: without this the logits of a whole batch are
+     * reserved. (No fewer than there are sequences, and no more in a decode: llama.cpp asserts both.) */
     cp.n_outputs_max = cp.n_seq_max;
     cp.kv_unified = true;
     cp.type_k = p->type_k;
