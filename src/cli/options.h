@@ -15,6 +15,7 @@
  * I(field, flag, default, lowest, highest, unit, help) whole number; sizes take K, M, G (powers of 1024), also KiB … */
 #define IC_OPTIONS(S, I)                                                                                               \
     S(model, "model", NULL, "FILE", "GGUF model to serve (the first file of a split one)")                             \
+    S(lora, "lora", NULL, "FILE[:SCALE],…", "LoRA adapters (GGUF) over the model, for every request; scale 1 where none is given") \
     S(law, "law", NULL, "PATH,…", "Law M checkpoints (or their folders) to serve, separated by commas")                \
     S(host, "host", "127.0.0.1", "ADDRESS", "address to listen on; 0.0.0.0 or :: for every network")                   \
     I(port, "port", 3000, 0, 65535, "", "TCP port for WebSocket and HTTP; 0: any free one")                            \

@@ -5,6 +5,7 @@
 #include <llama.h>
 
 #include "hw/cpu.h"
+#include "text/lora.h"
 #include "text/model.h"
 #include "text/threads.h"
 
@@ -14,12 +15,16 @@ struct ic_place;
  * IC_BAD_REQUEST: there is none for the CPU. */
 enum ic_status ic_text_load_backends(const char *dir, struct ic_err *err);
 
+/* What llama.cpp logged last as an error on this thread, without the line's end; "": nothing yet. */
+const char *ic_llama_complaint(void);
+
 #define IC_TEXT_SEQS_MAX 256 /* llama.cpp's LLAMA_MAX_SEQ */
 
 struct ic_text_model {
     struct ic_place *place; /* what lies where; holds our part of the ledger */
     struct llama_model *model;
     struct llama_context *ctx;
+    struct llama_adapter_lora *adapter[IC_LORA_MAX]; /* those of place->lora; the model's */
     const struct llama_vocab *vocab;
     struct ggml_threadpool *pool, *old_pool; /* old: replaced, until the next decode is done */
     struct ggml_threadpool *(*pool_make)(struct ggml_threadpool_params *);

@@ -16,12 +16,20 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "hw/cpu.h"
+#include "text/lora.h"
 #include "text/place.h"
 
 #define CPU_SAMPLE_MS 200 /* how long the free cores are looked for at start */
 /* How long the compute threads spin for the next graph, 0-100; 1 is about 2 ms. llama.cpp's default of 50 spins for
  * a tenth of a second, which is stolen from the Law M engine when both take turns. */
 #define THREADPOOL_POLL 1
+
+static _Thread_local char complaint[IC_ERR_MSG_MAX];
+
+const char *ic_llama_complaint(void)
+{
+    return complaint;
+}
 
 static void to_log(enum ggml_log_level level, const char *text, void *arg)
 {
@@ -30,6 +38,8 @@ static void to_log(enum ggml_log_level level, const char *text, void *arg)
     ic_meter_line(text);
     if (level != GGML_LOG_LEVEL_CONT)
         last = level;
+    if (level == GGML_LOG_LEVEL_ERROR)
+        snprintf(complaint, sizeof complaint, "%.*s", (int)strcspn(text, "\n"), text);
     if (last == GGML_LOG_LEVEL_ERROR)
         ic_warn("llama", "%s", text);
     else
@@ -254,6 +264,37 @@ static enum ic_status check_kind(struct ic_text_model *m, const char *path, stru
     return IC_OK;
 }
 
+/* Before there is a context, whose graphs are sized for the adapters that the model has. They live as long as the model. */
+static enum ic_status load_adapters(struct ic_text_model *m, struct ic_err *err)
+{
+    const struct ic_lora_list *list = &m->place->lora;
+
+    for (int i = 0; i < list->n; i++) {
+        const char *path = list->item[i].path;
+        complaint[0] = 0;
+        if ((m->adapter[i] = llama_adapter_lora_init(m->model, path)) != NULL)
+            continue;
+        const char *why = strstr(complaint, "adapter: "); /* "FUNCTION: failed to apply lora adapter: WHY" */
+        return ic_fail(err, strstr(complaint, "allocate") ? IC_OOM : IC_BAD_REQUEST, "adapter %s: %s", path,
+                       why ? why + strlen("adapter: ") : "broken, or of another model");
+    }
+    return IC_OK;
+}
+
+static enum ic_status apply_adapters(struct ic_text_model *m, struct ic_err *err)
+{
+    const struct ic_lora_list *list = &m->place->lora;
+    float scale[IC_LORA_MAX];
+
+    for (int i = 0; i < list->n; i++)
+        scale[i] = list->item[i].scale;
+    if (list->n > 0 && llama_set_adapters_lora(m->ctx, m->adapter, (size_t)list->n, scale) != 0)
+        return ic_fail(err, IC_BAD_REQUEST, "the adapters cannot be applied");
+    for (int i = 0; i < list->n; i++)
+        ic_info("text", "adapter %s at scale %g", list->item[i].path, (double)scale[i]);
+    return IC_OK;
+}
+
 /* Loads, makes the context and decodes once, as planned. IC_OOM: another plan may do better. */
 static enum ic_status attempt(struct ic_text_model *m, const struct ic_text_config *cfg, struct ic_err *err)
 {
@@ -270,7 +311,8 @@ static enum ic_status attempt(struct ic_text_model *m, const struct ic_text_conf
     m->info.threads = cfg->threads > 0 ? cfg->threads : ic_cpu_cores_free(CPU_SAMPLE_MS);
     if (ic_place_injected(m->place))
         return ic_fail(err, IC_OOM, "no memory (injected)");
-    if ((st = make_context(m, err)) != IC_OK)
+    if ((st = load_adapters(m, err)) != IC_OK || (st = make_context(m, err)) != IC_OK ||
+        (st = apply_adapters(m, err)) != IC_OK)
         return st;
     start_threads(m, cfg);
     if (!warm_up(m)) {

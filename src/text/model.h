@@ -19,6 +19,7 @@ struct ic_ledger;
 struct ic_text_config {
     const char *path;          /* GGUF file (the first one of a split model) */
     const char *chat_template; /* NULL: the model's own; else a name that llama.cpp knows ("chatml") */
+    const char *lora;          /* adapters, as text/lora.h reads them; NULL: none */
     int32_t ctx_size;          /* tokens of one conversation; 0: the model's, at most IC_CTX_DEFAULT_MAX */
     int32_t kv_size;           /* tokens (KV cells) of all conversations together; 0: IC_KV_CONVERSATIONS * ctx_size */
     int32_t parallel;          /* sequences decoded at once */
@@ -61,8 +62,8 @@ struct ic_text_info {
 struct ic_text_model;
 
 /* Loads the model and makes its context; seconds to minutes. What fits on the GPU is decided here and logged, item by
- * item; when it does not fit after all, fewer layers are tried, down to none. IC_NOT_FOUND: no such file.
- * IC_BAD_REQUEST: not a model that can generate text, or a size that cannot be. IC_OOM: the context does not fit. */
+ * item; when it does not fit after all, fewer layers are tried, down to none. IC_NOT_FOUND: no such file, of the model or an adapter.
+ * IC_BAD_REQUEST: not a model that can generate text, an adapter that is not for it, or a size that cannot be. IC_OOM: the context does not fit. */
 enum ic_status ic_text_model_open(struct ic_text_model **out, const struct ic_text_config *cfg, struct ic_err *err);
 /* The vocabulary alone: for tokenising and pieces while the model is away. Costs a few MiB. Errors as above. */
 enum ic_status ic_text_vocab_open(struct ic_text_model **out, const struct ic_text_config *cfg, struct ic_err *err);

@@ -486,6 +486,18 @@ static enum ic_status decide(struct ic_place *p, const struct ic_text_config *cf
     return st == IC_OK ? fit_host(p, err) : st;
 }
 
+/* Facts of the model and its adapters. */
+static enum ic_status read_files(struct ic_place *p, const struct ic_text_config *cfg, struct ic_err *err)
+{
+    enum ic_status st = ic_gguf_read(&p->facts, cfg->path, err);
+
+    if (st == IC_OK)
+        st = ic_lora_parse(&p->lora, cfg->lora, err);
+    for (int i = 0; st == IC_OK && i < p->lora.n; i++)
+        st = ic_gguf_add_lora(&p->facts, p->lora.item[i].path, err);
+    return st;
+}
+
 enum ic_status ic_place_open(struct ic_place **out, const struct ic_text_config *cfg, bool plan_only,
                              struct ic_err *err)
 {
@@ -500,7 +512,7 @@ enum ic_status ic_place_open(struct ic_place **out, const struct ic_text_config 
     p->in.kv_scale = 1;
     p->flash = LLAMA_FLASH_ATTN_TYPE_AUTO;
     p->inject = inject ? atoi(inject) : 0;
-    if ((st = ic_gguf_read(&p->facts, cfg->path, err)) != IC_OK)
+    if ((st = read_files(p, cfg, err)) != IC_OK)
         return st;
     if (!cfg->ledger && (st = ic_ledger_open(&p->own_ledger, err)) != IC_OK)
         return st;
@@ -524,6 +536,7 @@ void ic_place_close(struct ic_place **pp)
     if (p->ledger)
         ic_ledger_release(p->ledger, IC_LEDGER_OWNER_TEXT);
     ic_ledger_close(&p->own_ledger);
+    ic_lora_deinit(&p->lora);
     free(p);
     *pp = NULL;
 }
