@@ -46,7 +46,10 @@ enum ic_status ic_cli_text_config(const struct ic_options *o, struct ic_text_con
     if (!parse_gpu_layers(o->gpu_layers, &out->gpu_layers))
         return ic_fail(err, IC_BAD_REQUEST, "--gpu-layers takes auto, or -1 to %d, not \"%.60s\"",
                        GPU_LAYERS_MAX, o->gpu_layers);
-    enum ic_status st = ic_lora_parse(&lora, o->lora, err); /* read again where it is used; here for an early word */
+    enum ic_status st = ic_pooling_parse(o->pooling, &out->pooling, err);
+    if (st != IC_OK)
+        return st;
+    st = ic_lora_parse(&lora, o->lora, err); /* read again where it is used; here for an early word */
     if (st == IC_OK)
         ic_lora_deinit(&lora);
     return st;

@@ -33,6 +33,7 @@ struct ic_text_model {
     struct ic_cpu_watch watch;
     bool adapt; /* threads follow what the machine leaves us */
     struct llama_batch batch;
+    bool embd_on; /* the context gives hidden states now */
     int32_t sure[IC_TEXT_SEQS_MAX]; /* positions of each sequence that a decode has been through with */
     const char *template; /* NULL: none; owned by the llama model or the caller's config */
     char *template_copy;

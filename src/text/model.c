@@ -133,6 +133,8 @@ static void fill_info(struct ic_text_model *m)
     i->batch = p->sizes.batch;
     i->gpu_layers = p->plan.layers;
     i->layers = p->plan.layers_max;
+    i->pooling = p->pooling;
+    i->n_embd = p->pooling ? llama_model_n_embd_out(m->model) : 0;
 }
 
 static bool abort_trampoline(void *arg)
@@ -226,13 +228,25 @@ static void adapt_threads(struct ic_text_model *m, int64_t wall, int64_t cpu)
 static bool warm_up(struct ic_text_model *m)
 {
     int32_t token = llama_vocab_bos(m->vocab);
-    struct ic_row row = {token >= 0 ? token : 0, 0, 0, true};
+    struct ic_row row = {token >= 0 ? token : 0, 0, 0, true, false};
 
     if (ic_text_decode(m, &row, 1) != IC_DECODE_OK)
         return false;
     llama_memory_clear(llama_get_memory(m->ctx), true);
     memset(m->sure, 0, sizeof m->sure);
     return true;
+}
+
+/* Whether this kind of model gives hidden states at all is known only when it has. */
+static enum ic_status try_embedding(struct ic_text_model *m, struct ic_err *err)
+{
+    int32_t token = llama_vocab_bos(m->vocab);
+    struct ic_row row = {token >= 0 ? token : 0, 0, 0, false, true};
+    bool ok = ic_text_decode(m, &row, 1) == IC_DECODE_OK && m->info.n_embd > 0 && ic_text_embedding(m, 0);
+
+    llama_memory_clear(llama_get_memory(m->ctx), true);
+    memset(m->sure, 0, sizeof m->sure);
+    return ok ? IC_OK : ic_fail(err, IC_BAD_REQUEST, "this model gives no embeddings: serve it with --pooling none");
 }
 
 /* Takes down what an attempt has made. */
@@ -249,6 +263,7 @@ static void unload(struct ic_text_model *m)
         llama_batch_free(m->batch);
     llama_model_free(m->model);
     m->ctx = NULL;
+    m->embd_on = false;
     m->pool = NULL;
     m->batch = (struct llama_batch){0};
     m->model = NULL;
@@ -320,7 +335,7 @@ static enum ic_status attempt(struct ic_text_model *m, const struct ic_text_conf
             return ic_fail(err, IC_OOM, "the first decode failed");
         ic_warn("text", "the warm-up decode failed");
     }
-    return IC_OK;
+    return m->info.pooling ? try_embedding(m, err) : IC_OK;
 }
 
 static enum ic_status bring_up(struct ic_text_model *m, const struct ic_text_config *cfg, struct ic_err *err)
@@ -430,18 +445,34 @@ void ic_text_set_abort(struct ic_text_model *m, bool (*test)(void *), void *arg)
     m->abort_arg = arg;
 }
 
+/* llama.cpp gives hidden states of all rows or of none, and logits with each. So it is switched on for the decodes that
+ * need it only. */
+static bool switch_embeddings(struct ic_text_model *m, const struct ic_row *rows, int32_t n)
+{
+    bool on = false;
+
+    for (int32_t i = 0; i < n; i++)
+        on |= rows[i].embd;
+    IC_ASSERT(!on || m->info.pooling);
+    if (on != m->embd_on)
+        llama_set_embeddings(m->ctx, on);
+    m->embd_on = on;
+    return on;
+}
+
 enum ic_decode ic_text_decode(struct ic_text_model *m, const struct ic_row *rows, int32_t n)
 {
     struct llama_batch *b = &m->batch;
 
     IC_ASSERT(n > 0 && n <= m->info.batch);
     b->n_tokens = n;
+    bool all = switch_embeddings(m, rows, n);
     for (int32_t i = 0; i < n; i++) {
         b->token[i] = rows[i].token;
         b->pos[i] = rows[i].pos;
         b->n_seq_id[i] = 1;
         b->seq_id[i][0] = rows[i].seq;
-        b->logits[i] = rows[i].logits;
+        b->logits[i] = all || rows[i].logits;
     }
     int64_t wall = m->adapt ? ic_now_ns() : 0, cpu = m->adapt ? ic_cpu_self_ns() : 0;
     int32_t rc = llama_decode(m->ctx, *b);
@@ -460,6 +491,11 @@ enum ic_decode ic_text_decode(struct ic_text_model *m, const struct ic_row *rows
 const float *ic_text_logits(struct ic_text_model *m, int32_t i)
 {
     return llama_get_logits_ith(m->ctx, i);
+}
+
+const float *ic_text_embedding(struct ic_text_model *m, int32_t i)
+{
+    return m->embd_on ? llama_get_embeddings_ith(m->ctx, i) : NULL;
 }
 
 /* What a decode that failed left behind can always be taken away. */

@@ -256,6 +256,10 @@ struct llama_context_params ic_place_context_params(const struct ic_place *p)
     /* Only the last row of each sequence is asked for: without this the logits of a whole batch are
      * reserved. (No fewer than there are sequences: llama.cpp asserts it.) */
     cp.n_outputs_max = cp.n_seq_max;
+    if (p->pooling) { /* any row may be asked for its hidden state, which its logits come along with; we pool ourselves */
+        cp.n_outputs_max = (uint32_t)most(p->sizes.batch, (int32_t)cp.n_seq_max);
+        cp.pooling_type = LLAMA_POOLING_TYPE_NONE;
+    }
     cp.kv_unified = true;
     cp.type_k = p->type_k;
     cp.type_v = p->type_v;
@@ -274,7 +278,9 @@ static uint64_t guess_compute(const struct ic_place *p)
 {
     const struct ic_sizes *s = &p->sizes;
 
-    return 4 * ((uint64_t)s->seqs * p->facts.n_vocab +
+    int32_t outputs = p->pooling ? most(s->seqs, s->batch) : s->seqs;
+
+    return 4 * ((uint64_t)outputs * p->facts.n_vocab +
                 (uint64_t)s->batch * (16 * (uint64_t)p->facts.n_embd + p->in.kv.cells));
 }
 
@@ -508,6 +514,7 @@ enum ic_status ic_place_open(struct ic_place **out, const struct ic_text_config 
     if (!p)
         return ic_fail(err, IC_OOM, "out of memory");
     p->path = cfg->path;
+    p->pooling = cfg->pooling;
     p->in.facts = &p->facts;
     p->in.kv_scale = 1;
     p->flash = LLAMA_FLASH_ATTN_TYPE_AUTO;

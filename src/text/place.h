@@ -52,6 +52,7 @@ struct ic_place {
     struct ic_ledger *ledger, *own_ledger;
     const char *path;
     struct ic_lora_list lora; /* checked; their bytes are in the facts */
+    enum ic_pooling pooling;
     enum ggml_type type_k, type_v; /* of the KV cache */
     bool ctx_default, kv_default, batch_default; /* nobody asked for this size, so it may shrink */
     int inject; /* for tests: so many attempts find no memory (IC_TEST_LOAD_FAIL) */
