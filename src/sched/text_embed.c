@@ -14,7 +14,7 @@ enum ic_status ic_embed_open(const struct ic_text_sched *s, struct run *r, struc
     return ic_pool_open(&r->pool, r->req->pooling, s->be->n_embd, r->n_tokens, err);
 }
 
-static enum ic_status send(struct ic_text_sched *s, struct run *r, struct ic_err *err)
+static enum ic_status send_vector(struct ic_text_sched *s, struct run *r, struct ic_err *err)
 {
     size_t bytes = sizeof(float) * (size_t)r->pool.n_embd;
     struct ic_event *ev = ic_run_event(r, IC_EVENT_EMBEDDING, NULL, 0, bytes);
@@ -49,5 +49,5 @@ enum ic_status ic_embed_take(struct ic_text_sched *s, struct run *r, bool *done,
     if (r->at < 0)
         return IC_OK;
     *done = true;
-    return send(s, r, err);
+    return send_vector(s, r, err);
 }

@@ -107,7 +107,7 @@ static void a_preempted_one_goes_on(void **state)
                 empty_cache(w);
             run_dry(w);
             CHECK(r->has_vector && high->end.stats.tokens == 3);
-            CHECK(w->f.decoded_rows - rows < 51 == !lose_cells);
+            CHECK((w->f.decoded_rows - rows < 51) == !lose_cells);
             world_free(w);
         }
 }

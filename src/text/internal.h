@@ -15,9 +15,6 @@ struct ic_place;
  * IC_BAD_REQUEST: there is none for the CPU. */
 enum ic_status ic_text_load_backends(const char *dir, struct ic_err *err);
 
-/* What llama.cpp logged last as an error on this thread, without the line's end; "": nothing yet. */
-const char *ic_llama_complaint(void);
-
 #define IC_TEXT_SEQS_MAX 256 /* llama.cpp's LLAMA_MAX_SEQ */
 
 struct ic_text_model {

@@ -24,12 +24,7 @@
  * a tenth of a second, which is stolen from the Law M engine when both take turns. */
 #define THREADPOOL_POLL 1
 
-static _Thread_local char complaint[IC_ERR_MSG_MAX];
-
-const char *ic_llama_complaint(void)
-{
-    return complaint;
-}
+static _Thread_local char complaint[IC_ERR_MSG_MAX]; /* what llama.cpp logged last as an error on this thread */
 
 static void to_log(enum ggml_log_level level, const char *text, void *arg)
 {
@@ -242,11 +237,14 @@ static enum ic_status try_embedding(struct ic_text_model *m, struct ic_err *err)
 {
     int32_t token = llama_vocab_bos(m->vocab);
     struct ic_row row = {token >= 0 ? token : 0, 0, 0, false, true};
-    bool ok = ic_text_decode(m, &row, 1) == IC_DECODE_OK && m->info.n_embd > 0 && ic_text_embedding(m, 0);
+    bool decoded = ic_text_decode(m, &row, 1) == IC_DECODE_OK;
+    bool given = decoded && m->info.n_embd > 0 && ic_text_embedding(m, 0);
 
     llama_memory_clear(llama_get_memory(m->ctx), true);
     memset(m->sure, 0, sizeof m->sure);
-    return ok ? IC_OK : ic_fail(err, IC_BAD_REQUEST, "this model gives no embeddings: serve it with --pooling none");
+    if (!decoded && m->info.gpu_layers > 0)
+        return ic_fail(err, IC_OOM, "the first decode with hidden states failed");
+    return given ? IC_OK : ic_fail(err, IC_BAD_REQUEST, "this model gives no embeddings: serve it with --pooling none");
 }
 
 /* Takes down what an attempt has made. */
