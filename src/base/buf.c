@@ -163,3 +163,22 @@ void ic_json_kbool(struct ic_buf *b, const char *key, bool v)
     ic_json_key(b, key);
     ic_buf_puts(b, v ? "true" : "false");
 }
+
+void ic_buf_base64(struct ic_buf *b, const void *data, size_t n)
+{
+    static const char set[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    const unsigned char *p = data;
+    size_t len = (n + 2) / 3 * 4;
+
+    if (!ic_buf_reserve(b, len))
+        return;
+    char *o = b->data + b->len;
+    for (size_t i = 0; i < n; i += 3) {
+        unsigned v = (unsigned)p[i] << 16 | (i + 1 < n ? (unsigned)p[i + 1] << 8 : 0) | (i + 2 < n ? p[i + 2] : 0);
+        *o++ = set[v >> 18];
+        *o++ = set[v >> 12 & 63];
+        *o++ = i + 1 < n ? set[v >> 6 & 63] : '=';
+        *o++ = i + 2 < n ? set[v & 63] : '=';
+    }
+    b->len += len;
+}

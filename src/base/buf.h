@@ -27,6 +27,7 @@ void ic_buf_put(struct ic_buf *b, const void *p, size_t n);  /* copies n bytes *
 void ic_buf_puts(struct ic_buf *b, const char *s);           /* copies up to the NUL */
 void ic_buf_printf(struct ic_buf *b, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 char *ic_buf_take(struct ic_buf *b, size_t *len);            /* caller frees; the buffer is empty after */
+void ic_buf_base64(struct ic_buf *b, const void *p, size_t n);
 
 /* JSON pieces. Strings are escaped, and bytes that are not UTF-8 become U+FFFD, so the output is
  * always a valid document. Numbers that JSON cannot hold (NaN, infinities) become null. */

@@ -14,8 +14,8 @@ int ic_cli_supervise(int argc, char **argv);
 int ic_cli_ask(int argc, char **argv);
 int ic_cli_plan(int argc, char **argv);
 
-/* What the options say about the text model. Strings are borrowed from them. IC_BAD_REQUEST: --gpu-layers makes no
- * sense. */
+/* What the options say about the text model. Strings are borrowed from them. IC_BAD_REQUEST: --gpu-layers,
+ * --lora or --pooling make no sense. */
 enum ic_status ic_cli_text_config(const struct ic_options *o, struct ic_text_config *out, struct ic_err *err);
 
 /* Prints "inference-core: text" on stderr and returns `code`. */

@@ -15,6 +15,7 @@
  * I(field, flag, default, lowest, highest, unit, help) whole number; sizes take K, M, G (powers of 1024), also KiB … */
 #define IC_OPTIONS(S, I)                                                                                               \
     S(model, "model", NULL, "FILE", "GGUF model to serve (the first file of a split one)")                             \
+    S(lora, "lora", NULL, "FILE[:SCALE],…", "LoRA adapters (GGUF) over the model, for every request; scale 1 where none is given") \
     S(law, "law", NULL, "PATH,…", "Law M checkpoints (or their folders) to serve, separated by commas")                \
     S(host, "host", "127.0.0.1", "ADDRESS", "address to listen on; 0.0.0.0 or :: for every network")                   \
     I(port, "port", 3000, 0, 65535, "", "TCP port for WebSocket and HTTP; 0: any free one")                            \
@@ -29,6 +30,7 @@
     I(itl_bound, "itl-bound", 0, 0, 60000, "ms", "between two tokens of a stream while prompts are read; 0: 3 times the usual") \
     I(speculate, "speculate", 1, 0, 1, "", "1: where a text repeats itself, what comes next is guessed and checked, several tokens a tick; 0: never") \
     I(shift, "context-shift", 0, 0, 1, "", "1: a full context drops its middle half and goes on; 0: it ends (length)")  \
+    S(pooling, "pooling", "none", "TYPE", "of embeddings (/v1/embeddings): mean, cls or last; none: there are none")       \
     I(threads, "threads", 0, 0, 512, "threads", "for compute; 0: as many as there are free cores")                     \
     S(gpu_layers, "gpu-layers", "auto", "auto|N", "layers on the GPU: as many as fit, or N (the output counts as one); -1: all") \
     I(vram_margin, "vram-margin", 512 << 20, 0, 1LL << 44, "bytes", "of each GPU's memory that stay free")             \

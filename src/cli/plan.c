@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "base/log.h"
+#include "text/lora.h"
 
 #define GPU_LAYERS_MAX 10000
 
@@ -25,9 +26,12 @@ static bool parse_gpu_layers(const char *text, int32_t *out)
 enum ic_status ic_cli_text_config(const struct ic_options *o, struct ic_text_config *out,
                                   struct ic_err *err)
 {
+    struct ic_lora_list lora;
+
     *out = (struct ic_text_config){
         .path = o->model,
         .chat_template = o->chat_template,
+        .lora = o->lora,
         .ctx_size = (int32_t)o->ctx_size,
         .kv_size = (int32_t)o->kv_size,
         .parallel = (int32_t)o->parallel,
@@ -42,7 +46,13 @@ enum ic_status ic_cli_text_config(const struct ic_options *o, struct ic_text_con
     if (!parse_gpu_layers(o->gpu_layers, &out->gpu_layers))
         return ic_fail(err, IC_BAD_REQUEST, "--gpu-layers takes auto, or -1 to %d, not \"%.60s\"",
                        GPU_LAYERS_MAX, o->gpu_layers);
-    return IC_OK;
+    enum ic_status st = ic_pooling_parse(o->pooling, &out->pooling, err);
+    if (st != IC_OK)
+        return st;
+    st = ic_lora_parse(&lora, o->lora, err); /* read again where it is used; here for an early word */
+    if (st == IC_OK)
+        ic_lora_deinit(&lora);
+    return st;
 }
 
 static void print_line(void *arg, const char *text)

@@ -7,6 +7,7 @@
 #include <ggml.h>
 #include <gguf.h>
 #include <limits.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -23,7 +24,7 @@ struct seen {
 
 struct reading {
     struct ic_gguf_facts *f;
-    const char *path;
+    const char *kind, *path; /* kind: "model" or "adapter", for messages */
     struct ic_err *err;
     uint32_t nextn; /* layers at the end that predict further tokens; llama.cpp leaves them out */
     struct seen seen[IC_GGUF_LAYERS_MAX];
@@ -149,7 +150,7 @@ static enum ic_status place_layer_tensor(struct reading *r, const char *name, ui
 
     if (il >= r->f->n_layers || *end != '.')
         return ic_fail(r->err, IC_BAD_REQUEST,
-                       "model %s: tensor %s belongs to no layer of the %u there are", r->path, name,
+                       "%s %s: tensor %s belongs to no layer of the %u there are", r->kind, r->path, name,
                        r->f->n_layers);
     struct ic_gguf_layer *layer = &r->f->layer[il];
     const char *part = end + 1;
@@ -197,8 +198,8 @@ static enum ic_status read_tensors(struct reading *r, const struct gguf_context 
         uint64_t at = gguf_get_tensor_offset(g, i), bytes = gguf_get_tensor_size(g, i);
         if (start > file_bytes || at > file_bytes - start || bytes > file_bytes - start - at)
             return ic_fail(r->err, IC_BAD_REQUEST,
-                           "model %s: cut short: tensor %s does not lie inside the %llu bytes of the file",
-                           path, name, (unsigned long long)file_bytes);
+                           "%s %s: cut short: tensor %s does not lie inside the %llu bytes of the file",
+                           r->kind, path, name, (unsigned long long)file_bytes);
         enum ic_status st = place_tensor(r, name, bytes, has_output);
         if (st != IC_OK)
             return st;
@@ -272,13 +273,13 @@ static enum ic_status read_caches(struct reading *r, const struct gguf_context *
  * ---------------------------------------------------------------------------------------------------- */
 
 /* A bound on what the parser below will do: it compares each name with all before it. */
-static enum ic_status check_header(FILE *file, const char *path, struct ic_err *err)
+static enum ic_status check_header(FILE *file, const char *kind, const char *path, struct ic_err *err)
 {
     unsigned char h[HEADER_BYTES];
     uint64_t n[2];
 
     if (fread(h, 1, sizeof h, file) != sizeof h || memcmp(h, "GGUF", 4) != 0)
-        return ic_fail(err, IC_BAD_REQUEST, "model %s: not a GGUF file", path);
+        return ic_fail(err, IC_BAD_REQUEST, "%s %s: not a GGUF file", kind, path);
     for (int i = 0; i < 2; i++) {
         n[i] = 0;
         for (int b = 7; b >= 0; b--)
@@ -286,15 +287,15 @@ static enum ic_status check_header(FILE *file, const char *path, struct ic_err *
     }
     if (n[0] > IC_GGUF_TENSORS_MAX || n[1] > IC_GGUF_KEYS_MAX)
         return ic_fail(err, IC_BAD_REQUEST,
-                       "model %s: claims %llu tensors and %llu keys, at most %d and %d can be", path,
+                       "%s %s: claims %llu tensors and %llu keys, at most %d and %d can be", kind, path,
                        (unsigned long long)n[0], (unsigned long long)n[1], IC_GGUF_TENSORS_MAX,
                        IC_GGUF_KEYS_MAX);
     rewind(file);
     return IC_OK;
 }
 
-static enum ic_status open_gguf(struct gguf_context **out, uint64_t *bytes, const char *path,
-                                struct ic_err *err)
+static enum ic_status open_gguf(struct gguf_context **out, uint64_t *bytes, const char *kind,
+                                const char *path, struct ic_err *err)
 {
     struct gguf_init_params params = {.no_alloc = true, .ctx = NULL};
     struct stat s;
@@ -302,14 +303,15 @@ static enum ic_status open_gguf(struct gguf_context **out, uint64_t *bytes, cons
 
     if (stat(path, &s) != 0)
         return ic_fail(err, errno == ENOENT || errno == ENOTDIR ? IC_NOT_FOUND : IC_BAD_REQUEST,
-                       "model %s: %s", path, strerror(errno));
+                       "%s %s: %s", kind, path, strerror(errno));
     if (!S_ISREG(s.st_mode))
-        return ic_fail(err, IC_BAD_REQUEST, "model %s: not a file", path);
+        return ic_fail(err, IC_BAD_REQUEST, "%s %s: not a file", kind, path);
     FILE *file = fopen(path, "rbe");
     if (!file)
-        return ic_fail(err, IC_BAD_REQUEST, "model %s: %s", path, strerror(errno));
-    if ((st = check_header(file, path, err)) == IC_OK && !(*out = gguf_init_from_file_ptr(file, params)))
-        st = ic_fail(err, IC_BAD_REQUEST, "model %s: its header is broken or cut short", path);
+        return ic_fail(err, IC_BAD_REQUEST, "%s %s: %s", kind, path, strerror(errno));
+    if ((st = check_header(file, kind, path, err)) == IC_OK &&
+        !(*out = gguf_init_from_file_ptr(file, params)))
+        st = ic_fail(err, IC_BAD_REQUEST, "%s %s: its header is broken or cut short", kind, path);
     fclose(file);
     *bytes = (uint64_t)s.st_size;
     return st;
@@ -340,7 +342,7 @@ static enum ic_status read_others(struct reading *r, bool *has_output)
             return ic_fail(r->err, IC_BAD_REQUEST,
                            "model %s: the first of %u files must be named NAME-00001-of-%05u.gguf", r->path,
                            r->f->n_files, r->f->n_files);
-        if ((st = open_gguf(&g, &bytes, path, r->err)) != IC_OK)
+        if ((st = open_gguf(&g, &bytes, "model", path, r->err)) != IC_OK)
             return st;
         r->f->file_bytes += bytes;
         if (number_or(g, NULL, "split.no", 0, 0) != i)
@@ -379,7 +381,7 @@ enum ic_status ic_gguf_read(struct ic_gguf_facts *out, const char *path, struct 
 {
     struct gguf_context *g = NULL;
     uint64_t bytes = 0;
-    enum ic_status st = open_gguf(&g, &bytes, path, err);
+    enum ic_status st = open_gguf(&g, &bytes, "model", path, err);
 
     if (st != IC_OK)
         return st;
@@ -389,10 +391,87 @@ enum ic_status ic_gguf_read(struct ic_gguf_facts *out, const char *path, struct 
         st = ic_fail(err, IC_OOM, "out of memory");
     } else {
         r->f = out;
+        r->kind = "model";
         r->path = path;
         r->err = err;
         st = read_all(r, g, bytes);
     }
+    free(r);
+    gguf_free(g);
+    return st;
+}
+
+/* ---- adapters
+ * ------------------------------------------------------------------------------------------------- */
+
+/* NULL: there is none, or it is no text. */
+static const char *text_of(const struct gguf_context *g, const char *key)
+{
+    int64_t id = gguf_find_key(g, key);
+    return id >= 0 && gguf_get_kv_type(g, id) == GGUF_TYPE_STRING ? gguf_get_val_str(g, id) : NULL;
+}
+
+/* llama.cpp asserts what is asked here, or looks at it after it has read all weights. */
+static enum ic_status check_lora_keys(const struct reading *r, const struct gguf_context *g)
+{
+    const char *type = text_of(g, "general.type"), *kind = text_of(g, "adapter.type");
+    const char *arch = text_of(g, "general.architecture");
+    int64_t alpha = gguf_find_key(g, "adapter.lora.alpha");
+
+    if (!type || strcmp(type, "adapter") != 0 || !kind || strcmp(kind, "lora") != 0)
+        return ic_fail(r->err, IC_BAD_REQUEST, "adapter %s: not a LoRA adapter", r->path);
+    if (!arch || strcmp(arch, r->f->arch) != 0)
+        return ic_fail(r->err, IC_BAD_REQUEST, "adapter %s: made for the architecture %.40s, the model is %s",
+                       r->path, arch ? arch : "(none)", r->f->arch);
+    if (alpha >= 0 && (gguf_get_kv_type(g, alpha) != GGUF_TYPE_FLOAT32 || !isfinite(gguf_get_val_f32(g, alpha))))
+        return ic_fail(r->err, IC_BAD_REQUEST, "adapter %s: its alpha is no number", r->path);
+    if (gguf_find_key(g, "adapter.alora.invocation_tokens") >= 0)
+        return ic_fail(r->err, IC_BAD_REQUEST,
+                       "adapter %s: works only behind certain words (aLoRA), which is not supported", r->path);
+    return IC_OK;
+}
+
+static bool ends(const char *s, const char *with)
+{
+    size_t n = strlen(s), k = strlen(with);
+    return n >= k && !strcmp(s + n - k, with);
+}
+
+/* What else may stand in such a file llama.cpp refuses by name, or passes over. */
+static enum ic_status check_lora_tensors(const struct reading *r, const struct gguf_context *g)
+{
+    int64_t pairs = 0;
+
+    for (int64_t i = 0, n = gguf_get_n_tensors(g); i < n; i++) {
+        enum ggml_type t = gguf_get_tensor_type(g, i);
+        const char *name = gguf_get_tensor_name(g, i);
+        pairs += ends(name, ".lora_a");
+        if (t != GGML_TYPE_F32 && t != GGML_TYPE_F16 && t != GGML_TYPE_BF16 && !ggml_is_quantized(t))
+            return ic_fail(r->err, IC_BAD_REQUEST, "adapter %s: tensor %s is of the type %s, which is none of weights",
+                           r->path, name, ggml_type_name(t));
+    }
+    return pairs > 0 ? IC_OK : ic_fail(r->err, IC_BAD_REQUEST, "adapter %s: holds no weights", r->path);
+}
+
+enum ic_status ic_gguf_add_lora(struct ic_gguf_facts *f, const char *path, struct ic_err *err)
+{
+    struct gguf_context *g = NULL;
+    uint64_t bytes = 0, model_bytes = f->tensor_bytes;
+    bool has_output = false;
+    enum ic_status st = open_gguf(&g, &bytes, "adapter", path, err);
+
+    if (st != IC_OK)
+        return st;
+    struct reading *r = calloc(1, sizeof *r);
+    if (!r) {
+        st = ic_fail(err, IC_OOM, "out of memory");
+    } else {
+        *r = (struct reading){.f = f, .kind = "adapter", .path = path, .err = err};
+        if ((st = check_lora_keys(r, g)) == IC_OK && (st = check_lora_tensors(r, g)) == IC_OK)
+            st = read_tensors(r, g, path, bytes, &has_output);
+    }
+    f->lora_bytes += f->tensor_bytes - model_bytes;
+    f->tensor_bytes = model_bytes;
     free(r);
     gguf_free(g);
     return st;

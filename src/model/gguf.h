@@ -39,6 +39,7 @@ struct ic_gguf_facts {
     uint64_t embd_bytes;   /* of these, the token embedding */
     uint64_t output_bytes; /* what stands behind the last layer */
     uint32_t output_tensors;
+    uint64_t lora_bytes; /* of adapters, which are counted with the layers that they change; in no other sum */
     bool tied; /* no output matrix of its own: wherever the output runs, it needs a copy of the token
                   embedding */
     struct ic_gguf_layer layer[IC_GGUF_LAYERS_MAX];
@@ -48,6 +49,10 @@ struct ic_gguf_facts {
  * it. IC_NOT_FOUND: a file is missing. IC_BAD_REQUEST: not a GGUF model, cut short, or lying; *out is then
  * undefined. */
 enum ic_status ic_gguf_read(struct ic_gguf_facts *out, const char *path, struct ic_err *err);
+
+/* Checks that a file is a LoRA adapter for the model of *f, and adds its tensors to the layers that they change. That
+ * each fits its tensor of the model is left to llama.cpp. IC_NOT_FOUND, IC_BAD_REQUEST as above; *f is then undefined. */
+enum ic_status ic_gguf_add_lora(struct ic_gguf_facts *f, const char *path, struct ic_err *err);
 
 /* How the cache is made. */
 struct ic_gguf_kv {

@@ -183,21 +183,8 @@ static void put_rows(struct ic_buf *b, const float *v, size_t h, size_t w, size_
 
 static void put_base64(struct ic_buf *b, const unsigned char *p, size_t n)
 {
-    static const char set[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    size_t len = (n + 2) / 3 * 4;
-
-    ic_mp_be(b, 0xDB, len, 4);
-    if (!ic_buf_reserve(b, len))
-        return;
-    char *o = b->data + b->len;
-    for (size_t i = 0; i < n; i += 3) {
-        unsigned v = (unsigned)p[i] << 16 | (i + 1 < n ? (unsigned)p[i + 1] << 8 : 0) | (i + 2 < n ? p[i + 2] : 0);
-        *o++ = set[v >> 18];
-        *o++ = set[v >> 12 & 63];
-        *o++ = i + 1 < n ? set[v >> 6 & 63] : '=';
-        *o++ = i + 2 < n ? set[v & 63] : '=';
-    }
-    b->len += len;
+    ic_mp_be(b, 0xDB, (n + 2) / 3 * 4, 4);
+    ic_buf_base64(b, p, n);
 }
 
 /* zlib at level 6, malloc'd; 0: no memory. */

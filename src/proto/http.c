@@ -233,6 +233,7 @@ static const struct {
     {"/predict", "POST", false, ic_predict_request},
     {"/v1/chat/completions", "POST", false, ic_openai_chat},
     {"/v1/completions", "POST", false, ic_openai_completion},
+    {"/v1/embeddings", "POST", false, ic_openai_embeddings},
     {"/tokenize", "POST", false, ic_openai_tokenize},
     {"/detokenize", "POST", false, ic_openai_detokenize},
 };

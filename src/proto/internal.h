@@ -130,7 +130,11 @@ void ic_atheria_event(struct ic_server *s, struct conn *c, const struct ic_event
 struct http_job {
     uint64_t rid;
     struct ic_text_req *req; /* text: our reference; Law M: NULL */
-    void (*event)(struct ic_server *s, struct ic_peer *p, struct ic_event *ev); /* only those with this rid */
+    /* Where one exchange makes several text requests: our references to them, in the maker's memory; NULL: none there. Then
+     * rid is 0 and req NULL. */
+    struct ic_text_req **more;
+    int n_more;
+    void (*event)(struct ic_server *s, struct ic_peer *p, struct ic_event *ev); /* only those of its rid or of `more` */
     void (*free)(struct http_job *job);
 };
 /* The exchange waits from now on, and counts as a request under way; when the peer closes, the job is freed and its
@@ -154,6 +158,9 @@ void ic_openai_chat(struct ic_server *s, struct ic_peer *p, const struct ic_http
 void ic_openai_completion(struct ic_server *s, struct ic_peer *p, const struct ic_http_req *r);
 void ic_openai_tokenize(struct ic_server *s, struct ic_peer *p, const struct ic_http_req *r);
 void ic_openai_detokenize(struct ic_server *s, struct ic_peer *p, const struct ic_http_req *r);
+
+/* embed.c: POST /v1/embeddings */
+void ic_openai_embeddings(struct ic_server *s, struct ic_peer *p, const struct ic_http_req *r);
 
 /* web.c: the built-in page */
 const char *ic_web_page(size_t *len);

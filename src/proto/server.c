@@ -101,6 +101,9 @@ void ic_server_cancel_all(struct ic_server *s)
                 cancel(s->conns[i]->streams[k].req, IC_CANCEL_SHUTDOWN);
         if (job && job->req)
             cancel(job->req, IC_CANCEL_SHUTDOWN);
+        for (int k = 0; job && k < job->n_more; k++)
+            if (job->more[k])
+                cancel(job->more[k], IC_CANCEL_SHUTDOWN);
     }
     if (s->text)
         ic_text_engine_kick(s->text);
@@ -290,17 +293,25 @@ void ic_http_waited(struct ic_server *s, struct ic_peer *p)
     }
 }
 
+static bool drop_request(struct ic_text_req *req)
+{
+    if (!req)
+        return false;
+    atomic_store(&req->cancel, IC_CANCEL_GONE);
+    ic_text_req_unref(req);
+    return true;
+}
+
 static void close_job(struct ic_server *s, struct ic_peer *p)
 {
     struct http_job *job = p->app;
 
     ic_http_waited(s, p);
-    if (job->req) {
-        atomic_store(&job->req->cancel, IC_CANCEL_GONE);
-        ic_text_req_unref(job->req);
-        if (s->text)
-            ic_text_engine_kick(s->text);
-    }
+    bool any = drop_request(job->req);
+    for (int i = 0; i < job->n_more; i++)
+        any |= drop_request(job->more[i]);
+    if (any && s->text)
+        ic_text_engine_kick(s->text);
     job->free(job);
     p->app = NULL;
 }
@@ -378,6 +389,16 @@ static void log_end(const struct ic_server *s, struct conn *c, const struct ic_e
         ic_log_about(&ids, IC_LOG_INFO, "request", "simulation closed after %lld steps", (long long)ev->sim.step);
 }
 
+static bool is_of_job(const struct http_job *job, uint64_t rid)
+{
+    if (job->rid == rid)
+        return true;
+    for (int i = 0; i < job->n_more; i++)
+        if (job->more[i] && job->more[i]->rid == rid)
+            return true;
+    return false;
+}
+
 static void route(struct ic_server *s, struct ic_event *ev)
 {
     uint32_t slot = (uint32_t)(ev->owner >> 32);
@@ -389,7 +410,7 @@ static void route(struct ic_server *s, struct ic_event *ev)
         route_text(s, c, ev);
     else if (c)
         ic_sim_event(s, c, ev);
-    else if (p && p->id.gen == (uint32_t)ev->owner && ((struct http_job *)p->app)->rid == ev->rid)
+    else if (p && p->id.gen == (uint32_t)ev->owner && is_of_job(p->app, ev->rid))
         ((struct http_job *)p->app)->event(s, p, ev);
 }
 

@@ -21,6 +21,7 @@
 #define FAKE_ROLE 360 /* a turn begins with 360 + the first letter of its role, and ends with FAKE_TURN_END */
 #define FAKE_TURN_END 490
 #define FAKE_VOCAB 500
+#define FAKE_EMBD 3
 
 /* What the model can say. Split characters, a broken one and an empty piece are among it, and few letters, so that
  * stop strings are met. */
@@ -61,6 +62,9 @@ struct fake {
     /* Of 1000 calls so many go wrong. */
     int full, aborted, failed, draw_fails, open_fails, tokenize_fails, save_fails, load_fails;
     uint64_t row_hash[FAKE_CTX]; /* of the last decode; 0: no logits */
+    float state[FAKE_CTX][FAKE_EMBD]; /* of the last decode */
+    bool has_state[FAKE_CTX];
+    int states_fail; /* of 1000 */
     int32_t n_rows;
     /* What has happened. */
     int64_t decodes, decoded_rows, bad_decodes, injected, samplers, copies, saves, loads;
@@ -136,6 +140,13 @@ static inline void fake_cut(struct fake *f, int32_t seq, int32_t from)
         q->sure = q->n;
 }
 
+/* What the model holds at a token whose beginning has this hash. */
+static inline void fake_state(uint64_t hash, float *out)
+{
+    for (int i = 0; i < FAKE_EMBD; i++, hash = fake_mix(hash, 17))
+        out[i] = (float)((double)(hash >> 11 & 0xFFFFFF) / 0x800000 - 1);
+}
+
 static enum ic_decode fake_decode(void *arg, const struct ic_row *rows, int32_t n)
 {
     struct fake *f = arg;
@@ -155,6 +166,7 @@ static enum ic_decode fake_decode(void *arg, const struct ic_row *rows, int32_t 
     }
     IC_ASSERT(outputs <= f->be.outputs && fake_cells(f) + n <= f->be.kv_size);
     memset(f->row_hash, 0, sizeof f->row_hash);
+    memset(f->has_state, 0, sizeof f->has_state);
     f->n_rows = 0;
     f->last_n = n;
     f->now += f->ns_base + f->ns_row * n;
@@ -174,6 +186,9 @@ static enum ic_decode fake_decode(void *arg, const struct ic_row *rows, int32_t 
     }
     for (int32_t i = 0; i < n; i++) {
         fake_apply(f, &rows[i]);
+        f->has_state[i] = rows[i].embd;
+        if (rows[i].embd)
+            fake_state(f->seq[rows[i].seq].hash[rows[i].pos], f->state[i]);
         if (rows[i].logits)
             f->row_hash[i] = f->seq[rows[i].seq].hash[rows[i].pos];
         f->seq[rows[i].seq].sure = f->seq[rows[i].seq].n;
@@ -405,6 +420,15 @@ static enum ic_status fake_draw(void *arg, void *sampler, int32_t row, struct ic
     return IC_OK;
 }
 
+static const float *fake_embedding(void *arg, int32_t row)
+{
+    struct fake *f = arg;
+
+    IC_ASSERT(!f->gone && row >= 0 && row < f->n_rows && f->has_state[row]);
+    f->has_state[row] = false; /* nobody takes it twice */
+    return fake_chance(f, f->states_fail) ? NULL : f->state[row];
+}
+
 static void fake_sampler_close(void *arg, void *sampler)
 {
     struct fake *f = arg;
@@ -465,6 +489,7 @@ static inline void fake_init(struct fake *f, int32_t parallel, int32_t batch, in
         .batch = batch,
         .n_vocab = FAKE_VOCAB,
         .outputs = parallel + 16,
+        .n_embd = FAKE_EMBD,
         .policy = {.share_min = 4}, /* prompts are short here */
         .n_seq = parallel + 6,
         .tokenize = fake_tokenize,
@@ -478,6 +503,7 @@ static inline void fake_init(struct fake *f, int32_t parallel, int32_t batch, in
         .sampler_open = fake_sampler_open,
         .draw = fake_draw,
         .sampler_close = fake_sampler_close,
+        .embedding = fake_embedding,
         .sampler_rebind = fake_sampler_rebind,
         .now_ns = fake_now,
         .emit = fake_emit,

@@ -16,6 +16,7 @@
 #include "law/views.h"
 #include "sched/prefix.h"
 #include "text/model.h"
+#include "text/pooling.h"
 #include "text/sample.h"
 
 enum ic_priority { IC_PRIO_LOW, IC_PRIO_NORMAL, IC_PRIO_HIGH };
@@ -43,6 +44,7 @@ struct ic_text_req {
     struct ic_chat_msg *msgs; /* owned, with their strings */
     size_t n_msgs;
     struct ic_text_params params;
+    enum ic_pooling pooling; /* not NONE: no text is wanted but the vector of the prompt; of params nothing counts then */
 };
 
 /* One holder, defaults in params, arrival now. NULL when out of memory. */
@@ -53,6 +55,7 @@ void ic_text_req_unref(struct ic_text_req *r); /* accepts NULL; the last holder 
 enum ic_event_kind {
     IC_EVENT_QUEUED, /* has to wait; index is its place in the queue, 1 the next */
     IC_EVENT_TOKEN,  /* text; index, prob, top */
+    IC_EVENT_EMBEDDING, /* text[0..len): float32, of length 1. The END follows */
     IC_EVENT_END,    /* reason, stats. The last event of a request that had been admitted or queued. */
     IC_EVENT_ERROR,  /* code, text. An END with reason error follows when `more`, else it is the last. */
     /* Law M; `sim` tells which and how it is */

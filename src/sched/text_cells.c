@@ -212,10 +212,15 @@ static int32_t share_min(const struct ic_text_sched *s, const struct run *r)
     return r->session && r->session->n_tokens > 0 ? IC_GO_ON_MIN : min ? min : IC_SHARE_MIN;
 }
 
+/* How many of its tokens may come from the cache. The last one is computed in any case: its logits are wanted. */
+static int32_t findable(const struct run *r)
+{
+    return r->req->pooling ? ic_pool_may_skip(&r->pool) : r->n_tokens - 1;
+}
+
 static int32_t match(const struct ic_text_sched *s, const struct run *r, int32_t *holder)
 {
-    /* The last token is computed in any case: its logits are wanted. */
-    int32_t n = ic_prefix_match(s->prefix, r->req->salt, r->tokens, r->n_tokens - 1, s->be->window, holder);
+    int32_t n = ic_prefix_match(s->prefix, r->req->salt, r->tokens, findable(r), s->be->window, holder);
     bool goes_on = n > 0 && is_idle(&s->slots[*holder]) && s->slots[*holder].n_past == n;
 
     /* Where all of it can be gone on with, however little. A recurrent memory can be gone on with only. */
@@ -234,7 +239,7 @@ static struct run *better_lead(const struct ic_text_sched *s, const struct run *
     *common = have;
     for (int32_t i = 0; i < s->n_running && s->order[i] != r && s->be->window == 0; i++) {
         struct run *o = s->order[i];
-        int32_t k = 0, end = o->n_tokens < r->n_tokens - 1 ? o->n_tokens : r->n_tokens - 1;
+        int32_t k = 0, most = findable(r), end = o->n_tokens < most ? o->n_tokens : most;
         if (end <= *common || s->slots[o->slot].n_past >= end || strcmp(o->req->salt, r->req->salt) != 0)
             continue;
         while (k < end && o->tokens[k] == r->tokens[k])
@@ -337,7 +342,7 @@ void ic_cells_restore(struct ic_text_sched *s, struct run *r)
     struct ic_spill_part *p;
     int32_t reach;
 
-    while (be->seq_load && (p = ic_spill_find(&s->spill, r->req->salt, r->tokens, r->n_tokens - 1, sl->n_past,
+    while (be->seq_load && (p = ic_spill_find(&s->spill, r->req->salt, r->tokens, findable(r), sl->n_past,
                                               be->window != 0, &reach)) != NULL) {
         int32_t before = sl->n_past, more = reach - before, promised = cells_promised(s) - more;
         if (more < share_min(s, r) || (s->cost.row_ns > 0 && s->ns_per_byte * (double)p->bytes > s->cost.row_ns * more))
@@ -419,7 +424,7 @@ enum ic_status ic_cells_pin(struct ic_text_sched *s, const struct ic_pin *p, str
     for (int32_t at = 0; at < p->n; at += n) {
         n = p->n - at < be->batch ? p->n - at : be->batch;
         for (int32_t i = 0; i < n; i++)
-            s->rows[i] = (struct ic_row){p->tokens[at + i], at + i, slot, i == n - 1};
+            s->rows[i] = (struct ic_row){p->tokens[at + i], at + i, slot, i == n - 1, false};
         if (be->decode(be->arg, s->rows, n) != IC_DECODE_OK ||
             !ic_prefix_append(s->prefix, slot, "", p->tokens + at, n, be->now_ns(be->arg))) {
             ic_cells_cut(s, slot, 0);

@@ -147,6 +147,12 @@ static enum ic_status be_draw(void *arg, void *sampler, int32_t row, struct ic_s
     return logits ? ic_sampler_draw(sampler, logits, out, err) : ic_fail(err, IC_INTERNAL, "a row has no logits");
 }
 
+static const float *be_embedding(void *arg, int32_t row)
+{
+    struct ic_text_engine *e = arg;
+    return ic_text_embedding(e->model, row);
+}
+
 static void be_sampler_close(void *arg, void *sampler)
 {
     struct ic_sampler *s = sampler;
@@ -218,6 +224,7 @@ static enum ic_status open_model(struct ic_text_engine *e)
         .batch = i->batch,
         .outputs = i->outputs,
         .n_vocab = i->n_vocab,
+        .n_embd = i->n_embd,
         .tokenize = be_tokenize,
         .chat = be_chat,
         .decode = be_decode,
@@ -232,6 +239,7 @@ static enum ic_status open_model(struct ic_text_engine *e)
         .sampler_open = be_sampler_open,
         .draw = be_draw,
         .sampler_close = be_sampler_close,
+        .embedding = be_embedding,
         .sampler_rebind = be_sampler_rebind,
         .now_ns = be_now,
         .emit = be_emit,

@@ -67,6 +67,7 @@ static void free_run(struct ic_text_sched *s, struct run *r)
 {
     if (r->sampler)
         s->be->sampler_close(s->be->arg, r->sampler);
+    ic_pool_deinit(&r->pool);
     ic_stream_deinit(&r->stream);
     ic_buf_deinit(&r->answer);
     ic_text_req_unref(r->req);
@@ -201,7 +202,8 @@ static enum ic_status prepare(struct ic_text_sched *s, struct run *r, struct ic_
     if (st != IC_OK)
         return st;
     r->n_tokens = r->n_prompt = r->cap = n;
-    st = s->be->sampler_open(s->be->arg, &r->sampler, &r->req->params, r->tokens, n, err);
+    st = r->req->pooling ? ic_embed_open(s, r, err)
+                         : s->be->sampler_open(s->be->arg, &r->sampler, &r->req->params, r->tokens, n, err);
     if (st != IC_OK)
         return st;
     if (se) {
@@ -322,10 +324,12 @@ static int32_t pending(const struct ic_text_sched *s, const struct run *r)
 static void add_rows(struct ic_text_sched *s, struct run *r, int32_t count, int32_t *n)
 {
     int32_t from = s->slots[r->slot].n_past;
+    bool embed = r->req->pooling != IC_POOLING_NONE;
 
+    r->first = *n;
     for (int32_t i = 0; i < count; i++) {
-        bool last = from + i + 1 == r->n_tokens;
-        s->rows[*n] = (struct ic_row){r->tokens[from + i], from + i, r->slot, last};
+        bool last = from + i + 1 == r->n_tokens, state = embed && ic_pool_wants(&r->pool, from + i);
+        s->rows[*n] = (struct ic_row){r->tokens[from + i], from + i, r->slot, last && !embed, state};
         if (last)
             r->at = *n;
         ++*n;
@@ -437,7 +441,7 @@ static void add_drafts(struct ic_text_sched *s, int32_t n_decode, int32_t *n)
         left -= r->n_draft;
         s->drafts += r->n_draft;
         for (int32_t d = 0; d < r->n_draft; d++)
-            s->rows[(*n)++] = (struct ic_row){r->draft[d], r->n_tokens + d, r->slot, true};
+            s->rows[(*n)++] = (struct ic_row){r->draft[d], r->n_tokens + d, r->slot, true, false};
     }
     atomic_fetch_add(&s->c->drafted, (uint64_t)s->drafts);
 }
@@ -599,6 +603,18 @@ static void take_tokens(struct ic_text_sched *s, struct run *r)
         ic_cells_cut(s, slot, s->slots[slot].n_past);
 }
 
+/* The same for a run that wants a vector: its prompt is all that there is. */
+static void take_states(struct ic_text_sched *s, struct run *r)
+{
+    struct ic_err err = {0};
+    bool done;
+
+    if (ic_embed_take(s, r, &done, &err) != IC_OK)
+        finish(s, r, IC_END_ERROR, &err);
+    else if (done)
+        finish(s, r, IC_END_STOP, NULL);
+}
+
 /* The decode did not go through: back to the state before it. */
 static void undo(struct ic_text_sched *s, enum ic_decode rc)
 {
@@ -719,7 +735,9 @@ bool ic_text_sched_tick(struct ic_text_sched *s)
         }
     for (int32_t i = 0; i < s->n_running;) {
         struct run *r = s->order[i];
-        if (r->at >= 0)
+        if (r->req->pooling && r->rows)
+            take_states(s, r);
+        else if (r->at >= 0)
             take_tokens(s, r);
         i += i < s->n_running && s->order[i] == r; /* it may have left the list */
     }
@@ -792,6 +810,8 @@ static enum ic_status rebind_run(struct ic_text_sched *s, struct run *r, struct 
                        be->ctx_size, r->n_tokens);
     if (r->shifted && r->req->params.grammar)
         return ic_fail(err, IC_INTERNAL, "the model was reopened, and what this answer's grammar has seen is gone");
+    if (r->req->pooling)
+        return r->pool.n_embd == be->n_embd ? IC_OK : ic_fail(err, IC_INTERNAL, "the model came back as another");
     int32_t said = r->n_gen < r->n_tokens ? r->n_gen : r->n_tokens;
     return be->sampler_rebind ? be->sampler_rebind(be->arg, r->sampler, &r->req->params, r->tokens + r->n_tokens - said,
                                                    said, err)

@@ -23,6 +23,7 @@ struct ic_text_backend {
     void *arg;
     int32_t ctx_size, kv_size, parallel, batch, n_vocab; /* as in struct ic_text_info */
     int32_t outputs; /* rows of a decode that may ask for logits: parallel, and what is beyond it for proposals */
+    int32_t n_embd; /* numbers of a hidden state; 0: none can be had, `embedding` is not called */
     int32_t n_seq;  /* sequences that can be held: parallel, and those that only keep what they have */
     int32_t window; /* what the memory can do, as in ic_prefix_match: 0: be cut and shared anywhere */
     struct ic_text_policy policy;
@@ -46,6 +47,8 @@ struct ic_text_backend {
                                    int32_t n, struct ic_err *err);
     enum ic_status (*draw)(void *arg, void *sampler, int32_t row, struct ic_sampled *out, struct ic_err *err);
     void (*sampler_close)(void *arg, void *sampler);
+    /* Hidden state (n_embd numbers) of a row of the last decode that had `embd` set; NULL: there is none. */
+    const float *(*embedding)(void *arg, int32_t row);
     /* The model has been opened anew (ic_text_sched_unpark): makes a sampler of the old one go on with the new one.
      * `said`: the n tokens drawn so far. NULL: samplers do not depend on the model. */
     enum ic_status (*sampler_rebind)(void *arg, void *sampler, const struct ic_text_params *p, const int32_t *said,

@@ -9,6 +9,7 @@
 #include "sched/text_cost.h"
 #include "sched/text_sched.h"
 #include "sched/text_spec.h"
+#include "text/pooling.h"
 #include "text/stream.h"
 
 #define IC_RESERVE_PER_RUN 16 /* cells kept free for each run at admission, so that it does not come to preemption at once */
@@ -43,6 +44,8 @@ struct run {
     int32_t *tokens, n_tokens, cap, n_prompt;
     int32_t n_gen;    /* sampled so far */
     int32_t rows, at; /* of the current decode: how many, and the index of the (first) one with logits or -1 */
+    int32_t first;    /* of the current decode: the index of the first of its rows */
+    struct ic_pool pool; /* where a vector is wanted, no text: what has been gathered for it */
     int32_t n_draft, draft_at; /* proposals of what comes behind it, each with logits: how many rows, and from where */
     int32_t draft[IC_SPEC_MAX];
     struct ic_spec spec;
@@ -103,6 +106,12 @@ void ic_run_emit(struct ic_text_sched *s, const struct run *r, struct ic_event *
 void ic_run_error(struct ic_text_sched *s, const struct run *r, const struct ic_err *err, bool more);
 /* Text that may leave; d: the token that made it so, NULL when the answer is over. */
 void ic_run_token(struct ic_text_sched *s, struct run *r, const struct ic_sampled *d, const struct ic_buf *text);
+
+/* ---- text_embed.c */
+/* In place of a sampler. IC_BAD_REQUEST: this model is served without. */
+enum ic_status ic_embed_open(const struct ic_text_sched *s, struct run *r, struct ic_err *err);
+/* Takes the hidden states of the run's rows of this decode. After the last one the vector is sent, and *done set. */
+enum ic_status ic_embed_take(struct ic_text_sched *s, struct run *r, bool *done, struct ic_err *err);
 
 /* ---- text_cells.c */
 int32_t ic_cells_free(const struct ic_text_sched *s);

@@ -41,6 +41,8 @@ static void random_submit(struct world *w)
         p->seed |= FAKE_SINGS;
         p->max_tokens = (int32_t)rnd(w, 80);
     }
+    if (session < 0 && !chat && !rnd(w, 4)) /* not the text, its vector is wanted */
+        r->req->pooling = (enum ic_pooling)(1 + rnd(w, IC_POOLINGS - 1));
     while (p->n_stop < 3 && rnd(w, 2))
         p->stop[p->n_stop++] = strdup(stops[rnd(w, sizeof stops / sizeof *stops)]);
     r->req->client = session >= 0 ? (uint64_t)session % 3 : rnd(w, 3);
@@ -85,6 +87,7 @@ static struct world *random_world(uint64_t seed)
         w->f.failed = (int)rnd(w, 20);
         w->f.draw_fails = (int)rnd(w, 10);
         w->f.open_fails = (int)rnd(w, 30);
+        w->f.states_fail = (int)rnd(w, 20);
         w->f.tokenize_fails = (int)rnd(w, 30);
         w->f.save_fails = (int)rnd(w, 200);
         w->f.load_fails = (int)rnd(w, 200);
@@ -120,7 +123,7 @@ static void random_schedule(uint64_t seed)
             tick(w);
     }
     if (rnd(w, 8)) { /* else: the server ends in the middle of it */
-        w->f.full = w->f.aborted = w->f.failed = w->f.draw_fails = w->f.open_fails = w->f.tokenize_fails = 0;
+        w->f.full = w->f.aborted = w->f.failed = w->f.draw_fails = w->f.open_fails = w->f.tokenize_fails = w->f.states_fail = 0;
         w->cancels_in_decode = 0;
         int64_t from = w->ticks;
         run_dry(w);

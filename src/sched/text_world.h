@@ -46,6 +46,8 @@ struct client_req {
     int32_t last_index;
     struct ic_buf text;
     struct ic_event end; /* without its text: the last event */
+    float vector[FAKE_EMBD];
+    bool has_vector;
     int64_t asked_at;    /* the tick before which it was cancelled, 0: never */
     char err[128];
     enum ic_status code;
@@ -193,6 +195,37 @@ static void ask_alone(const struct world *w, const struct ic_text_params *p, con
     ic_buf_deinit(&raw);
 }
 
+/* The vector as it must be: of the states at all tokens, the first or the last, at length 1. */
+static void vector_alone(enum ic_pooling kind, const int32_t *prompt, int32_t n, float *out)
+{
+    double sum[FAKE_EMBD] = {0}, square = 0;
+    float state[FAKE_EMBD];
+    uint64_t h = 1;
+
+    for (int32_t i = 0; i < n; i++) {
+        h = fake_mix(h, (uint64_t)prompt[i]);
+        fake_state(h, state);
+        for (int k = 0; k < FAKE_EMBD; k++)
+            if (kind == IC_POOLING_MEAN || i == (kind == IC_POOLING_CLS ? 0 : n - 1))
+                sum[k] += (double)state[k];
+    }
+    for (int k = 0; k < FAKE_EMBD; k++)
+        square += sum[k] * sum[k];
+    for (int k = 0; k < FAKE_EMBD; k++)
+        out[k] = (float)(sum[k] / sqrt(square));
+}
+
+static void check_vector(const struct client_req *r, const int32_t *prompt, int32_t n)
+{
+    float want[FAKE_EMBD];
+
+    CHECK(r->has_vector == (r->end.reason == IC_END_STOP));
+    CHECK(r->end.stats.tokens == 0 && r->text.len == 0 && r->end.reason != IC_END_LENGTH);
+    vector_alone(r->req->pooling, prompt, n, want);
+    for (int i = 0; i < FAKE_EMBD && r->has_vector; i++)
+        CHECK(fabsf(want[i] - r->vector[i]) < 1e-6f);
+}
+
 /* An END has come: is what was sent what the model says, and what does the conversation now hold? */
 static void check_end(struct world *w, struct client_req *r)
 {
@@ -212,6 +245,10 @@ static void check_end(struct world *w, struct client_req *r)
     int32_t n = prompt_of(w, r, prompt);
     CHECK(st->prompt_tokens == n);
     CHECK(st->cached_tokens >= 0 && st->cached_tokens < n);
+    if (r->req->pooling) {
+        check_vector(r, prompt, n);
+        return;
+    }
     ask_alone(w, &r->req->params, prompt, n, &a);
     CHECK(st->tokens <= a.n && r->text.len <= a.text.len);
     CHECK(r->text.len == 0 || !memcmp(r->text.data, a.text.data, r->text.len));
@@ -239,7 +276,9 @@ static void check_error(struct world *w, struct client_req *r)
     const struct talk *t = r->session >= 0 ? &w->talk[r->session] : NULL;
     int32_t n, most = w->f.be.ctx_size - 1;
 
-    if (strstr(r->err, "injected")) {
+    if (strstr(r->err, "no hidden state")) {
+        CHECK(r->req->pooling && w->f.injected > 0 && r->error_more);
+    } else if (strstr(r->err, "injected")) {
         CHECK(w->f.injected > 0);
     } else if (strstr(r->err, "failed to decode") || strstr(r->err, "cache is full")) {
         CHECK(w->f.bad_decodes > 0 && r->error_more);
@@ -278,6 +317,11 @@ static void on_event(void *arg, struct ic_event *ev)
         CHECK((ev->n_top || ev->text[ev->len] == 0) && ev->stamp_ns == w->f.now);
         r->last_index = ev->index;
         ic_buf_put(&r->text, ev->text, ev->len);
+        break;
+    case IC_EVENT_EMBEDDING:
+        CHECK(r->req->pooling && !r->has_vector && !r->error_more && ev->len == sizeof r->vector);
+        memcpy(r->vector, ev->text, sizeof r->vector);
+        r->has_vector = true;
         break;
     case IC_EVENT_ERROR:
         CHECK(!r->error_more);
@@ -396,6 +440,13 @@ static struct client_req *submit(struct world *w, struct client_req *r)
 {
     ic_text_sched_submit(w->s, ic_text_req_ref(r->req));
     return r;
+}
+
+static struct client_req *submit_embed(struct world *w, const char *prompt, enum ic_pooling kind)
+{
+    struct client_req *r = ask(w, -1, prompt, 0);
+    r->req->pooling = kind;
+    return submit(w, r);
 }
 
 static struct client_req *submit_prompt(struct world *w, const char *prompt, int32_t max_tokens)

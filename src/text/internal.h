@@ -5,6 +5,7 @@
 #include <llama.h>
 
 #include "hw/cpu.h"
+#include "text/lora.h"
 #include "text/model.h"
 #include "text/threads.h"
 
@@ -20,6 +21,7 @@ struct ic_text_model {
     struct ic_place *place; /* what lies where; holds our part of the ledger */
     struct llama_model *model;
     struct llama_context *ctx;
+    struct llama_adapter_lora *adapter[IC_LORA_MAX]; /* those of place->lora; the model's */
     const struct llama_vocab *vocab;
     struct ggml_threadpool *pool, *old_pool; /* old: replaced, until the next decode is done */
     struct ggml_threadpool *(*pool_make)(struct ggml_threadpool_params *);
@@ -28,6 +30,7 @@ struct ic_text_model {
     struct ic_cpu_watch watch;
     bool adapt; /* threads follow what the machine leaves us */
     struct llama_batch batch;
+    bool embd_on; /* the context gives hidden states now */
     int32_t sure[IC_TEXT_SEQS_MAX]; /* positions of each sequence that a decode has been through with */
     const char *template; /* NULL: none; owned by the llama model or the caller's config */
     char *template_copy;

@@ -66,7 +66,7 @@ static const float *decode(int32_t seq, int32_t from, int32_t to)
     struct ic_row rows[N + 1];
 
     for (int32_t i = from; i < to; i++)
-        rows[i - from] = (struct ic_row){token[i], i, seq, i == to - 1};
+        rows[i - from] = (struct ic_row){token[i], i, seq, i == to - 1, false};
     assert_int_equal(ic_text_decode(m, rows, to - from), IC_DECODE_OK);
     return ic_text_logits(m, to - from - 1);
 }

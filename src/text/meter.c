@@ -49,7 +49,7 @@ void ic_meter_line(const char *text)
     struct ic_meter_row *row = row_of(m, name);
     if (!row)
         return;
-    if (!strcmp(kind, "model"))
+    if (!strcmp(kind, "model") || !strcmp(kind, "LoRA"))
         row->weights += bytes_of(mib);
     else if (!strcmp(kind, "KV") || !strcmp(kind, "RS"))
         row->cache += bytes_of(mib);

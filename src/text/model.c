@@ -16,12 +16,15 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "hw/cpu.h"
+#include "text/lora.h"
 #include "text/place.h"
 
 #define CPU_SAMPLE_MS 200 /* how long the free cores are looked for at start */
 /* How long the compute threads spin for the next graph, 0-100; 1 is about 2 ms. llama.cpp's default of 50 spins for
  * a tenth of a second, which is stolen from the Law M engine when both take turns. */
 #define THREADPOOL_POLL 1
+
+static _Thread_local char complaint[IC_ERR_MSG_MAX]; /* what llama.cpp logged last as an error on this thread */
 
 static void to_log(enum ggml_log_level level, const char *text, void *arg)
 {
@@ -30,6 +33,8 @@ static void to_log(enum ggml_log_level level, const char *text, void *arg)
     ic_meter_line(text);
     if (level != GGML_LOG_LEVEL_CONT)
         last = level;
+    if (level == GGML_LOG_LEVEL_ERROR)
+        snprintf(complaint, sizeof complaint, "%.*s", (int)strcspn(text, "\n"), text);
     if (last == GGML_LOG_LEVEL_ERROR)
         ic_warn("llama", "%s", text);
     else
@@ -123,6 +128,8 @@ static void fill_info(struct ic_text_model *m)
     i->batch = p->sizes.batch;
     i->gpu_layers = p->plan.layers;
     i->layers = p->plan.layers_max;
+    i->pooling = p->pooling;
+    i->n_embd = p->pooling ? llama_model_n_embd_out(m->model) : 0;
 }
 
 static bool abort_trampoline(void *arg)
@@ -217,13 +224,28 @@ static void adapt_threads(struct ic_text_model *m, int64_t wall, int64_t cpu)
 static bool warm_up(struct ic_text_model *m)
 {
     int32_t token = llama_vocab_bos(m->vocab);
-    struct ic_row row = {token >= 0 ? token : 0, 0, 0, true};
+    struct ic_row row = {token >= 0 ? token : 0, 0, 0, true, false};
 
     if (ic_text_decode(m, &row, 1) != IC_DECODE_OK)
         return false;
     llama_memory_clear(llama_get_memory(m->ctx), true);
     memset(m->sure, 0, sizeof m->sure);
     return true;
+}
+
+/* Whether this kind of model gives hidden states at all is known only when it has. */
+static enum ic_status try_embedding(struct ic_text_model *m, struct ic_err *err)
+{
+    int32_t token = llama_vocab_bos(m->vocab);
+    struct ic_row row = {token >= 0 ? token : 0, 0, 0, false, true};
+    bool decoded = ic_text_decode(m, &row, 1) == IC_DECODE_OK;
+    bool given = decoded && m->info.n_embd > 0 && ic_text_embedding(m, 0);
+
+    llama_memory_clear(llama_get_memory(m->ctx), true);
+    memset(m->sure, 0, sizeof m->sure);
+    if (!decoded && m->info.gpu_layers > 0)
+        return ic_fail(err, IC_OOM, "the first decode with hidden states failed");
+    return given ? IC_OK : ic_fail(err, IC_BAD_REQUEST, "this model gives no embeddings: serve it with --pooling none");
 }
 
 /* Takes down what an attempt has made. */
@@ -240,6 +262,7 @@ static void unload(struct ic_text_model *m)
         llama_batch_free(m->batch);
     llama_model_free(m->model);
     m->ctx = NULL;
+    m->embd_on = false;
     m->pool = NULL;
     m->batch = (struct llama_batch){0};
     m->model = NULL;
@@ -252,6 +275,37 @@ static enum ic_status check_kind(struct ic_text_model *m, const char *path, stru
     if (!llama_model_has_decoder(m->model) || llama_model_has_encoder(m->model) || llama_model_is_diffusion(m->model) ||
         llama_vocab_type(m->vocab) == LLAMA_VOCAB_TYPE_NONE)
         return ic_fail(err, IC_BAD_REQUEST, "model %s: not a decoder that generates text", path);
+    return IC_OK;
+}
+
+/* Before there is a context, whose graphs are sized for the adapters that the model has. They live as long as the model. */
+static enum ic_status load_adapters(struct ic_text_model *m, struct ic_err *err)
+{
+    const struct ic_lora_list *list = &m->place->lora;
+
+    for (int i = 0; i < list->n; i++) {
+        const char *path = list->item[i].path;
+        complaint[0] = 0;
+        if ((m->adapter[i] = llama_adapter_lora_init(m->model, path)) != NULL)
+            continue;
+        const char *why = strstr(complaint, "adapter: "); /* "FUNCTION: failed to apply lora adapter: WHY" */
+        return ic_fail(err, strstr(complaint, "allocate") ? IC_OOM : IC_BAD_REQUEST, "adapter %s: %s", path,
+                       why ? why + strlen("adapter: ") : "broken, or of another model");
+    }
+    return IC_OK;
+}
+
+static enum ic_status apply_adapters(struct ic_text_model *m, struct ic_err *err)
+{
+    const struct ic_lora_list *list = &m->place->lora;
+    float scale[IC_LORA_MAX];
+
+    for (int i = 0; i < list->n; i++)
+        scale[i] = list->item[i].scale;
+    if (list->n > 0 && llama_set_adapters_lora(m->ctx, m->adapter, (size_t)list->n, scale) != 0)
+        return ic_fail(err, IC_BAD_REQUEST, "the adapters cannot be applied");
+    for (int i = 0; i < list->n; i++)
+        ic_info("text", "adapter %s at scale %g", list->item[i].path, (double)scale[i]);
     return IC_OK;
 }
 
@@ -271,7 +325,8 @@ static enum ic_status attempt(struct ic_text_model *m, const struct ic_text_conf
     m->info.threads = cfg->threads > 0 ? cfg->threads : ic_cpu_cores_free(CPU_SAMPLE_MS);
     if (ic_place_injected(m->place))
         return ic_fail(err, IC_OOM, "no memory (injected)");
-    if ((st = make_context(m, err)) != IC_OK)
+    if ((st = load_adapters(m, err)) != IC_OK || (st = make_context(m, err)) != IC_OK ||
+        (st = apply_adapters(m, err)) != IC_OK)
         return st;
     start_threads(m, cfg);
     if (!warm_up(m)) {
@@ -279,7 +334,7 @@ static enum ic_status attempt(struct ic_text_model *m, const struct ic_text_conf
             return ic_fail(err, IC_OOM, "the first decode failed");
         ic_warn("text", "the warm-up decode failed");
     }
-    return IC_OK;
+    return m->info.pooling ? try_embedding(m, err) : IC_OK;
 }
 
 static enum ic_status bring_up(struct ic_text_model *m, const struct ic_text_config *cfg, struct ic_err *err)
@@ -389,18 +444,34 @@ void ic_text_set_abort(struct ic_text_model *m, bool (*test)(void *), void *arg)
     m->abort_arg = arg;
 }
 
+/* llama.cpp gives hidden states of all rows or of none, and logits with each. So it is switched on for the decodes that
+ * need it only. */
+static bool switch_embeddings(struct ic_text_model *m, const struct ic_row *rows, int32_t n)
+{
+    bool on = false;
+
+    for (int32_t i = 0; i < n; i++)
+        on |= rows[i].embd;
+    IC_ASSERT(!on || m->info.pooling);
+    if (on != m->embd_on)
+        llama_set_embeddings(m->ctx, on);
+    m->embd_on = on;
+    return on;
+}
+
 enum ic_decode ic_text_decode(struct ic_text_model *m, const struct ic_row *rows, int32_t n)
 {
     struct llama_batch *b = &m->batch;
 
     IC_ASSERT(n > 0 && n <= m->info.batch);
     b->n_tokens = n;
+    bool all = switch_embeddings(m, rows, n);
     for (int32_t i = 0; i < n; i++) {
         b->token[i] = rows[i].token;
         b->pos[i] = rows[i].pos;
         b->n_seq_id[i] = 1;
         b->seq_id[i][0] = rows[i].seq;
-        b->logits[i] = rows[i].logits;
+        b->logits[i] = all || rows[i].logits;
     }
     int64_t wall = m->adapt ? ic_now_ns() : 0, cpu = m->adapt ? ic_cpu_self_ns() : 0;
     int32_t rc = llama_decode(m->ctx, *b);
@@ -419,6 +490,11 @@ enum ic_decode ic_text_decode(struct ic_text_model *m, const struct ic_row *rows
 const float *ic_text_logits(struct ic_text_model *m, int32_t i)
 {
     return llama_get_logits_ith(m->ctx, i);
+}
+
+const float *ic_text_embedding(struct ic_text_model *m, int32_t i)
+{
+    return m->embd_on ? llama_get_embeddings_ith(m->ctx, i) : NULL;
 }
 
 /* What a decode that failed left behind can always be taken away. */

@@ -13,12 +13,15 @@
 
 #include "base/buf.h"
 #include "base/status.h"
+#include "text/pooling.h"
 
 struct ic_ledger;
 
 struct ic_text_config {
     const char *path;          /* GGUF file (the first one of a split model) */
     const char *chat_template; /* NULL: the model's own; else a name that llama.cpp knows ("chatml") */
+    const char *lora;          /* adapters, as text/lora.h reads them; NULL: none */
+    enum ic_pooling pooling;   /* of hidden states, for embeddings; not NONE: every row of a decode may have one */
     int32_t ctx_size;          /* tokens of one conversation; 0: the model's, at most IC_CTX_DEFAULT_MAX */
     int32_t kv_size;           /* tokens (KV cells) of all conversations together; 0: IC_KV_CONVERSATIONS * ctx_size */
     int32_t parallel;          /* sequences decoded at once */
@@ -55,6 +58,8 @@ struct ic_text_info {
     int32_t seqs;   /* sequences that can be held: parallel, and where they cost nothing some that only keep what they have */
     int32_t window; /* what the memory can do: 0: be cut and shared anywhere; w: a sequence longer than w only as a whole; -1: a
                        recurrent state, which only goes on */
+    enum ic_pooling pooling; /* NONE: no hidden states can be had */
+    int32_t n_embd;          /* numbers of one; 0: none can be had */
     uint64_t n_params, model_bytes;
     bool has_chat_template;
 };
@@ -62,8 +67,9 @@ struct ic_text_info {
 struct ic_text_model;
 
 /* Loads the model and makes its context; seconds to minutes. What fits on the GPU is decided here and logged, item by
- * item; when it does not fit after all, fewer layers are tried, down to none. IC_NOT_FOUND: no such file.
- * IC_BAD_REQUEST: not a model that can generate text, or a size that cannot be. IC_OOM: the context does not fit. */
+ * item; when it does not fit after all, fewer layers are tried, down to none. IC_NOT_FOUND: no such file, of the model or an adapter.
+ * IC_BAD_REQUEST: not a model that can generate text, an adapter that is not for it, hidden states wanted of a model that
+ * gives none, or a size that cannot be. IC_OOM: the context does not fit. */
 enum ic_status ic_text_model_open(struct ic_text_model **out, const struct ic_text_config *cfg, struct ic_err *err);
 /* The vocabulary alone: for tokenising and pieces while the model is away. Costs a few MiB. Errors as above. */
 enum ic_status ic_text_vocab_open(struct ic_text_model **out, const struct ic_text_config *cfg, struct ic_err *err);
@@ -79,6 +85,7 @@ enum ic_status ic_text_plan(const struct ic_text_config *cfg, void (*line)(void 
 struct ic_row {
     int32_t token, pos, seq;
     bool logits; /* its logits are wanted */
+    bool embd;   /* its hidden state is; only with info.pooling. All rows of such a decode cost as if they had logits */
 };
 
 enum ic_decode {
@@ -92,6 +99,8 @@ enum ic_decode {
 enum ic_decode ic_text_decode(struct ic_text_model *m, const struct ic_row *rows, int32_t n);
 /* Logits (n_vocab) of row i of the last decode; valid until the next. NULL when not asked for. */
 const float *ic_text_logits(struct ic_text_model *m, int32_t i);
+/* Hidden state (info.n_embd) of row i of the last decode, likewise. */
+const float *ic_text_embedding(struct ic_text_model *m, int32_t i);
 /* Forgets positions >= from of a sequence (0: all). False when this kind of model cannot keep the part
  * before `from`: then everything of the sequence has been forgotten. */
 bool ic_text_seq_rm(struct ic_text_model *m, int32_t seq, int32_t from);

@@ -256,6 +256,10 @@ struct llama_context_params ic_place_context_params(const struct ic_place *p)
     /* Only the last row of each sequence is asked for, and some proposals: without this the logits of a whole batch are
      * reserved. (No fewer than there are sequences, and no more in a decode: llama.cpp asserts both.) */
     cp.n_outputs_max = cp.n_seq_max;
+    if (p->pooling) { /* any row may be asked for its hidden state, which its logits come along with; we pool ourselves */
+        cp.n_outputs_max = (uint32_t)most(p->sizes.batch, (int32_t)cp.n_seq_max);
+        cp.pooling_type = LLAMA_POOLING_TYPE_NONE;
+    }
     cp.kv_unified = true;
     cp.type_k = p->type_k;
     cp.type_v = p->type_v;
@@ -274,7 +278,9 @@ static uint64_t guess_compute(const struct ic_place *p)
 {
     const struct ic_sizes *s = &p->sizes;
 
-    return 4 * ((uint64_t)s->seqs * p->facts.n_vocab +
+    int32_t outputs = p->pooling ? most(s->seqs, s->batch) : s->seqs;
+
+    return 4 * ((uint64_t)outputs * p->facts.n_vocab +
                 (uint64_t)s->batch * (16 * (uint64_t)p->facts.n_embd + p->in.kv.cells));
 }
 
@@ -486,6 +492,18 @@ static enum ic_status decide(struct ic_place *p, const struct ic_text_config *cf
     return st == IC_OK ? fit_host(p, err) : st;
 }
 
+/* Facts of the model and its adapters. */
+static enum ic_status read_files(struct ic_place *p, const struct ic_text_config *cfg, struct ic_err *err)
+{
+    enum ic_status st = ic_gguf_read(&p->facts, cfg->path, err);
+
+    if (st == IC_OK)
+        st = ic_lora_parse(&p->lora, cfg->lora, err);
+    for (int i = 0; st == IC_OK && i < p->lora.n; i++)
+        st = ic_gguf_add_lora(&p->facts, p->lora.item[i].path, err);
+    return st;
+}
+
 enum ic_status ic_place_open(struct ic_place **out, const struct ic_text_config *cfg, bool plan_only,
                              struct ic_err *err)
 {
@@ -496,11 +514,12 @@ enum ic_status ic_place_open(struct ic_place **out, const struct ic_text_config 
     if (!p)
         return ic_fail(err, IC_OOM, "out of memory");
     p->path = cfg->path;
+    p->pooling = cfg->pooling;
     p->in.facts = &p->facts;
     p->in.kv_scale = 1;
     p->flash = LLAMA_FLASH_ATTN_TYPE_AUTO;
     p->inject = inject ? atoi(inject) : 0;
-    if ((st = ic_gguf_read(&p->facts, cfg->path, err)) != IC_OK)
+    if ((st = read_files(p, cfg, err)) != IC_OK)
         return st;
     if (!cfg->ledger && (st = ic_ledger_open(&p->own_ledger, err)) != IC_OK)
         return st;
@@ -524,6 +543,7 @@ void ic_place_close(struct ic_place **pp)
     if (p->ledger)
         ic_ledger_release(p->ledger, IC_LEDGER_OWNER_TEXT);
     ic_ledger_close(&p->own_ledger);
+    ic_lora_deinit(&p->lora);
     free(p);
     *pp = NULL;
 }

@@ -12,6 +12,7 @@
 #include <llama.h>
 
 #include "hw/ledger.h"
+#include "text/lora.h"
 #include "text/meter.h"
 #include "text/model.h"
 #include "text/plan.h"
@@ -50,6 +51,8 @@ struct ic_place {
     float split[128]; /* llama_max_devices() of them are read */
     struct ic_ledger *ledger, *own_ledger;
     const char *path;
+    struct ic_lora_list lora; /* checked; their bytes are in the facts */
+    enum ic_pooling pooling;
     enum ggml_type type_k, type_v; /* of the KV cache */
     bool ctx_default, kv_default, batch_default; /* nobody asked for this size, so it may shrink */
     int inject; /* for tests: so many attempts find no memory (IC_TEST_LOAD_FAIL) */

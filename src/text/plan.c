@@ -183,6 +183,8 @@ static void print_model(const struct printer *pr, const struct ic_plan_in *in)
     item(pr, "layers", layers);
     if (experts)
         item(pr, "of these experts", experts);
+    if (f->lora_bytes)
+        item(pr, "LoRA adapters, counted with their layers", f->lora_bytes);
     item(pr, "embedding", f->input_bytes);
     item(pr, f->tied ? "output (and a copy of the embedding on a GPU)" : "output", f->output_bytes);
 }

@@ -55,13 +55,13 @@ static void answer(struct ic_text_model *m, const char *prompt, int32_t tokens, 
 
     assert_int_equal(ic_text_tokenize(m, prompt, strlen(prompt), true, false, 32, &ids, &n, &err), IC_OK);
     for (int32_t i = 0; i < n; i++)
-        rows[i] = (struct ic_row){ids[i], i, 0, i == n - 1};
+        rows[i] = (struct ic_row){ids[i], i, 0, i == n - 1, false};
     free(ids);
     for (int32_t made = 0, pos = n; made < tokens; made++, pos++) {
         assert_int_equal(ic_text_decode(m, rows, n), IC_DECODE_OK);
         int32_t id = best(ic_text_logits(m, n - 1), ic_text_model_info(m)->n_vocab);
         ic_text_piece(m, id, &text);
-        rows[0] = (struct ic_row){id, pos, 0, true};
+        rows[0] = (struct ic_row){id, pos, 0, true, false};
         n = 1;
     }
     assert_true(text.len < ANSWER_MAX);

@@ -658,7 +658,7 @@ static int32_t feed(const int32_t *t, int32_t from, int32_t n, int32_t seq)
     int32_t k = 0;
 
     for (int32_t i = from; i < n; i++) {
-        rows[k++] = (struct ic_row){t[i], i, seq, i + 1 == n};
+        rows[k++] = (struct ic_row){t[i], i, seq, i + 1 == n, false};
         if (k == 64 || i + 1 == n) {
             assert_int_equal(ic_text_decode(m, rows, k), IC_DECODE_OK);
             if (i + 1 == n)
@@ -766,7 +766,7 @@ static void an_abort_is_told_and_can_be_undone(void **state)
     memcpy(want, ic_text_logits(m, feed(t, 0, n, 0)), sizeof want);
     assert_true(ic_text_seq_rm(m, 0, 0));
     for (int32_t i = 0; i < n; i++)
-        rows[i] = (struct ic_row){t[i], i, 0, i + 1 == n};
+        rows[i] = (struct ic_row){t[i], i, 0, i + 1 == n, false};
     ic_text_set_abort(m, always, &calls);
     assert_int_equal(ic_text_decode(m, rows, n), IC_DECODE_ABORTED);
     assert_true(calls > 0);
@@ -789,16 +789,16 @@ static void a_full_cache_changes_nothing(void **state)
     for (int32_t at = 0; at < kv; at += 64) {
         int32_t seq = at * 4 / kv, first = seq * (kv / 4);
         for (int32_t i = 0; i < 64; i++)
-            rows[i] = (struct ic_row){5 + i % 40, at - first + i, seq, at + i + 1 == kv};
+            rows[i] = (struct ic_row){5 + i % 40, at - first + i, seq, at + i + 1 == kv, false};
         assert_int_equal(ic_text_decode(m, rows, 64), IC_DECODE_OK);
     }
     memcpy(want, ic_text_logits(m, 63), sizeof want);
-    rows[0] = (struct ic_row){7, kv / 4, 0, true};
+    rows[0] = (struct ic_row){7, kv / 4, 0, true, false};
     assert_int_equal(ic_text_decode(m, rows, 1), IC_DECODE_FULL);
     assert_true(ic_text_seq_rm(m, 1, 0)); /* somebody goes: the very row that was refused now fits */
     assert_int_equal(ic_text_decode(m, rows, 1), IC_DECODE_OK);
     assert_true(ic_text_seq_rm(m, 3, kv / 4 - 1)); /* and nobody else has lost anything: the last row once more */
-    rows[0] = (struct ic_row){5 + 63 % 40, kv / 4 - 1, 3, true};
+    rows[0] = (struct ic_row){5 + 63 % 40, kv / 4 - 1, 3, true, false};
     assert_int_equal(ic_text_decode(m, rows, 1), IC_DECODE_OK);
     const float *got = ic_text_logits(m, 0);
     for (int i = 0; i < V; i++) /* rounded otherwise in a batch of one, over a KV in f16 */
