@@ -194,7 +194,7 @@ void ic_predict_request(struct ic_server *s, struct ic_peer *p, const struct ic_
     if (err.code == IC_OK)
         read_state(s, psi, r, &cmd, chw, &err);
     if (err.code == IC_OK) {
-        *pr = (struct predict){{++s->last_rid, NULL, predict_event, free_predict}, json, chw};
+        *pr = (struct predict){{.rid = ++s->last_rid, .req = NULL, .event = predict_event, .free = free_predict}, json, chw};
         cmd.rid = pr->job.rid;
         cmd.sim = ++s->last_sim;
         ic_law_engine_command(s->law, &cmd, &err);

@@ -47,7 +47,7 @@ static void only_what_is_not_wanted_comes_from_the_cache(void **state)
         enum ic_pooling kind;
         int32_t cached;
     } t[] = {{IC_POOLING_MEAN, 0}, {IC_POOLING_CLS, 0}, {IC_POOLING_LAST, 40}};
-    char text[64], more[64];
+    char text[64], more[72];
 
     (void)state;
     for (size_t i = 0; i < 3; i++) {

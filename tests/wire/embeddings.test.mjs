@@ -5,7 +5,9 @@ import { ENDLESS, MODEL, Server, rawSocket, run, until, withServer } from './lib
 
 const PATH = '/v1/embeddings';
 const N_EMBD = 64; // of the 1 MB model
-const NEAR = 1e-4; // batches of another shape round otherwise
+// Batches of another shape, and cells of the f16 cache in another order, round otherwise: up to 2.7e-4 seen, where the nearest
+// two of the texts here are 1.1e-3 apart.
+const NEAR = 5e-4;
 const FAR = 1e-2;
 const TEXT = 'Once upon a time there was a little girl who liked to play in the park';
 const headers = { 'Content-Type': 'application/json' };
