@@ -454,7 +454,7 @@ static void choose_sizes(void)
     w->ns_row = 100 + (int64_t)rnd(20000);
     w->ns_byte = (double)rnd(100) / 25;
     w->aborts = rnd(2) ? (int)rnd(100) : 0;
-    w->spoils = rnd(2) ? (int)rnd(500) : 0;
+    w->spoils = rnd(2) ? 300 + (int)rnd(700) : 0;
 }
 
 static const char *const beginnings[] = {
