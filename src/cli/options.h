@@ -26,6 +26,8 @@
     S(type_k, "cache-type-k", "f16", "TYPE", "of the KV cache's keys: f16, q8_0 or q4_0")                              \
     S(type_v, "cache-type-v", "f16", "TYPE", "of its values, likewise")                                                \
     I(cache_ram, "cache-ram", 512 << 20, 0, 1LL << 44, "bytes", "of host memory for KV that had to leave the cache; 0: none") \
+    S(cache_disk, "cache-disk", NULL, "DIR", "folder for files of KV that had to leave host memory; none: it is dropped") \
+    I(cache_disk_max, "cache-disk-max", 4LL << 30, 1 << 20, 1LL << 50, "bytes", "of these files together")              \
     S(prefix, "prefix", NULL, "FILE", "text that prompts begin with (raw, or as system turn): computed at start and kept") \
     I(itl_bound, "itl-bound", 0, 0, 60000, "ms", "between two tokens of a stream while prompts are read; 0: 3 times the usual") \
     I(speculate, "speculate", 1, 0, 1, "", "1: where a text repeats itself, what comes next is guessed and checked, several tokens a tick; 0: never") \

@@ -328,6 +328,8 @@ static enum ic_status start(struct serve *s, struct ic_err *err)
         .turn = o->law ? &s->turn : NULL,
         .idle_unload_ns = o->idle_unload * 1000 * IC_MS,
         .prefix = o->prefix,
+        .cache_disk = o->cache_disk,
+        .cache_disk_max = (size_t)o->cache_disk_max,
         .policy = {.itl_bound_ns = (double)o->itl_bound * IC_MS,
                    .queue_per_client = (int32_t)o->queue_client,
                    .cache_ram = (size_t)o->cache_ram,
@@ -352,6 +354,8 @@ static enum ic_status start(struct serve *s, struct ic_err *err)
     struct ic_server_hooks hooks = {s, advance, on_tick};
     enum ic_status st;
 
+    if (o->cache_disk && o->cache_ram == 0)
+        return ic_fail(err, IC_BAD_REQUEST, "--cache-disk takes what leaves --cache-ram, which is 0: there must be some");
     if ((st = law_batch(o, &law, err)) != IC_OK || (st = ic_ledger_open(&s->ledger, err)) != IC_OK ||
         (st = ic_cli_text_config(o, &text.model, err)) != IC_OK)
         return st;

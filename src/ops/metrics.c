@@ -50,6 +50,10 @@ void ic_prom_hist(struct ic_buf *b, const char *name, const char *help, struct i
     X(spill_bytes, "ic_text_kv_spill_bytes", "gauge", "KV that had to leave the cache, kept in host memory")            \
     X(spilled, "ic_text_kv_spilled_tokens_total", "counter", "Tokens whose KV went to host memory")                     \
     X(restored, "ic_text_kv_restored_tokens_total", "counter", "Tokens whose KV came back from there")                  \
+    X(disk_bytes, "ic_text_kv_disk_bytes", "gauge", "Files of KV that had to leave host memory, those still to be written included") \
+    X(disk_put, "ic_text_kv_disk_written_tokens_total", "counter", "Tokens whose KV went from host memory to the disk") \
+    X(disk_got, "ic_text_kv_disk_read_tokens_total", "counter", "Tokens whose KV came back from there")                \
+    X(disk_lost, "ic_text_kv_disk_lost_tokens_total", "counter", "Tokens whose KV could not be written or read, and was given up") \
     X(drafted, "ic_text_drafted_tokens_total", "counter", "Tokens guessed and computed beside the next one")            \
     X(accepted, "ic_text_accepted_tokens_total", "counter", "Those of them that were right")                             \
     X(ticks, "ic_text_decodes_total", "counter", "Decodes")                                                            \

@@ -3,8 +3,8 @@
  * Every sequence of the model is a slot. One that no run uses keeps what it holds: a prompt that begins alike takes it over
  * whole or shares its first cells (prefix.h counts each once), be it a session that goes on, a system prompt or the
  * same question again. When cells are needed, the sequence whose end was used longest ago loses its end: the part that
- * nobody else holds. That part goes to host memory (spill.h), if there is room for it, and comes back when somebody
- * asks for it and copying is quicker than computing.
+ * nobody else holds. That part goes to host memory (spill.h), and from there maybe to a disk, if there is room for it, and comes
+ * back when somebody asks for it and copying is quicker than computing.
  *
  * Cells in use never exceed kv_size. One run alone always fits, because ctx_size and what is pinned fit together. */
 #include <stdlib.h>
@@ -13,6 +13,8 @@
 #include "sched/text_sched_int.h"
 
 #define NS_PER_BYTE_GUESS 1.0 /* of restoring, before one has been seen: slow */
+#define DISK_NS_PER_BYTE_GUESS 1.0 /* of reading a file, likewise */
+#define DISK_FORGIVEN 0.9 /* of its price is left each time that it was too dear: a disk that was slow once gets another chance */
 
 static bool is_idle(const struct slot *sl)
 {
@@ -335,6 +337,33 @@ int32_t ic_cells_take_slot(struct ic_text_sched *s, struct run *r)
     return slot;
 }
 
+/* Whether computing `more` tokens is quicker than bringing this part back. */
+static bool too_dear(struct ic_text_sched *s, const struct ic_spill_part *p, int32_t more)
+{
+    double compute = s->cost.row_ns * more, copy = s->ns_per_byte * (double)p->bytes;
+    double read = p->file ? s->disk_ns_per_byte * (double)p->bytes : 0;
+
+    if (compute <= 0 || copy + read <= compute)
+        return false;
+    if (read > 0 && copy <= compute)
+        s->disk_ns_per_byte *= DISK_FORGIVEN;
+    return true;
+}
+
+/* Its data is in memory now. False: it is not there any more. */
+static bool fetch(struct ic_text_sched *s, struct ic_spill_part *p)
+{
+    bool reads = p->file != 0;
+    int64_t t0 = s->be->now_ns(s->be->arg);
+
+    if (!ic_spill_fetch(&s->spill, p))
+        return false;
+    double ns = (double)(s->be->now_ns(s->be->arg) - t0) / (double)p->bytes;
+    if (reads)
+        s->disk_ns_per_byte = 0.5 * s->disk_ns_per_byte + 0.5 * ns;
+    return true;
+}
+
 void ic_cells_restore(struct ic_text_sched *s, struct run *r)
 {
     const struct ic_text_backend *be = s->be;
@@ -345,7 +374,7 @@ void ic_cells_restore(struct ic_text_sched *s, struct run *r)
     while (be->seq_load && (p = ic_spill_find(&s->spill, r->req->salt, r->tokens, findable(r), sl->n_past,
                                               be->window != 0, &reach)) != NULL) {
         int32_t before = sl->n_past, more = reach - before, promised = cells_promised(s) - more;
-        if (more < share_min(s, r) || (s->cost.row_ns > 0 && s->ns_per_byte * (double)p->bytes > s->cost.row_ns * more))
+        if (more < share_min(s, r) || too_dear(s, p, more))
             break;
         if (be->window != 0 && before > 0)
             ic_cells_cut(s, r->slot, 0);
@@ -355,6 +384,8 @@ void ic_cells_restore(struct ic_text_sched *s, struct run *r)
             break;
         if (cells != ic_cells_free(s) || parts != s->spill.count)
             continue; /* what made room may have pushed this part out: look again */
+        if (!fetch(s, p))
+            continue; /* the next best */
         int64_t t0 = be->now_ns(be->arg);
         bool ok = be->seq_load(be->arg, r->slot, p->from, sl->n_past, reach, p->data, p->bytes);
         double ns = (double)(be->now_ns(be->arg) - t0) / (double)p->bytes;
@@ -399,9 +430,12 @@ enum ic_status ic_cells_open(struct ic_text_sched *s, const struct ic_text_backe
     s->n_slots = be->n_seq;
     s->be = be;
     s->spill.max = be->policy.cache_ram;
+    IC_ASSERT(s->spill.disk_count == 0 || s->spill.disk == be->disk);
+    s->spill.disk = be->disk;
     s->cost = (struct ic_text_cost){0}; /* it may have come back on another device */
     s->spec_cost = (struct ic_spec_cost){0};
     s->ns_per_byte = NS_PER_BYTE_GUESS;
+    s->disk_ns_per_byte = DISK_NS_PER_BYTE_GUESS;
     return IC_OK;
 }
 

@@ -12,6 +12,7 @@
 #include "base/log.h"
 #include "hw/cpu.h"
 #include "hw/ledger.h"
+#include "sched/spill_disk.h"
 
 #define REOPEN_TRIES 5 /* after 1, 2, 4 and 8 s */
 #define FAILURES_MAX 2 /* decodes in a row, before the model is opened anew with fewer layers on the GPU */
@@ -32,6 +33,7 @@ struct ic_text_engine {
     struct ic_events *events;
     struct ic_text_model *model; /* the thread's; NULL while it is away */
     struct ic_text_backend be;
+    struct ic_spill_disk *disk;
     struct ic_text_sched *sched;
     struct ic_text_counters counters;
     struct ic_err err;
@@ -231,6 +233,7 @@ static enum ic_status open_model(struct ic_text_engine *e)
         .n_seq = i->seqs,
         .window = i->window,
         .policy = e->cfg.policy,
+        .disk = e->disk,
         .seq_rm = be_seq_rm,
         .seq_cp = be_seq_cp,
         .seq_save = be_seq_save,
@@ -428,6 +431,13 @@ enum ic_status ic_text_engine_start(struct ic_text_engine **out, const struct ic
     *out = NULL;
     if (!e)
         return ic_fail(err, IC_OOM, "out of memory");
+    if (cfg->cache_disk) {
+        enum ic_status st = ic_spill_disk_open(&e->disk, cfg->cache_disk, cfg->cache_disk_max, err);
+        if (st != IC_OK) {
+            free(e);
+            return st;
+        }
+    }
     e->cfg = *cfg;
     e->events = events;
     e->tail = &e->head;
@@ -443,6 +453,7 @@ enum ic_status ic_text_engine_start(struct ic_text_engine **out, const struct ic
     e->worker.module = "text";
     e->worker.turn = cfg->turn;
     if (!ic_worker_start(&e->worker)) {
+        ic_spill_disk_close(&e->disk);
         free(e);
         return ic_fail(err, IC_OOM, "no thread for the text engine");
     }
@@ -572,6 +583,7 @@ void ic_text_engine_stop(struct ic_text_engine **ep)
     put_command(e, NULL);
     pthread_join(e->worker.thread, NULL);
     ic_text_sched_close(&e->sched);
+    ic_spill_disk_close(&e->disk);
     ic_text_model_close(&e->model);
     ic_text_model_close(&e->vocab);
     for (struct command *c = e->head, *next; c; c = next) {

@@ -15,6 +15,8 @@ struct ic_text_engine_config {
     struct ic_text_config model; /* strings must outlive the engine */
     int32_t queue_max;           /* requests waiting at once, one more is IC_BUSY */
     struct ic_text_policy policy; /* see text_sched.h */
+    const char *cache_disk;       /* folder for KV that leaves host memory (spill_disk.h), or NULL */
+    size_t cache_disk_max;        /* bytes of all files there */
     const char *prefix;           /* file that prompts will begin with, computed at start, or NULL */
     struct ic_turn *turn;        /* shared with other engines that compute on the CPU, or NULL */
     int64_t idle_unload_ns;      /* without work, until the model is unloaded; 0: never */
@@ -26,7 +28,7 @@ struct ic_text_engine_config {
 struct ic_text_engine;
 
 /* Returns at once; loading goes on in the thread, which calls events->wake when the state changes. `events` is
- * borrowed and must outlive the engine. */
+ * borrowed and must outlive the engine. Errors: no memory, or those of ic_spill_disk_open. */
 enum ic_status ic_text_engine_start(struct ic_text_engine **out, const struct ic_text_engine_config *cfg,
                                     struct ic_events *events, struct ic_err *err);
 

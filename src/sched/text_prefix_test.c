@@ -167,6 +167,61 @@ static void host_memory_drops_the_oldest(void **state)
     world_free(w);
 }
 
+/* What neither the cache nor host memory can keep comes back from the disk at no decode's cost; from one that is full, or that
+ * loses what it was given, nothing does, and nobody notices but by the time it takes. */
+static void a_disk_keeps_what_host_memory_cannot(void **state)
+{
+    enum { WELL, FULL, FAILING, CORRUPT, KINDS };
+
+    (void)state;
+    for (int kind = 0; kind < KINDS; kind++)
+        for (int recurrent = 0; recurrent < 2; recurrent++) {
+            struct world *w = world_new(15, 2, 64, 100, 110);
+            char text[100];
+            w->f.be.window = -recurrent;
+            w->f.be.policy.cache_ram = 2600; /* two and a half, without the others' tokens */
+            w->f.ns_row = 100; /* dearer than the first guess of what reading costs */
+            with_disk(w, 1 << 20);
+            w->disk.full = kind == FULL;
+            w->disk.failing = kind == FAILING;
+            w->disk.corrupt = kind == CORRUPT;
+            world_restart(w);
+            for (int i = 0; i < 5; i++) {
+                endless(submit(w, ask(w, i, letters(text, 50), 5)));
+                run_dry(w);
+                check_state(w);
+            }
+            CHECK((w->disk.puts > 0) == (kind != FULL) && (kind != WELL || w->c.disk_bytes > 0));
+            struct client_req *r = endless(submit(w, ask(w, 0, "more", 2)));
+            run_dry(w); /* the oracle compares the text */
+            CHECK(r->end.stats.cached_tokens == (kind == WELL ? 55 : 0));
+            CHECK((w->c.disk_got > 0) == (kind == WELL) && (w->c.disk_lost > 0) == (kind == FAILING || kind == CORRUPT));
+            world_free(w);
+        }
+}
+
+/* A disk that was slow once is not waited for again, until it has been left alone for a while. */
+static void a_slow_disk_is_not_asked_again_soon(void **state)
+{
+    struct world *w = world_new(16, 2, 64, 100, 110);
+    char text[100];
+    int gets[60];
+
+    (void)state;
+    w->f.be.policy.cache_ram = 2600;
+    w->f.ns_row = 100;
+    with_disk(w, 1 << 20);
+    w->disk.ns_per_byte = 1000;
+    world_restart(w);
+    for (int i = 0; i < 60; i++) {
+        endless(submit(w, ask(w, i % 6, i < 6 ? letters(text, 50) : "m", 1)));
+        run_dry(w);
+        gets[i] = w->disk.gets;
+    }
+    CHECK(gets[59] >= 1 && gets[16] <= 1 && gets[59] < 20);
+    world_free(w);
+}
+
 /* Copying back is slower than computing: then it is computed. */
 static void what_is_dearer_to_restore_is_computed(void **state)
 {
@@ -474,6 +529,8 @@ int main(void)
         cmocka_unit_test(a_pinned_prefix_is_there_for_all_and_for_good),
         cmocka_unit_test(host_memory_keeps_what_the_cache_cannot),
         cmocka_unit_test(host_memory_drops_the_oldest),
+        cmocka_unit_test(a_disk_keeps_what_host_memory_cannot),
+        cmocka_unit_test(a_slow_disk_is_not_asked_again_soon),
         cmocka_unit_test(what_is_dearer_to_restore_is_computed),
         cmocka_unit_test(ends_go_before_beginnings),
         cmocka_unit_test(one_of_many_starts_after_at_most_one_of_theirs),

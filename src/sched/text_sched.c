@@ -690,7 +690,12 @@ static void publish_counters(struct ic_text_sched *s)
     atomic_store(&s->c->kv_used, ic_prefix_cells(s->prefix));
     atomic_store(&s->c->sessions, s->sessions.count);
     atomic_store(&s->c->spill_bytes, (int64_t)s->spill.sum);
-    atomic_store(&s->c->spill_parts, s->spill.count);
+    atomic_store(&s->c->spill_parts, s->spill.count - s->spill.disk_count);
+    atomic_store(&s->c->disk_bytes, (int64_t)s->spill.disk_sum);
+    atomic_store(&s->c->disk_parts, s->spill.disk_count);
+    atomic_store(&s->c->disk_put, s->spill.disk_put);
+    atomic_store(&s->c->disk_got, s->spill.disk_got);
+    atomic_store(&s->c->disk_lost, s->spill.disk_lost);
 }
 
 static void learn(struct ic_text_sched *s, double ns, int32_t n_decode, int32_t n_prompt)

@@ -18,6 +18,8 @@ struct ic_text_policy {
     bool shift;               /* a full context drops its older half and goes on, instead of ending with `length` */
 };
 
+struct ic_spill_disk;
+
 /* What the scheduler needs of a model. The real one is text/, wrapped in text_engine.c. */
 struct ic_text_backend {
     void *arg;
@@ -27,6 +29,7 @@ struct ic_text_backend {
     int32_t n_seq;  /* sequences that can be held: parallel, and those that only keep what they have */
     int32_t window; /* what the memory can do, as in ic_prefix_match: 0: be cut and shared anywhere */
     struct ic_text_policy policy;
+    struct ic_spill_disk *disk; /* below policy.cache_ram (spill.h), borrowed, the same for all back ends; NULL: none */
     /* Tokens of a prompt (as ic_text_tokenize, special off) and of a conversation (as ic_text_chat_tokenize). */
     enum ic_status (*tokenize)(void *arg, const char *s, size_t len, bool first, int32_t max, int32_t **out, int32_t *n,
                                struct ic_err *err);
@@ -63,6 +66,8 @@ struct ic_text_counters {
     _Atomic int64_t kv_used;                    /* cells, each once, those of idle sequences included */
     _Atomic int64_t spill_bytes, spill_parts;   /* in host memory now */
     _Atomic uint64_t spilled, restored;         /* tokens that went there and came back */
+    _Atomic int64_t disk_bytes, disk_parts;     /* on the disk now, or about to be written */
+    _Atomic uint64_t disk_put, disk_got, disk_lost; /* tokens; lost: could not be written or read */
     _Atomic uint64_t requests, refused, tokens, prompt_tokens, cached_tokens, preempted, ticks, rows;
     _Atomic uint64_t drafted, accepted; /* tokens proposed beside the next one, and those of them that were right */
     _Atomic uint64_t ended[IC_END_ERROR + 1];

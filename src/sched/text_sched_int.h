@@ -91,6 +91,7 @@ struct ic_text_sched {
     struct ic_text_cost cost;
     struct ic_spec_cost spec_cost;
     double ns_per_byte; /* of restoring from host memory */
+    double disk_ns_per_byte; /* of bringing it there from the disk */
     double service_ns;  /* of a request from admission to end, moving average */
     int32_t drafts;     /* rows of the current decode that are proposals */
     bool trim;          /* slots have become idle: maybe too much is */

@@ -76,6 +76,14 @@ static struct world *random_world(uint64_t seed)
     w->f.be.window = rnd(w, 3) ? 0 : rnd(w, 2) ? -1 : (int32_t)rnd(w, 40);
     w->f.be.n_seq = parallel + (int32_t)rnd(w, 7);
     w->f.be.policy.cache_ram = rnd(w, 2) ? 0 : 200 + rnd(w, 20000);
+    if (rnd(w, 2)) {
+        with_disk(w, 200 + rnd(w, 20000));
+        w->disk.ns_per_byte = (int64_t)rnd(w, 20);
+        w->disk.full = !rnd(w, 3);
+        w->disk.failing = !rnd(w, 3);
+        w->disk.corrupt = !rnd(w, 3);
+        w->disk.every = 1 + (int)rnd(w, 6);
+    }
     world_restart(w);
     w->f.be.policy.no_speculation = rnd(w, 4) == 0;
     w->f.add_bos = rnd(w, 4) != 0;
@@ -97,6 +105,8 @@ static struct world *random_world(uint64_t seed)
 }
 
 static uint64_t proposed, taken; /* tokens, by all schedules */
+static int disk_puts, disk_gets;
+static uint64_t disk_lost;
 
 static void random_schedule(uint64_t seed)
 {
@@ -137,6 +147,9 @@ static void random_schedule(uint64_t seed)
     }
     proposed += w->c.drafted;
     taken += w->c.accepted;
+    disk_puts += w->disk.puts;
+    disk_gets += w->disk.gets;
+    disk_lost += w->c.disk_lost;
     world_free(w);
 }
 
@@ -148,6 +161,7 @@ static void thousands_of_schedules(void **state)
     for (uint64_t i = 0; i < rounds; i++)
         random_schedule(from + i);
     CHECK(rounds < 100 || (taken > 0 && taken < proposed));
+    CHECK(rounds < 1000 || (disk_gets > 0 && disk_puts > disk_gets && disk_lost > 0));
 }
 
 /* ---- one rule at a time ------------------------------------------------------------------------------------------- */

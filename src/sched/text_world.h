@@ -32,6 +32,7 @@ static char *flaky_strdup(const char *s)
 
 #include "base/utf8.h"
 #include "sched/fake_backend.h"
+#include "sched/fake_disk.h"
 
 #define REQS 400
 #define SESSIONS 6
@@ -65,6 +66,7 @@ struct talk {
 
 struct world {
     struct fake f;
+    struct fake_disk disk; /* where a test wants one: with_disk */
     struct ic_text_counters c;
     struct ic_text_sched *s;
     struct client_req r[REQS];
@@ -392,9 +394,17 @@ static void world_restart(struct world *w)
     w->f.sched = w->s;
 }
 
+/* Below host memory, for the next restart. */
+static void with_disk(struct world *w, size_t max)
+{
+    w->f.be.disk = fake_disk_init(&w->disk, max);
+    w->disk.now = &w->f.now;
+}
+
 static void world_free(struct world *w)
 {
     ic_text_sched_close(&w->s);
+    CHECK(w->disk.n == 0 && w->disk.sum == 0);
     for (int i = 0; i < w->n; i++) {
         struct client_req *r = &w->r[i];
         CHECK(r->ended || atomic_load(&r->req->cancel) == IC_CANCEL_GONE);
@@ -526,16 +536,22 @@ static void check_session(const struct world *w, const struct ic_session *se)
     }
 }
 
-/* The host's part: its sum is what it says, and within its bound. */
+/* The host's part and the disk's: their sums are what they say, and within their bounds. */
 static void check_spill(const struct world *w)
 {
     const struct ic_spill *sp = &w->s->spill;
-    size_t sum = 0;
-    int32_t n = 0;
+    size_t sum = 0, on_disk = 0;
+    int32_t n = 0, files = 0;
 
-    for (const struct ic_spill_part *p = sp->first; p; p = p->next, n++)
-        sum += sizeof *p + sizeof *p->tokens * (size_t)p->to + p->bytes;
+    for (const struct ic_spill_part *p = sp->first; p; p = p->next, n++) {
+        sum += sizeof *p + sizeof *p->tokens * (size_t)p->to + (p->file ? 0 : p->bytes);
+        on_disk += p->file ? ic_spill_file_bytes(p) : 0;
+        files += p->file != 0;
+        CHECK((p->file == 0) == (p->data != NULL));
+    }
     CHECK(sum == sp->sum && sum <= sp->max && n == sp->count);
+    CHECK(on_disk == sp->disk_sum && files == sp->disk_count && w->disk.sum == on_disk && w->disk.n == files);
+    CHECK(!sp->disk || on_disk <= sp->disk->max);
 }
 
 /* Each client's numbers are those of the lists. */

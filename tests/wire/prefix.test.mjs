@@ -52,6 +52,98 @@ test('what leaves the cache comes back from host memory, and says the same', () 
     await c.close();
   }));
 
+// ---- the disk below host memory: 192 KiB of that hold one text of the others and a half
+const diskArgs = (dir) => ['--kv-size', '512', '--ctx-size', '512', '--cache-ram', '192K', '--cache-disk', dir];
+const ours = (dir) => fs.readdirSync(dir).filter((f) => f.startsWith('inference-core-kv-'));
+const files = (dir) => ours(dir).flatMap((f) => fs.readdirSync(path.join(dir, f)).map((g) => path.join(dir, f, g)));
+
+// Others come until all that the first one left in the cache and in host memory lies on the disk, and is written.
+async function pushOut(s, c, dir) {
+  for (let i = 0; i < 8; i++) await c.infer(`${i} `.repeat(100), params, { cache_salt: 'others' }).done();
+  await until(async () => {
+    const bytes = (await s.metrics()).ic_text_kv_disk_bytes;
+    const there = files(dir);
+    return bytes > 0 && there.every((f) => f.endsWith('.kv')) && there.reduce((n, f) => n + fs.statSync(f).size, 0) === bytes;
+  }, 'the files to be written');
+}
+
+test('what leaves host memory too comes back from the disk, says the same, and is gone in the end', async (t) => {
+  const dir = tempDir(t);
+  fs.writeFileSync(path.join(dir, 'strangers.kv'), 'not ours');
+  await withServer(diskArgs(dir), async (s) => {
+    const c = await s.connect();
+    const session_id = await c.session();
+    const first = await c.infer(PREFIX, params, { session_id }).done();
+    const second = await c.infer(PREFIX, params, { cache_salt: 'alone' }).done();
+    same(second, first);
+    await pushOut(s, c, dir);
+    for (const f of files(dir)) assert.equal(fs.statSync(f).mode & 0o777, 0o600);
+    const before = (await s.metrics()).ic_text_kv_disk_read_tokens_total;
+    const again = await c.infer(PREFIX, params).done();
+    assert.ok(again.end.stats.cached_tokens > again.end.stats.prompt_tokens / 2, JSON.stringify(again.end.stats));
+    same(again, first);
+    assert.ok((await s.metrics()).ic_text_kv_disk_read_tokens_total > before);
+    await pushOut(s, c, dir);
+    const on = await c.infer(' Then', params, { session_id }).done(); // the conversation goes on
+    assert.ok(on.end.stats.cached_tokens > PREFIX.length / 4, JSON.stringify(on.end.stats));
+    const m = await s.metrics();
+    assert.ok(m.ic_text_kv_disk_written_tokens_total > 0 && m.ic_text_kv_disk_lost_tokens_total === 0, JSON.stringify(m));
+    await c.close();
+  });
+  assert.deepEqual(fs.readdirSync(dir), ['strangers.kv']);
+});
+
+test('files that were changed, cut short or removed do no harm', async (t) => {
+  const dir = tempDir(t);
+  await withServer(diskArgs(dir), async (s) => {
+    const c = await s.connect();
+    const first = await c.infer(PREFIX, params).done();
+    for (const harm of [
+      (f) => { const fd = fs.openSync(f, 'r+'); fs.writeSync(fd, 'x!', fs.statSync(f).size - 1000); fs.closeSync(fd); },
+      (f) => fs.truncateSync(f, 100),
+      (f) => fs.unlinkSync(f),
+    ]) {
+      await pushOut(s, c, dir);
+      const before = (await s.metrics()).ic_text_kv_disk_lost_tokens_total;
+      files(dir).forEach(harm);
+      const again = await c.infer(PREFIX, params).done();
+      same(again, first);
+      assert.ok((await s.metrics()).ic_text_kv_disk_lost_tokens_total > before);
+    }
+    assert.equal(s.log.filter((l) => /the cache's disk/.test(l)).length, 1, 'one warning a minute');
+    await c.close();
+  });
+  assert.deepEqual(fs.readdirSync(dir), []);
+});
+
+test('what a killed server has left is removed by the next one, and nothing else', async (t) => {
+  const dir = tempDir(t);
+  fs.mkdirSync(path.join(dir, 'inference-core-kv-photos'));
+  const s = await Server.start(diskArgs(dir));
+  const c = await s.connect();
+  await pushOut(s, c, dir);
+  const left = ours(dir).find((f) => f !== 'inference-core-kv-photos');
+  fs.writeFileSync(path.join(dir, 'strangers.txt'), 'not ours');
+  await s.kill();
+  assert.ok(fs.readdirSync(path.join(dir, left)).length > 0);
+  await withServer(diskArgs(dir), async (next) => {
+    assert.ok(!ours(dir).includes(left) && ours(dir).length === 2);
+    await withServer(diskArgs(dir), async () => assert.equal(ours(dir).length, 3)); // a second one beside it takes nothing from it
+    const d = await next.connect();
+    await pushOut(next, d, path.join(dir));
+    await d.close();
+  });
+  assert.deepEqual(fs.readdirSync(dir).sort(), ['inference-core-kv-photos', 'strangers.txt']);
+});
+
+test('a folder that is not there is told at the start', async () => {
+  for (const [args, want] of [[['--cache-disk', '/nonexistent/kv'], /nonexistent/], [['--cache-disk', '/tmp', '--cache-ram', '0'], /cache-ram/]]) {
+    const r = await run(['serve', '--model', MODEL, '--port', '0', ...args]);
+    assert.notEqual(r.code, 0);
+    assert.match(r.stderr + r.stdout, want);
+  }
+});
+
 test('--prefix: there before anybody has asked, in every key space', async (t) => {
   const file = path.join(tempDir(t), 'prefix.txt');
   fs.writeFileSync(file, PREFIX);
