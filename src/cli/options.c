@@ -25,7 +25,7 @@ static const struct row rows[] = {
 #undef I
 };
 #define N_ROWS (sizeof rows / sizeof *rows)
-_Static_assert(N_ROWS <= 64, "ic_options.owned holds a string per option");
+_Static_assert(N_ROWS <= IC_OPTIONS_MAX, "each may own a string");
 
 static const struct row *find(const char *flag, size_t len)
 {

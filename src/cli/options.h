@@ -78,13 +78,15 @@
     I(log_total, "log-total-bytes", 512 << 20, 192 << 10, 1LL << 44, "bytes", "of all log files, three times log-rotate-bytes at least; the oldest goes") \
     S(config, "config", NULL, "FILE", "configuration file (INI): these names, without dashes in front")
 
+#define IC_OPTIONS_MAX 128
+
 struct ic_options {
 #define S(field, flag, def, unit, help) const char *field;
 #define I(field, flag, def, lo, hi, unit, help) int64_t field;
     IC_OPTIONS(S, I)
 #undef S
 #undef I
-    char *owned[64]; /* strings read from the file; freed by ic_options_deinit */
+    char *owned[IC_OPTIONS_MAX]; /* strings read from the file, one an option at most; freed by ic_options_deinit */
     int n_owned;
 };
 

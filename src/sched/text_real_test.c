@@ -125,7 +125,7 @@ static const float *decode_alone(const int32_t *tokens, int32_t from, int32_t to
     for (; from < to; from += n) {
         n = to - from < BATCH ? to - from : BATCH;
         for (int32_t i = 0; i < n; i++)
-            rows[i] = (struct ic_row){tokens[from + i], from + i, 0, i == n - 1};
+            rows[i] = (struct ic_row){tokens[from + i], from + i, 0, i == n - 1, false};
         CHECK(ic_text_decode(alone, rows, n) == IC_DECODE_OK);
     }
     return ic_text_logits(alone, n - 1);
@@ -659,7 +659,7 @@ static void check_cells_are_free(void)
     for (int32_t at = 0; at < all; at += n) {
         n = all - at < BATCH ? all - at : BATCH;
         for (int32_t i = 0; i < n; i++)
-            rows[i] = (struct ic_row){5, at + i, seq, i == n - 1};
+            rows[i] = (struct ic_row){5, at + i, seq, i == n - 1, false};
         CHECK(ic_text_decode(w->e.model, rows, n) == IC_DECODE_OK);
     }
 }
