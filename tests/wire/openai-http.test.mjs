@@ -147,7 +147,7 @@ test('requests sent ahead are answered in order', async () => {
 });
 
 test('GET, HEAD and others on POST paths: 405 with Allow', async () => {
-  for (const path of [CHAT, TEXT, '/tokenize', '/detokenize', '/predict'])
+  for (const path of [CHAT, TEXT, '/v1/embeddings', '/tokenize', '/detokenize', '/predict'])
     for (const method of ['GET', 'HEAD', 'PUT', 'DELETE', 'OPTIONS', 'PATCH']) {
       const r = await server.http(path, { method });
       assert.equal(r.status, 405, `${method} ${path}`);
@@ -160,7 +160,7 @@ test('GET, HEAD and others on POST paths: 405 with Allow', async () => {
     assert.equal(r.status, 405);
     assert.equal(r.headers.allow, 'GET, HEAD');
   }
-  for (const path of ['/v1/embeddings', '/v1/chat/completions/', '/v1/chat', '/V1/COMPLETIONS']) checkError(await post(path, {}), 404, 'not_found', path);
+  for (const path of ['/v1/embedding', '/v1/chat/completions/', '/v1/chat', '/V1/COMPLETIONS']) checkError(await post(path, {}), 404, 'not_found', path);
 });
 
 const OK_CHAT = { messages, temperature: 0, max_tokens: 2 };
