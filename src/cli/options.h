@@ -30,7 +30,7 @@
     I(cache_disk_max, "cache-disk-max", 4LL << 30, 1 << 20, 1LL << 50, "bytes", "of these files together")              \
     S(prefix, "prefix", NULL, "FILE", "text that prompts begin with (raw, or as system turn): computed at start and kept") \
     I(itl_bound, "itl-bound", 0, 0, 60000, "ms", "between two tokens of a stream while prompts are read; 0: 3 times the usual") \
-    I(speculate, "speculate", 1, 0, 1, "", "1: where a text repeats itself, what comes next is guessed and checked, several tokens a tick; 0: never") \
+    I(speculate, "speculate", 0, 0, 1, "", "1: where a text repeats itself, what comes next is guessed and checked, several tokens a tick; 0: never") \
     I(shift, "context-shift", 0, 0, 1, "", "1: a full context drops its middle half and goes on; 0: it ends (length)")  \
     S(pooling, "pooling", "none", "TYPE", "of embeddings (/v1/embeddings): mean, cls or last; none: there are none")       \
     I(threads, "threads", 0, 0, 512, "threads", "for compute; 0: as many as there are free cores")                     \
