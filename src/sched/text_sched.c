@@ -733,6 +733,7 @@ bool ic_text_sched_tick(struct ic_text_sched *s)
     ic_hist_add(&s->c->tick, t1 - t0);
     atomic_fetch_add(&s->c->rows, (uint64_t)n);
     learn(s, (double)(t1 - t0), n - n_prompt - s->drafts, n_prompt);
+    s->trim = s->trim && ic_cells_trim(s); /* now, when no token waits to be written */
     for (int32_t i = 0; i < s->n_running; i++)
         if (s->order[i]->rows) {
             ic_cells_grow(s, s->order[i]);
@@ -746,7 +747,6 @@ bool ic_text_sched_tick(struct ic_text_sched *s)
             take_tokens(s, r);
         i += i < s->n_running && s->order[i] == r; /* it may have left the list */
     }
-    s->trim = s->trim && ic_cells_trim(s);
     return true;
 }
 

@@ -19,8 +19,8 @@
  * that to short questions. */
 #define IC_SHARE_MIN 32
 #define IC_SPILL_MIN 16       /* tokens: fewer are computed sooner than copied twice */
-/* Cells that nobody uses are passed over by every row of every decode, up to the last cell in use: TinyLlama on 2 cores lost 3 to
- * 7 % to some thousands of them. More than these go to host memory, whence they come back in milliseconds. */
+/* Cells that nobody uses are passed over by every row of every decode, up to the last cell in use (docs/benchmarks.md). More than
+ * these go to host memory, whence they come back in milliseconds. */
 #define IC_IDLE_CELLS 1024
 #define IC_CLIENTS_MAX 1024   /* whose balance is remembered while they ask nothing */
 #define IC_TURN_TOKENS 512    /* quantum of the round robin between clients */
