@@ -415,6 +415,11 @@ static void add_prompts(struct ic_text_sched *s, int32_t budget, int32_t *n)
             add_rows(s, s->order[i], want[i], n);
 }
 
+static bool speculates(const struct ic_text_sched *s)
+{
+    return s->be->window == 0 && !s->be->policy.no_speculation;
+}
+
 /* Proposals behind the streams' next tokens, as far as they pay and fit into free cells: nobody loses any for them.
  * With others there they must not stretch the tick beyond the bound of a gap. */
 static void add_drafts(struct ic_text_sched *s, int32_t n_decode, int32_t *n)
@@ -498,7 +503,7 @@ static int32_t build(struct ic_text_sched *s, int32_t *n_prompt)
         preempt_last(s);
     *n_prompt = n - n_decode;
     s->drafts = 0;
-    if (n_decode > 0 && s->be->window == 0 && !s->be->policy.no_speculation)
+    if (n_decode > 0 && speculates(s))
         add_drafts(s, n_decode, &n);
     return n;
 }
@@ -567,7 +572,8 @@ static bool take_token(struct ic_text_sched *s, struct run *r, int32_t row)
             return false;
         }
         r->n_gen++;
-        ic_spec_note(&r->spec, r->tokens, r->n_tokens);
+        if (speculates(s))
+            ic_spec_note(&r->spec, r->tokens, r->n_tokens);
         atomic_fetch_add(&s->c->tokens, 1);
         s->be->piece(s->be->arg, d.token, &piece);
         ic_stream_push(&r->stream, piece.data, piece.len, &s->text);
