@@ -46,6 +46,18 @@ export function same(got, want) {
   assert.equal(got.tokens[at].content, b.token, `at a tie the other one is taken. ${where}`);
 }
 
+// Two answers to one question, logprobs and all: everything alike but for the last bits of the numbers, for the same reason.
+export function alike(got, want, what = 'answer') {
+  const number = (a, b, where) => assert.ok(Math.abs(a - b) < 0.05, `${where}: ${a}, not ${b}`);
+  const walk = (a, b, where) => {
+    if (typeof a === 'number' && typeof b === 'number') return number(a, b, where);
+    if (a === null || b === null || typeof a !== 'object' || typeof b !== 'object') return assert.deepEqual(a, b, where);
+    assert.deepEqual(Object.keys(a).sort(), Object.keys(b).sort(), where);
+    for (const k of Object.keys(a)) walk(a[k], b[k], `${where}.${k}`);
+  };
+  walk(got, want, what);
+}
+
 export function deferred() {
   let resolve, reject;
   const promise = new Promise((a, b) => ((resolve = a), (reject = b)));
