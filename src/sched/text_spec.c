@@ -5,7 +5,7 @@
 #define KEEP_COST 0.8
 #define OUTLIER 4
 #define FIRST_PRICE 0.6 /* of a row, in decodes of one stream, where no price is known at all */
-#define MARGIN 1.1      /* gain that makes up for what is not counted: sampling, events */
+#define MARGIN 1.1      /* gain of the first proposal that makes up for what is not counted: sampling, events */
 #define RELAX 0.995     /* per tick in which the price forbids what would be right more often than not: it may be an old one */
 
 void ic_spec_init(struct ic_spec *g)
@@ -58,7 +58,7 @@ int32_t ic_spec_count(const struct ic_spec *g, struct ic_spec_cost *c, struct ic
     if (c->row_ns <= 0)
         c->row_ns = t->row_ns > 0 ? t->row_ns : FIRST_PRICE * t->alone_ns;
     price = c->row_ns;
-    while (k < max && t->ns + price <= t->limit_ns && chance * t->ns > MARGIN * price * t->rows) {
+    while (k < max && t->ns + price <= t->limit_ns && chance * t->ns > (k == 0 ? MARGIN : 1) * price * t->rows) {
         t->rows += chance;
         t->ns += price;
         chance *= g->hits;
