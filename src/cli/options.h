@@ -42,6 +42,7 @@
     I(law_threads, "law-threads", 0, 0, 512, "threads", "for laws; 0: as many as there are free cores")                \
     S(precision, "precision", NULL, "LIST", "of laws: fp32, fp16, bf16, nf4, nf4dq or LAW=…; a second one is served as LAW@…")   \
     S(law_backend, "law-backend", "cpu", "cpu|auto|cuda|…", "what computes laws; auto: a GPU if its plug-in is there")     \
+    S(law_plugin, "law-plugin", NULL, "FILE", "of laws on a GPU; default: libic-law-cuda.so beside this program, or installed") \
     S(law_policy, "law-policy", NULL, "RULES", "exceptions to it, LAYER=PRECISION,… (a layer, a block, or all)")       \
     S(law_max_batch, "law-max-batch", "16", "auto|N", "simulations stepped together at most; auto: as many as memory holds") \
     I(law_batch_timeout, "law-batch-timeout", 50, 0, 10000, "ms", "a step may wait for others to join its batch")      \

@@ -1,5 +1,5 @@
 /* A device that is not there, has no room, or is lost: the simulations go on on the CPU, to the same states.
- * The device here is the reference back end with faults. And the plug-in that is not there. */
+ * The device here is the reference back end with faults. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -10,7 +10,6 @@
 
 #include "law/cpu/synth.h"
 #include "law/fallback.h"
-#include "law/plugin.h"
 
 #define GRID 16
 
@@ -217,29 +216,12 @@ static void others_memory_is_left_to_them(void **state)
     ic_law_fallback_gate(NULL);
 }
 
-static void a_missing_plug_in_is_told(void **state)
-{
-    (void)state;
-    const struct ic_law_backend *be;
-    struct ic_err err = {0};
-    ic_law_plugin_path("/nowhere/libic-law-cuda.so");
-    assert_int_equal(ic_law_backend_open("cuda", &be, &err), IC_NOT_FOUND);
-    assert_null(be);
-    assert_non_null(strstr(err.msg, "/nowhere/libic-law-cuda.so"));
-    ic_law_plugin_path(IC_SOURCE_DIR "/README.md"); /* there, and no library */
-    assert_int_equal(ic_law_backend_open("cuda", &be, &err), IC_UNAVAILABLE);
-    assert_int_equal(ic_law_backend_open("abacus", &be, &err), IC_NOT_FOUND);
-    assert_int_equal(ic_law_backend_open("ref", &be, &err), IC_OK);
-    assert_ptr_equal(be, &ic_law_backend_ref);
-    ic_law_plugin_path(NULL);
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(without_faults_the_device_does_all), cmocka_unit_test(lost_in_any_run),
         cmocka_unit_test(no_room_on_the_device),              cmocka_unit_test(no_device_at_all),
-        cmocka_unit_test(a_missing_plug_in_is_told),          cmocka_unit_test(others_memory_is_left_to_them),
+        cmocka_unit_test(others_memory_is_left_to_them),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

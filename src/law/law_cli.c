@@ -12,6 +12,7 @@
 #include "law/fidelity.h"
 #include "law/law.h"
 #include "law/plan.h"
+#include "law/plugin.h"
 #include "law/quant.h"
 #include "model/safetensors.h"
 #include "model/tensors.h"
@@ -20,7 +21,7 @@ static const char usage[] =
     "usage: inference-core law inspect FILE [--config F] [--arch A]\n"
     "       inference-core law step --checkpoint F [--config F] [--arch A] --state IN.safetensors\n"
     "                --steps N --out OUT.safetensors [--precision P] [--law-policy RULES] [--gamma G]\n"
-    "                [--backend ref|cpu] [--threads N]\n"
+    "                [--backend B] [--threads N]\n"
     "       inference-core law quantize IN OUT.safetensors [--precision P] [--law-policy RULES]\n"
     "                [--config F] [--arch A]\n"
     "       inference-core law plan FILE [--grid N] [--batch N|auto] [--memory MIB] [--precision P]\n"
@@ -32,7 +33,9 @@ static const char usage[] =
     "LAYER=P,LAYER=P where LAYER is a layer, a block or all; nf4 alone leaves the first and last block\n"
     "and the output in fp32. fidelity also knows fp32~: fp32 from starts nudged by a millionth. It ends "
     "with\n"
-    "1 where a precision fails, 0 where each passes or more seeds would have to tell.\n";
+    "1 where a precision fails, 0 where each passes or more seeds would have to tell.\n"
+    "B is cpu (the default), ref, or on a GPU cuda, cuda-bf16 or cuda-fp32, from the plug-in\n"
+    "libic-law-cuda.so beside this program or installed, or else from --law-plugin FILE.\n";
 
 static int usage_error(const char *what, const char *value)
 {
@@ -63,7 +66,7 @@ static int report(const char *file, enum ic_status s, const struct ic_err *err)
 struct options {
     const char *file, *second, *checkpoint, *config, *arch, *state, *steps, *out, *precision, *policy,
         *gamma, *backend, *threads, *grid, *batch, *memory, *law, *grids, *seeds, *precisions, *threshold,
-        *layers, *csv, *plot;
+        *layers, *csv, *plot, *plugin;
 };
 
 /* Fills what `allowed` (a blank-separated list of option names) admits, each at most once, and up to
@@ -94,7 +97,8 @@ static int parse(int argc, char **argv, const char *allowed, int files, struct o
                {"--csv", &o->csv},
                {"--plot", &o->plot},
                {"--threshold", &o->threshold},
-               {"--layers", &o->layers}};
+               {"--layers", &o->layers},
+               {"--law-plugin", &o->plugin}};
     for (int i = 1; i < argc; i++) {
         const char **slot = NULL;
         char padded[64];
@@ -150,12 +154,23 @@ static int check_policy(const struct options *o)
     return IC_EXIT_OK;
 }
 
+/* A plug-in that was named is loaded whatever the back end, so that a wrong name does not go unnoticed. */
 static int choose_backend(const struct options *o, const struct ic_law_backend **be)
 {
-    *be = ic_law_backend_find(o->backend ? o->backend : "cpu");
-    if (!*be && !o->backend)
-        *be = &ic_law_backend_ref;
-    return *be ? IC_EXIT_OK : usage_error("no such back end: ", o->backend);
+    const char *name = o->backend ? o->backend : "cpu";
+    struct ic_err err = {0};
+    enum ic_status s = IC_OK;
+
+    if (o->plugin) {
+        ic_law_plugin_path(o->plugin);
+        s = ic_law_plugin_load(&err) ? IC_OK : err.code;
+    }
+    if (s == IC_OK && (s = ic_law_backend_open(name, be, &err)) != IC_OK && strncmp(name, "cuda", 4) != 0) {
+        if (o->backend)
+            return usage_error("no such back end: ", o->backend);
+        s = ic_law_backend_open("ref", be, &err);
+    }
+    return report(NULL, s, &err);
 }
 
 /* ---- inspect --------------------------------------------------------------------------------- */
@@ -368,7 +383,9 @@ static enum ic_status run(const struct ic_law_backend *be, const struct ic_law *
         s = be->open(packed, plan, &exec, err);
     const struct ic_law_io io = {.psi = f->psi, .h = f->h, .c = f->c, .gamma = gamma};
     int64_t start = ic_now_ns();
-    for (unsigned long i = 0; s == IC_OK && i < steps; i++)
+    if (s == IC_OK && be->run && steps) /* a device may be lost */
+        s = be->run(exec, &io, 1, (unsigned)steps, err);
+    for (unsigned long i = 0; s == IC_OK && !be->run && i < steps; i++)
         be->step(exec, &io, 1);
     double seconds = (double)(ic_now_ns() - start) * 1e-9;
     if (s == IC_OK && steps)
@@ -412,7 +429,7 @@ static int step(int argc, char **argv)
     int rc = parse(
         argc, argv,
         " --checkpoint --config --arch --state --steps --out --precision --law-policy --gamma --backend "
-        "--threads ",
+        "--law-plugin --threads ",
         0, &o);
     if (rc == IC_EXIT_OK)
         rc = step_numbers(&o, &steps, &threads, &gamma, &be);
@@ -535,7 +552,8 @@ static int plan(int argc, char **argv)
     struct options o = {0};
     struct plan_options po = {.grid = 64, .batch = 16, .memory = 2048};
     int rc = parse(argc, argv,
-                   " --grid --batch --memory --precision --law-policy --backend --threads --config --arch ",
+                   " --grid --batch --memory --precision --law-policy --backend --law-plugin --threads --config "
+                   "--arch ",
                    1, &o);
     if (rc == IC_EXIT_OK)
         rc = choose_backend(&o, &po.be);
@@ -646,7 +664,7 @@ static int fidelity(int argc, char **argv)
     int rc =
         parse(argc, argv,
               " --law --grids --seeds --steps --precisions --law-policy --threshold --layers --csv --plot "
-              "--backend --threads --config --arch ",
+              "--backend --law-plugin --threads --config --arch ",
               0, &o);
     if (rc == IC_EXIT_OK && !o.law)
         rc = usage_error("fidelity: which --law?", NULL);

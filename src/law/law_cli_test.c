@@ -109,6 +109,11 @@ static void wrong_command_lines_exit_2(void **state)
     assert_int_equal(FULL("--steps", "1", "--backend", "abacus"), IC_EXIT_USAGE);
     SAYS("no such back end: abacus");
     assert_int_equal(FULL("--steps", "1", "--threads", "-3"), IC_EXIT_USAGE);
+    unsetenv("IC_LAW_PLUGIN"); /* one that is named and missing is told; so is one that a back end needs */
+    assert_int_equal(FULL("--steps", "1", "--law-plugin", "/nowhere/x.so"), IC_EXIT_FILE);
+    SAYS("law plug-in /nowhere/x.so: No such file");
+    assert_int_equal(FULL("--steps", "1", "--backend", "cuda"), IC_EXIT_FILE);
+    SAYS("law plug-in libic-law-cuda.so: neither in ");
 }
 
 static void bad_input_exits_4(void **state)

@@ -361,7 +361,8 @@ static enum ic_status find_backend(struct ic_law_engine *e)
     if (ic_law_backend_open(choose ? "cuda" : e->cfg.backend, &e->backend, choose ? &why : &e->err) != IC_OK) {
         if (!choose)
             return e->err.code;
-        ic_debug("law", "laws run on the CPU: %s", why.msg);
+        /* That there is no plug-in is normal; one that is there and good for nothing is not. */
+        ic_log(why.code == IC_NOT_FOUND ? IC_LOG_INFO : IC_LOG_WARN, "law", "laws run on the CPU: %s", why.msg);
         return ic_law_backend_open("cpu", &e->backend, &e->err);
     }
     if (e->backend->run) {

@@ -1,0 +1,103 @@
+// The plug-in of laws (--law-plugin): what is named must be right, what is only looked for may be missing; and an
+// installation is whole. The plug-in here is src/law/fake_plugin.c, a GPU without a GPU.
+import test, { after } from 'node:test';
+import assert from 'node:assert/strict';
+import { spawnSync } from 'node:child_process';
+import fs from 'node:fs';
+import os from 'node:os';
+import path from 'node:path';
+import { MODEL, run, withServer } from './lib.mjs';
+import { MLP, MLP_NAME, SimClient, readSafetensors, root, writeSafetensors } from './simlib.mjs';
+
+const { IC_FAKE_PLUGIN: FAKE, IC_FAKE_PLUGIN_ABI: OTHER_ABI, IC_CMAKE: CMAKE, IC_BUILD: BUILD } = process.env;
+if (!FAKE) {
+  console.log('WIRE_SKIPPED: no IC_FAKE_PLUGIN'); // run by hand, not by ctest
+  process.exit(0);
+}
+const dir = fs.mkdtempSync(path.join(os.tmpdir(), 'ic-plugin-'));
+after(() => fs.rmSync(dir, { recursive: true, force: true }));
+const laws = ['--law', MLP, '--law-threads', '1'];
+const bin = path.join(dir, 'bin/inference-core');
+const place = path.join(dir, 'lib/inference-core/libic-law-cuda.so');
+
+test('an installation is whole: it runs from where it lies', async () => {
+  const r = spawnSync(CMAKE, ['--install', BUILD, '--prefix', dir], { encoding: 'utf8' });
+  assert.equal(r.status, 0, r.stdout + r.stderr);
+  const built = fs.existsSync(path.join(BUILD, 'libic-law-cuda.so'));
+  assert.equal(fs.existsSync(place), built, 'the plug-in goes with it where it was built');
+  fs.rmSync(place, { force: true });
+  const env = { LD_LIBRARY_PATH: '' };
+  assert.equal((await run(['version'], { bin, env })).code, 0);
+  const plan = await run(['plan', '--model', MODEL], { bin, env }); // finds llama.cpp and its back ends
+  assert.equal(plan.code, 0, plan.stderr);
+  const maps = spawnSync('ldd', [bin], { encoding: 'utf8', env: {} }).stdout;
+  assert.match(maps, new RegExp(`libllama.* => ${fs.realpathSync(dir)}/`), maps);
+  assert.ok(fs.existsSync(path.join(dir, 'share/doc/inference-core/operations.md')));
+});
+
+test('a plug-in that is named must be there and be one', async () => {
+  const text = path.join(root, 'README.md');
+  const conf = path.join(dir, 'server.ini');
+  fs.writeFileSync(conf, `law-plugin = ${text}\n`);
+  const cases = [
+    [['--law-plugin', '/nowhere/x.so'], {}, /law plug-in \/nowhere\/x\.so: No such file/],
+    [['--law-plugin', text], {}, /README\.md: no shared library \(not ELF\)/],
+    [['--law-plugin', OTHER_ABI], {}, /its interface has version 7, this program's has \d/],
+    [[], { IC_LAW_PLUGIN: '/nowhere/y.so' }, /law plug-in \/nowhere\/y\.so/],
+    [['--config', conf], {}, /not ELF/],
+    [['--law-plugin', text, '--law-backend', 'auto'], {}, /not ELF/],
+  ];
+  for (const [args, env, says] of cases) {
+    const r = await run(['serve', '--port', '0', ...laws, ...args], { env });
+    assert.match(r.stderr, says);
+    assert.equal(r.stderr.trim().split('\n').length, 1, `one line: ${r.stderr}`);
+    assert.equal(r.code, 4, args.join(' '));
+  }
+});
+
+test('where it is only looked for, the CPU does without it', async () => {
+  const missing = await run(['serve', '--port', '0', ...laws, '--law-backend', 'cuda'], { bin });
+  assert.match(missing.stderr, /law plug-in libic-law-cuda\.so: neither in /);
+  assert.equal(missing.code, 4, 'asked for by name');
+  const steps = async (level, says) => {
+    await withServer([...laws, '--law-backend', 'auto'], async (server) => {
+      const c = await SimClient.open(server);
+      const { sim_id } = await c.create({ grid: 8 });
+      assert.equal((await c.steps(sim_id, 3)).step, 3);
+      const lines = server.log.map((l) => JSON.parse(l)).filter((l) => l.msg.includes('laws run on the CPU'));
+      assert.equal(lines.length, 1);
+      assert.equal(lines[0].level, level);
+      assert.match(lines[0].msg, says);
+    }, { model: null, bin });
+  };
+  await steps('info', /neither in /);
+  fs.copyFileSync(OTHER_ABI, place);
+  await steps('warn', /its interface has version 7/);
+});
+
+test('it is found where it was installed, and by name, and steps', async () => {
+  fs.copyFileSync(FAKE, place);
+  const plan = await run(['law', 'plan', MLP, '--grid', '8', '--precision', 'fp32', '--backend', 'cuda'], { bin });
+  assert.equal(plan.code, 0, plan.stderr);
+  assert.match(plan.stdout, /fp32 on cuda/);
+  const ways = [
+    [['--law-backend', 'auto'], { bin }],
+    [['--law-backend', 'cuda', '--law-plugin', FAKE], {}],
+    [['--law-backend', 'cuda'], { env: { IC_LAW_PLUGIN: FAKE } }],
+  ];
+  for (const [args, how] of ways) {
+    await withServer([...laws, ...args], async (server) => {
+      const c = await SimClient.open(server);
+      const { sim_id, height, width, d } = await c.create({ law: MLP_NAME, grid: 8 });
+      const before = await c.state(sim_id);
+      await c.steps(sim_id, 4);
+      writeSafetensors(path.join(dir, 'in'), 'psi', [height, width, d, 2], before);
+      const words = ['--state', path.join(dir, 'in'), '--steps', '4', '--out', path.join(dir, 'out'), '--backend', 'ref'];
+      const r = await run(['law', 'step', '--checkpoint', MLP, ...words]);
+      assert.equal(r.code, 0, r.stderr);
+      const want = readSafetensors(path.join(dir, 'out')).psi.bytes;
+      assert.deepEqual(await c.state(sim_id), Buffer.from(want), 'to the last bit: the fake is the reference');
+      assert.ok(!server.log.some((l) => l.includes('runs on the CPU')));
+    }, { model: null, ...how });
+  }
+});
