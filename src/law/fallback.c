@@ -4,6 +4,7 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 
+#include "base/fault.h"
 #include "base/log.h"
 
 static const struct ic_law_backend *first; /* set once, by ic_law_backend_with_cpu */
@@ -71,7 +72,11 @@ static enum ic_status open_on_cpu(struct ic_law_exec *e, struct ic_err *err)
     const struct ic_law_backend *cpu = cpu_backend();
     const struct ic_law_plan *p = e->plan;
     struct ic_law_packed *packed;
-    enum ic_status s = packed_for_cpu(e->packed, &packed, err);
+    enum ic_status s = IC_OK;
+    if (ic_fault(IC_FAULT_LAW_OOM))
+        s = ic_fail(err, IC_OOM, "no memory for a plan on the CPU (a fault that IC_FAULT asks for)");
+    if (s == IC_OK)
+        s = packed_for_cpu(e->packed, &packed, err);
     if (s == IC_OK)
         s = ic_law_plan_open(p->law, p->height, p->width, p->batch, cpu->tensor_bytes, &e->cpu_plan, err);
     if (s == IC_OK)

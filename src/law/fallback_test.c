@@ -15,6 +15,7 @@
 
 static struct {
     bool no_device, no_room;
+    bool without_memory; /* what is lost at lost_at is memory, not the device */
     int lost_at; /* run, counted from 0; -1: never */
     int runs, opens;
 } fault;
@@ -40,7 +41,7 @@ static enum ic_status fake_run(struct ic_law_exec *e, const struct ic_law_io *io
                                struct ic_err *err)
 {
     if (fault.runs++ == fault.lost_at)
-        return ic_fail(err, IC_UNAVAILABLE, "lost");
+        return ic_fail(err, fault.without_memory ? IC_OOM : IC_UNAVAILABLE, "lost");
     for (unsigned i = 0; i < steps; i++)
         ic_law_backend_ref.step(e, io, n);
     return IC_OK;
@@ -216,9 +217,55 @@ static void others_memory_is_left_to_them(void **state)
     ic_law_fallback_gate(NULL);
 }
 
+/* Neither the device nor the CPU has memory: the step fails, nothing has changed, nothing is held of the device; the next
+ * try finds memory on the CPU and goes on there. */
+static void no_memory_anywhere(void **state)
+{
+    const struct ic_law_gate gate = {take_some, give_back, NULL};
+    struct ic_law *law = synth_law(IC_LAW_UNET_UNITARY, 2, 4, 1);
+    struct ic_law_plan *plan;
+    struct ic_law_packed *packed;
+    struct ic_law_exec *exec;
+    struct ic_err err = {0};
+
+    (void)state;
+    memset(&fault, 0, sizeof fault);
+    memset(&purse, 0, sizeof purse);
+    fault.without_memory = true;
+    purse.limit = SIZE_MAX;
+    ic_law_fallback_gate(&gate);
+    const struct ic_law_backend *be = fake_with_cpu();
+    assert_int_equal(ic_law_plan_open(law, GRID, GRID, 1, be->tensor_bytes, &plan, &err), IC_OK);
+    assert_int_equal(be->pack(law, 1, &packed, &err), IC_OK);
+    const size_t weights = purse.held;
+    assert_int_equal(be->open(packed, plan, &exec, &err), IC_OK);
+    assert_true(purse.held > weights);
+    float *psi = aligned_alloc(64, plan->psi_bytes), *before = malloc(plan->psi_bytes);
+    const struct ic_law_io io = {.psi = psi, .gamma = 0.01f};
+    synth_psi(psi, GRID * GRID, 2, 1);
+    memcpy(before, psi, plan->psi_bytes);
+    assert_int_equal(be->run(exec, &io, 1, 1, &err), IC_OOM); /* main orders the CPU's fault */
+    assert_non_null(strstr(err.msg, "IC_FAULT"));
+    assert_memory_equal(psi, before, plan->psi_bytes);
+    assert_int_equal(purse.held, weights);
+    assert_int_equal(be->run(exec, &io, 1, 1, &err), IC_OK);
+    assert_int_equal(fault.runs, 1); /* the device was left alone */
+    assert_true(relative(before, psi, plan->psi_bytes) > 0.01);
+    be->close(&exec);
+    be->unpack(&packed);
+    assert_int_equal(purse.held, 0);
+    ic_law_plan_close(&plan);
+    ic_law_fallback_gate(NULL);
+    free(before);
+    free(psi);
+    synth_free(law);
+}
+
 int main(void)
 {
+    setenv("IC_FAULT", "law-oom:1", 1); /* for the first test, which takes it */
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(no_memory_anywhere),
         cmocka_unit_test(without_faults_the_device_does_all), cmocka_unit_test(lost_in_any_run),
         cmocka_unit_test(no_room_on_the_device),              cmocka_unit_test(no_device_at_all),
         cmocka_unit_test(others_memory_is_left_to_them),

@@ -144,21 +144,31 @@ static enum ic_status st_group_open(void *arg, unsigned law, unsigned height, un
     return IC_OK;
 }
 
-static void st_step(void *arg, struct ic_law_group *pub, const struct ic_law_io *io, unsigned n)
+static enum ic_status st_step(void *arg, struct ic_law_group *pub, const struct ic_law_io *io, unsigned n,
+                              struct ic_err *err)
 {
     struct ic_law_engine *e = arg;
     struct group *g = (struct group *)pub;
+    enum ic_status st = IC_OK;
 
     struct ic_life *me = e->worker.life;
     int64_t t0 = ic_worker_begin(&e->worker);
 
     for (bool hang = ic_fault(IC_FAULT_LAW_HANG); hang;)
         pause();
-    e->backend->step(g->exec, io, n);
+    if (e->backend->run)
+        st = e->backend->run(g->exec, io, n, 1, err);
+    else
+        e->backend->step(g->exec, io, n);
     int64_t t1 = ic_worker_end(&e->worker, me);
     double ns = (double)(t1 - t0) / n;
     ic_governor_pause_ns(e->cfg.governor, t1 - t0, t1); /* booked here, rested between ticks */
+    if (st != IC_OK) {
+        ic_error("law", "%s, %u x %u: a step could not be made: %s", pub->law->name, pub->height, pub->width, err->msg);
+        return st;
+    }
     g->ns_per_sim = g->ns_per_sim > 0 ? 0.8 * g->ns_per_sim + 0.2 * ns : ns;
+    return IC_OK;
 }
 
 static unsigned st_batch_limit(void *arg, struct ic_law_group *pub)

@@ -253,6 +253,102 @@ static void test_memory(void **state)
     close_world(&w);
 }
 
+/* ---- steps that cannot be made --------------------------------------------------------------------------------------- */
+
+static void expect_oom_of(uint64_t sim, uint64_t owner, uint64_t rid)
+{
+    struct ic_event *ev = next_event(&w);
+    assert_non_null(ev);
+    assert_int_equal(ev->kind, IC_EVENT_ERROR);
+    assert_int_equal(ev->code, IC_OOM);
+    assert_int_equal(ev->sim.sim, sim);
+    assert_int_equal(ev->owner, owner);
+    assert_int_equal(ev->rid, rid);
+    assert_string_equal(ev->text, "the fake has no memory");
+    ic_event_free(ev);
+}
+
+/* Those of the plan that have steps to do, in the batch or not, are told and pause as they are; a paused one hears
+ * nothing, another plan's go on, and a new run is a new try. */
+static void test_a_step_without_memory_pauses_its_plan(void **state)
+{
+    uint64_t id[20], run_rid[20];
+    (void)state;
+    open_world(&w, NULL);
+    uint64_t idle = create(&w), other = create_on(&w, 1, 4, 1);
+    run_steps(&w, other, -1);
+    for (int i = 0; i < 20; i++) { /* more than a batch holds; the last two are held back by their rate */
+        id[i] = create(&w);
+        if (i < 18)
+            run_steps(&w, id[i], 5);
+        else
+            run_rate(&w, id[i], 100);
+        run_rid[i] = w.last_rid;
+    }
+    run_until(&w, w.now + 4 * MS);
+    drop_events(&w);
+    int64_t steps[20], done = (int64_t)w.c.steps, batches = (int64_t)w.c.batches;
+    float psi[20];
+    for (int i = 0; i < 20; i++) {
+        steps[i] = steps_of(&w, id[i]);
+        psi[i] = sim_named(&w, id[i])->psi[0];
+    }
+    int64_t steps_other = steps_of(&w, other), bytes = w.c.state_bytes, shared = w.c.shared_bytes;
+    w.step_fails = 1;
+    while (last_batch(&w)->law != 0 || w.c.running > 1)
+        tick(&w);
+    assert_int_equal(w.c.steps - (uint64_t)done, steps_of(&w, other) - steps_other); /* nothing else was counted */
+    assert_int_equal(w.c.batches - (uint64_t)batches, w.c.steps - (uint64_t)done);
+    for (int i = 19; i >= 0; i--) { /* the newest first; each error, then how it is */
+        expect_oom_of(id[i], 1, run_rid[i]);
+        expect_sim(&w, IC_EVENT_SIM_STATUS, id[i], 0, steps[i], 0);
+        assert_true(sim_named(&w, id[i])->psi[0] == psi[i]);
+    }
+    assert_null(next_event(&w));
+    assert_int_equal(w.c.running, 1);
+    assert_int_equal(w.c.state_bytes, bytes);
+    assert_int_equal(w.c.shared_bytes, shared);
+    run_until(&w, w.now + 10 * MS); /* nobody asks again by himself */
+    assert_int_equal(last_batch(&w)->law, 1);
+    assert_null(next_event(&w));
+    assert_int_equal(steps_of(&w, idle), 0);
+
+    run_steps(&w, id[0], 2); /* in vain once more */
+    expect_sim(&w, IC_EVENT_SIM_STATUS, id[0], w.last_rid, steps[0], 2);
+    run_until(&w, w.now + 3 * MS);
+    expect_oom_of(id[0], 1, w.last_rid);
+    expect_sim(&w, IC_EVENT_SIM_STATUS, id[0], 0, steps[0], 0);
+    w.step_fails = 0;
+    run_steps(&w, id[0], 2); /* and not */
+    expect_sim(&w, IC_EVENT_SIM_STATUS, id[0], w.last_rid, steps[0], 2);
+    run_until(&w, w.now + 6 * MS);
+    expect_sim(&w, IC_EVENT_SIM_STATUS, id[0], 0, steps[0] + 2, 0);
+    assert_true(sim_named(&w, id[0])->psi[0] == psi[0] + 2);
+    close_world(&w);
+}
+
+/* A prediction has nobody who could try again: it is over, and its memory free. */
+static void test_a_prediction_without_memory_is_over(void **state)
+{
+    (void)state;
+    open_world(&w, NULL);
+    w.step_fails = 1;
+    uint64_t rid = predict(&w, 3, PSI_FLOATS), sim = w.last_sim;
+    tick(&w);
+    expect_oom_of(sim, 77, rid);
+    assert_null(next_event(&w));
+    assert_int_equal(w.c.sims, 0);
+    assert_int_equal(w.c.state_bytes, 0);
+    assert_int_equal(tick(&w), INT64_MAX);
+    w.step_fails = 0;
+    predict(&w, 3, PSI_FLOATS);
+    tick(&w);
+    struct ic_event *ev = event_of(&w, IC_EVENT_SIM_PREDICTED);
+    assert_non_null(ev);
+    ic_event_free(ev);
+    close_world(&w);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -260,6 +356,8 @@ int main(void)
         cmocka_unit_test(test_memory_of_a_law_is_kept_and_given_back),
         cmocka_unit_test(test_limits),
         cmocka_unit_test(test_memory),
+        cmocka_unit_test(test_a_step_without_memory_pauses_its_plan),
+        cmocka_unit_test(test_a_prediction_without_memory_is_over),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -417,12 +417,12 @@ struct shadow {
     uint64_t id, owner;
     int64_t step, left;
     float count; /* psi[0] */
-    bool predict;
+    bool predict, failed; /* failed: it is yet to be told that its step was not made */
 };
 
 struct model {
     struct shadow sim[SIMS];
-    uint64_t steps, predicts, gone_before; /* gone_before: events up to here may name owners that have gone since */
+    uint64_t steps, predicts, failed, told, gone_before; /* gone_before: events up to here may name owners that have gone since */
     bool gone[OWNERS + 1];
 };
 
@@ -445,6 +445,20 @@ static void model_step(struct world *v, uint64_t id)
     m->steps++;
 }
 
+/* Whoever has steps to do on this plan is told and pauses; a prediction is over. */
+static void model_fail(struct world *v, const struct ic_law_group *g)
+{
+    struct model *m = v->arg;
+    for (const struct sim *x = v->s->sims; x; x = x->next_all)
+        if (x->g->plan == g && x->left) {
+            struct shadow *sh = shadow_of(m, x->id);
+            CHECK(sh && sh->left != 0);
+            sh->left = 0;
+            sh->failed = true;
+            m->failed++;
+        }
+}
+
 static float first_of(const struct ic_event *ev)
 {
     float v;
@@ -458,7 +472,18 @@ static void check_events(struct world *v, struct model *m, struct ic_event **hel
     for (struct ic_event *ev; (ev = next_event(v));) {
         struct shadow *sh = shadow_of(m, ev->sim.sim);
         CHECK(sh && sh->owner == ev->owner);
-        CHECK(ev->kind == IC_EVENT_SIM_STATUS || ev->kind == IC_EVENT_SIM_FRAME || ev->kind == IC_EVENT_SIM_PREDICTED);
+        CHECK(ev->kind == IC_EVENT_SIM_STATUS || ev->kind == IC_EVENT_SIM_FRAME || ev->kind == IC_EVENT_SIM_PREDICTED ||
+              ev->kind == IC_EVENT_ERROR);
+        if (ev->kind == IC_EVENT_ERROR) {
+            CHECK(sh->failed && ev->code == IC_OOM);
+            sh->failed = false;
+            m->told++;
+            if (sh->predict)
+                *sh = (struct shadow){0};
+            ic_event_free(ev);
+            continue;
+        }
+        CHECK(!sh->failed);
         if (ev->kind == IC_EVENT_SIM_PREDICTED) {
             CHECK(sh->predict && sh->step == 1 && first_of(ev) == sh->count);
             m->predicts++;
@@ -616,6 +641,8 @@ static void one_schedule(uint64_t seed)
     open_world(&w, &lim);
     w.rng = rng * 3 + 1;
     w.on_step = model_step;
+    w.on_fail = model_fail;
+    w.fails_of_100 = rnd(&w, 4) ? 0 : 5;
     w.arg = &m;
     w.limit = rnd(&w, 3) ? 0 : 1 + (unsigned)rnd(&w, 4);
     w.step_ns = rnd(&w, 2) ? 1000 : 5 * MS;
@@ -639,8 +666,8 @@ static void one_schedule(uint64_t seed)
     /* all finite runs end, and all predictions */
     for (int i = 0; i < SIMS; i++)
         if (m.sim[i].id && m.sim[i].left < 0) {
-            struct ic_sim_cmd pause = {.op = IC_SIM_PAUSE, .owner = m.sim[i].owner, .sim = m.sim[i].id};
-            uint64_t rid = command(&w, pause);
+            struct ic_sim_cmd halt = {.op = IC_SIM_PAUSE, .owner = m.sim[i].owner, .sim = m.sim[i].id};
+            uint64_t rid = command(&w, halt);
             m.sim[i].left = 0;
             check_answer(&w, &m.sim[i], IC_EVENT_SIM_STATUS, rid);
         }
@@ -654,6 +681,7 @@ static void one_schedule(uint64_t seed)
         w.now = next > w.now ? next : w.now;
     }
     CHECK(!w.c.running);
+    CHECK(m.told == m.failed);
     CHECK(m.predicts + (uint64_t)0 <= w.c.predicts);
     /* half the schedules close everything one by one, the others leave it to the end of the scheduler */
     if (seed & 1) {

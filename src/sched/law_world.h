@@ -49,7 +49,10 @@ struct world {
     unsigned n_batches;
     struct ic_event *event[EVENTS]; /* a ring, NULL: taken */
     unsigned n_events, seen;
+    unsigned step_fails;   /* a bit for each law whose steps find no memory */
+    uint64_t fails_of_100; /* steps of any law */
     void (*on_step)(struct world *w, uint64_t id);
+    void (*on_fail)(struct world *w, const struct ic_law_group *g);
     uint64_t rng, last_sim, last_rid;
     void *arg;
 };
@@ -102,14 +105,22 @@ static struct sim *sim_with(const struct world *w, const float *psi)
     return NULL;
 }
 
-static void fake_step(void *arg, struct ic_law_group *g, const struct ic_law_io *io, unsigned n)
+static enum ic_status fake_step(void *arg, struct ic_law_group *g, const struct ic_law_io *io, unsigned n,
+                                struct ic_err *err)
 {
     struct world *w = arg;
     struct batch_log *b = &w->batch[w->n_batches++ % BATCHES];
+    const bool fails = w->step_fails >> (g->law - w->laws) & 1 || (w->fails_of_100 && rnd(w, 100) < w->fails_of_100);
 
     CHECK(n >= 1 && n <= g->max_n);
     CHECK(!w->limit || n <= w->limit);
     *b = (struct batch_log){.n = n, .law = (unsigned)(g->law - w->laws), .at = w->now};
+    if (fails) {
+        w->now += w->step_ns;
+        if (w->on_fail)
+            w->on_fail(w, g);
+        return ic_fail(err, IC_OOM, "the fake has no memory");
+    }
     for (unsigned i = 0; i < n; i++) {
         struct sim *m = sim_with(w, io[i].psi);
         CHECK(m && m->left && !m->in_line && m->g->plan == g);
@@ -130,6 +141,7 @@ static void fake_step(void *arg, struct ic_law_group *g, const struct ic_law_io 
             w->on_step(w, m->id);
     }
     w->now += w->step_ns + w->step_ns_each * n;
+    return IC_OK;
 }
 
 static unsigned fake_batch_limit(void *arg, struct ic_law_group *g)

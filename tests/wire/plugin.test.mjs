@@ -101,3 +101,47 @@ test('it is found where it was installed, and by name, and steps', async () => {
     }, { model: null, ...how });
   }
 });
+
+test('without memory on the GPU the CPU goes on; without any the simulations pause and are told', async () => {
+  const gpu = ['--law-backend', 'cuda', '--law-plugin', FAKE];
+  await withServer([...laws, ...gpu], async (server) => {
+    const c = await SimClient.open(server);
+    const { sim_id } = await c.create({ grid: 8 });
+    assert.equal((await c.steps(sim_id, 6)).step, 6);
+    assert.equal(server.log.filter((l) => l.includes('the simulations move to the CPU')).length, 1);
+    await c.close();
+  }, { model: null, env: { FAKE_GPU_OOM: '3' } });
+
+  await withServer([...laws, ...gpu], async (server) => {
+    const c = await SimClient.open(server);
+    const hit = await c.create({ grid: 8, frames: false });
+    const kept = await c.create({ grid: 12, frames: false });
+    await c.steps(hit.sim_id, 2);
+    const state = await c.state(hit.sim_id);
+    const from = c.mark();
+    const { id } = await c.sim('sim_run', { sim_id: hit.sim_id }); // the third step
+    const e = await c.wait((m) => m.op === 'error', 'the error', from);
+    assert.equal(e.code, 'oom');
+    assert.equal(e.sim_id, hit.sim_id);
+    assert.notEqual(e.id, id, 'it answers nothing');
+    const paused = await c.wait((m) => m.op === 'sim_status' && m.sim_id === hit.sim_id && m.status === 'paused', 'its pause', from);
+    assert.equal(paused.step, 2);
+    assert.deepEqual(await c.state(hit.sim_id), state, 'as it was');
+    assert.equal((await c.steps(kept.sim_id, 3)).step, 3, 'the other grid goes on');
+    assert.equal((await c.steps(hit.sim_id, 3)).step, 5, 'a new try finds memory on the CPU');
+    const m = await server.metrics();
+    assert.equal(m.ic_law_simulations, 2);
+    assert.equal(m.ic_law_simulations_running, 0);
+    await c.close();
+  }, { model: null, env: { FAKE_GPU_OOM: '3', IC_FAULT: 'law-oom:1' } });
+
+  await withServer([...laws, ...gpu], async (server) => {
+    const body = JSON.stringify({ grid: 8, psi: new Array(8 * 8 * 8 * 2).fill(0.25) });
+    const ask = () => server.http('/predict', { method: 'POST', headers: { 'content-type': 'application/json' }, body });
+    const failed = await ask();
+    assert.equal(failed.status, 507, failed.body);
+    assert.equal(failed.json.error.code, 'oom');
+    assert.equal((await ask()).status, 200);
+    assert.equal((await server.metrics()).ic_law_simulations, 0, 'nothing is left of it');
+  }, { model: null, env: { FAKE_GPU_OOM: '1', IC_FAULT: 'law-oom:1' } });
+});
