@@ -161,10 +161,9 @@ static int choose_backend(const struct options *o, const struct ic_law_backend *
     struct ic_err err = {0};
     enum ic_status s = IC_OK;
 
-    if (o->plugin) {
-        ic_law_plugin_path(o->plugin);
+    ic_law_plugin_path(o->plugin);
+    if (o->plugin)
         s = ic_law_plugin_load(&err) ? IC_OK : err.code;
-    }
     if (s == IC_OK && (s = ic_law_backend_open(name, be, &err)) != IC_OK && strncmp(name, "cuda", 4) != 0) {
         if (o->backend)
             return usage_error("no such back end: ", o->backend);

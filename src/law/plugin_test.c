@@ -121,7 +121,7 @@ static void the_standard_places(void **state)
     const bool made_lib = mkdir(folder, 0755) == 0;
     snprintf(folder, sizeof folder, "%s" IC_LAW_PLUGIN_LIB, self);
     const bool made = mkdir(folder, 0755) == 0;
-    snprintf(lib, sizeof lib, "%s/" IC_LAW_PLUGIN_FILE, folder);
+    snprintf(lib, sizeof lib, "%s" IC_LAW_PLUGIN_LIB "/" IC_LAW_PLUGIN_FILE, self);
     copy(FAKE_PLUGIN, lib);
     copy(FAKE_OTHER_ABI, beside);
     refused(IC_BAD_REQUEST, beside);
