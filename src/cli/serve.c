@@ -351,6 +351,7 @@ static enum ic_status start(struct serve *s, struct ic_err *err)
                    .frame_max = (size_t)o->outbox_max - FRAME_HEAD_MAX},
         .turn = o->model ? &s->turn : NULL,
         .vram_margin = (uint64_t)o->vram_margin,
+        .vram_max = (uint64_t)o->vram,
     };
     struct ic_server_hooks hooks = {s, advance, on_tick};
     enum ic_status st;

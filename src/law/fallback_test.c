@@ -106,6 +106,13 @@ static void five_steps(void)
         free(io[i].psi);
         free(want[i].psi);
     }
+    if (!ic_law_fallback_on_device(packed)) { /* lost, or never there: what a plan takes is what the CPU's takes */
+        struct ic_law_exec *again;
+        assert_int_equal(be->open(packed, plan, &again, &err), IC_OK);
+        assert_int_equal(be->exec_size(packed, plan), be->exec_bytes(again));
+        assert_int_equal(ic_law_fallback_host_bytes(again), be->exec_bytes(again));
+        be->close(&again);
+    }
     be->close(&exec);
     be->unpack(&packed);
     ic_law_plan_close(&plan);
@@ -240,6 +247,10 @@ static void no_memory_anywhere(void **state)
     const size_t weights = purse.held;
     assert_int_equal(be->open(packed, plan, &exec, &err), IC_OK);
     assert_true(purse.held > weights);
+    assert_true(ic_law_fallback_on_device(packed));
+    assert_int_equal(be->exec_size(packed, plan), be->exec_bytes(exec));
+    const size_t staged = ic_law_fallback_host_bytes(exec);
+    assert_in_range(staged, ic_law_staging_bytes(law, GRID, GRID), be->exec_bytes(exec) - 1);
     float *psi = aligned_alloc(64, plan->psi_bytes), *before = malloc(plan->psi_bytes);
     const struct ic_law_io io = {.psi = psi, .gamma = 0.01f};
     synth_psi(psi, GRID * GRID, 2, 1);
@@ -250,6 +261,8 @@ static void no_memory_anywhere(void **state)
     assert_int_equal(purse.held, weights);
     assert_int_equal(be->run(exec, &io, 1, 1, &err), IC_OK);
     assert_int_equal(fault.runs, 1); /* the device was left alone */
+    assert_int_equal(ic_law_fallback_host_bytes(exec), be->exec_bytes(exec)); /* all of it is the host's now */
+    assert_true(ic_law_fallback_host_bytes(exec) > staged);
     assert_true(relative(before, psi, plan->psi_bytes) > 0.01);
     be->close(&exec);
     be->unpack(&packed);

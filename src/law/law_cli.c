@@ -24,8 +24,9 @@ static const char usage[] =
     "                [--backend B] [--threads N]\n"
     "       inference-core law quantize IN OUT.safetensors [--precision P] [--law-policy RULES]\n"
     "                [--config F] [--arch A]\n"
-    "       inference-core law plan FILE [--grid N] [--batch N|auto] [--memory MIB] [--precision P]\n"
-    "                [--law-policy RULES] [--backend B] [--threads N] [--config F] [--arch A]\n"
+    "       inference-core law plan FILE [--grid N] [--batch N|auto] [--memory MIB] [--vram MIB]\n"
+    "                [--precision P] [--law-policy RULES] [--backend B] [--threads N] [--config F]\n"
+    "                [--arch A]\n"
     "       inference-core law fidelity --law FILE [--grids N,N] [--seeds N] [--steps N]\n"
     "                [--precisions P,P] [--law-policy RULES] [--threshold PERCENT] [--layers yes]\n"
     "                [--csv F] [--plot F.svg] [--backend B] [--threads N] [--config F] [--arch A]\n"
@@ -66,7 +67,7 @@ static int report(const char *file, enum ic_status s, const struct ic_err *err)
 struct options {
     const char *file, *second, *checkpoint, *config, *arch, *state, *steps, *out, *precision, *policy,
         *gamma, *backend, *threads, *grid, *batch, *memory, *law, *grids, *seeds, *precisions, *threshold,
-        *layers, *csv, *plot, *plugin;
+        *layers, *csv, *plot, *plugin, *vram;
 };
 
 /* Fills what `allowed` (a blank-separated list of option names) admits, each at most once, and up to
@@ -98,7 +99,8 @@ static int parse(int argc, char **argv, const char *allowed, int files, struct o
                {"--plot", &o->plot},
                {"--threshold", &o->threshold},
                {"--layers", &o->layers},
-               {"--law-plugin", &o->plugin}};
+               {"--law-plugin", &o->plugin},
+               {"--vram", &o->vram}};
     for (int i = 1; i < argc; i++) {
         const char **slot = NULL;
         char padded[64];
@@ -505,8 +507,39 @@ static int quantize(int argc, char **argv)
 
 struct plan_options {
     const struct ic_law_backend *be;
-    unsigned long grid, batch, memory, threads; /* batch 0: the largest that fits; memory in MiB */
+    unsigned long grid, batch, memory, threads; /* batch 0: the largest that fits; memory (the host's) in MiB */
+    unsigned long vram;                         /* MiB of a device's memory; 0: what is free but for the margin */
 };
+
+#define PLAN_MARGIN_MIB 512 /* as serve's --vram-margin is by default */
+
+/* What is left for plans and states when the law's weights are there. */
+static struct ic_law_room plan_room(const struct plan_options *po, const struct ic_law *law,
+                                    const struct ic_law_packed *packed)
+{
+    struct ic_law_room room = {.host = (size_t)po->memory << 20, .on_device = po->be->memory != NULL};
+    const size_t packed_bytes = po->be->packed_bytes(packed);
+    const size_t held = law->weight_bytes + (room.on_device ? 0 : packed_bytes);
+    uint64_t left = (uint64_t)po->vram << 20, total, taken = packed_bytes;
+    if (room.on_device && !po->vram) {
+        taken = (uint64_t)PLAN_MARGIN_MIB << 20; /* the weights are there already */
+        if (!po->be->memory(&left, &total))
+            left = 0;
+    }
+    room.host = room.host > held ? room.host - held : 0;
+    room.device = (size_t)(left > taken ? left - taken : 0);
+    return room;
+}
+
+static void print_largest(const struct plan_options *po, const struct ic_law_room *room, const struct ic_law_fit *fit)
+{
+    static const char *const limits[] = {"no larger one is made", "bound by host memory", "bound by the device's memory"};
+    printf("  largest batch in %lu MiB", po->memory);
+    if (room->on_device)
+        printf(" of host memory and %zu MiB of the device's (%s)", room->device >> 20,
+               po->vram ? "--vram, less the weights" : "free, less a margin of 512");
+    printf(": %u (%s)\n\n", fit->n, limits[fit->limit]);
+}
 
 /* The itemised sum of one precision, then the largest batch. */
 static enum ic_status plan_one(const struct options *o, const struct plan_options *po,
@@ -520,22 +553,20 @@ static enum ic_status plan_one(const struct options *o, const struct plan_option
     enum ic_status s = open_law(o, o->file, precision, &law, err);
     if (s == IC_OK)
         s = po->be->pack(law, (unsigned)po->threads, &packed, err);
-    size_t room = (size_t)po->memory << 20, held = 0;
+    struct ic_law_room room = {0};
+    struct ic_law_fit fit = {0};
     if (s == IC_OK) {
-        held = law->weight_bytes + po->be->packed_bytes(packed);
-        room = room > held ? room - held : 0;
+        room = plan_room(po, law, packed);
+        fit = ic_law_batch_fit(po->be, packed, law, grid, grid, &room, IC_LAW_BATCH_MAX);
     }
-    const unsigned most =
-        s == IC_OK ? ic_law_batch_fit(po->be, packed, law, grid, grid, room, IC_LAW_BATCH_MAX) : 0;
-    const unsigned batch = po->batch ? (unsigned)po->batch : most ? most : 1;
+    const unsigned batch = po->batch ? (unsigned)po->batch : fit.n ? fit.n : 1;
     if (s == IC_OK)
         s = ic_law_plan_open(law, grid, grid, batch, po->be->tensor_bytes, &plan, err);
     if (s == IC_OK) {
         ic_law_plan_report(plan, po->be, packed, &text);
         if (!text.failed)
             fwrite(text.data, 1, text.len, stdout);
-        printf("  largest batch in %lu MiB: %u%s\n\n", po->memory, most,
-               most == IC_LAW_BATCH_MAX ? " (IC_LAW_BATCH_MAX)" : "");
+        print_largest(po, &room, &fit);
     }
     ic_buf_deinit(&text);
     ic_law_plan_close(&plan);
@@ -551,8 +582,8 @@ static int plan(int argc, char **argv)
     struct options o = {0};
     struct plan_options po = {.grid = 64, .batch = 16, .memory = 2048};
     int rc = parse(argc, argv,
-                   " --grid --batch --memory --precision --law-policy --backend --law-plugin --threads --config "
-                   "--arch ",
+                   " --grid --batch --memory --vram --precision --law-policy --backend --law-plugin --threads "
+                   "--config --arch ",
                    1, &o);
     if (rc == IC_EXIT_OK)
         rc = choose_backend(&o, &po.be);
@@ -570,6 +601,8 @@ static int plan(int argc, char **argv)
         return usage_error("--batch is neither auto nor a whole number from 1 to 1024: ", o.batch);
     if (o.memory && !whole_number(o.memory, 1ul << 24, &po.memory))
         return usage_error("--memory is not a whole number of MiB: ", o.memory);
+    if (o.vram && (!whole_number(o.vram, 1ul << 24, &po.vram) || !po.vram))
+        return usage_error("--vram is not a whole number of MiB: ", o.vram);
     if (o.threads && !whole_number(o.threads, 1024, &po.threads))
         return usage_error("--threads is not a whole number up to 1024: ", o.threads);
     struct ic_err err = {0};

@@ -349,6 +349,31 @@ static void test_a_prediction_without_memory_is_over(void **state)
     close_world(&w);
 }
 
+/* A plan that moves to the CPU in a step takes host memory from then on: those that run go on, others are refused. */
+static void test_a_plan_that_moves_is_counted_anew(void **state)
+{
+    struct ic_law_limits lim = default_limits;
+    (void)state;
+    lim.memory_max = 20000;
+    open_world(&w, &lim);
+    uint64_t id = create(&w);
+    run_steps(&w, id, -1);
+    tick(&w);
+    int64_t shared = w.c.shared_bytes;
+    w.moved_shared = 1000 + 20000;
+    ic_law_sched_tick(w.s); /* past the limit: check_all would say so */
+    assert_int_equal(w.c.shared_bytes, shared + 20000);
+    assert_int_equal(w.c.running, 1);
+    drop_events(&w);
+    struct ic_sim_cmd more = {.op = IC_SIM_CREATE, .owner = 1, .sim = 50, .height = 4, .width = 4, .rid = ++w.last_rid};
+    ic_law_sched_command(w.s, &more);
+    expect_error(&w, IC_OOM);
+    w.moved_shared = 500;
+    tick(&w);
+    assert_int_equal(w.c.shared_bytes, shared - 500);
+    close_world(&w); /* all of it is given back */
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -358,6 +383,7 @@ int main(void)
         cmocka_unit_test(test_memory),
         cmocka_unit_test(test_a_step_without_memory_pauses_its_plan),
         cmocka_unit_test(test_a_prediction_without_memory_is_over),
+        cmocka_unit_test(test_a_plan_that_moves_is_counted_anew),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

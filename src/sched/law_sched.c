@@ -44,6 +44,7 @@ struct group {
     int64_t peak_ns;
     float *delta; /* plan->max_n buffers of delta_stride() bytes: the last step's delta */
     int64_t used_ns;
+    size_t shared; /* plan->shared_bytes, as counted */
 };
 
 struct ic_law_sched {
@@ -274,7 +275,15 @@ static size_t delta_stride(const struct ic_law_group *p)
 
 static size_t group_bytes(const struct group *g)
 {
-    return g->plan->shared_bytes + g->plan->max_n * delta_stride(g->plan);
+    return g->shared + g->plan->max_n * delta_stride(g->plan);
+}
+
+/* A plan that has moved from a GPU to the CPU takes host memory that it did not. It is counted, even past the limit: what
+ * runs goes on, and what comes new is refused. */
+static void recount(struct ic_law_sched *s, struct group *g)
+{
+    atomic_fetch_add(&s->c->shared_bytes, (int64_t)g->plan->shared_bytes - (int64_t)g->shared);
+    g->shared = g->plan->shared_bytes;
 }
 
 static void close_group(struct ic_law_sched *s, struct group *g)
@@ -339,6 +348,7 @@ static enum ic_status get_group(struct ic_law_sched *s, unsigned law, unsigned h
     struct group *g = calloc(1, sizeof *g);
     if (g) {
         g->plan = plan;
+        g->shared = plan->shared_bytes;
         g->law = law;
         g->tail = &g->head;
         g->delta = aligned_alloc(IC_LAW_ALIGN, plan->max_n * delta_stride(plan));
@@ -844,6 +854,7 @@ static void run_batch(struct ic_law_sched *s, struct group *g, int64_t now)
     s->n_batch = n;
     enum ic_status st = s->st->step(s->st->arg, g->plan, s->io, n, &err);
     s->n_batch = 0;
+    recount(s, g);
     if (st != IC_OK) {
         step_failed(s, g, &err);
         return;
@@ -896,6 +907,7 @@ static enum ic_status renew(struct ic_law_sched *s, struct group *g, struct ic_e
     }
     atomic_fetch_sub(&s->c->shared_bytes, (int64_t)group_bytes(g));
     g->plan = plan;
+    g->shared = plan->shared_bytes;
     g->delta = delta;
     atomic_fetch_add(&s->c->shared_bytes, (int64_t)group_bytes(g));
     return IC_OK;

@@ -31,7 +31,7 @@ struct ic_law_group {
     const struct ic_law *law;
     unsigned height, width, max_n;
     size_t psi_bytes, memory_bytes; /* of one simulation: psi; h and c together */
-    size_t shared_bytes;            /* arena and scratch of the plan */
+    size_t shared_bytes; /* host memory of the plan: arena and scratch, unless a GPU has them. `step` may change it */
 };
 
 /* What the scheduler needs of the compute. The real one is law_engine.c. */
@@ -59,7 +59,7 @@ struct ic_law_limits {
     int64_t batch_timeout_ns;
     unsigned grid_max;  /* cells on a side */
     unsigned sims_max;  /* simulations in all, predictions under way included */
-    size_t memory_max;  /* bytes of all simulations' states and of all groups */
+    size_t memory_max;  /* bytes of host memory: all simulations' states and all groups */
     size_t frame_max;   /* bytes of one frame's pixels */
 };
 

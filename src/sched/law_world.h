@@ -49,6 +49,7 @@ struct world {
     unsigned n_batches;
     struct ic_event *event[EVENTS]; /* a ring, NULL: taken */
     unsigned n_events, seen;
+    size_t moved_shared;   /* what a plan takes from its next step on; 0: as before */
     unsigned step_fails;   /* a bit for each law whose steps find no memory */
     uint64_t fails_of_100; /* steps of any law */
     void (*on_step)(struct world *w, uint64_t id);
@@ -115,6 +116,8 @@ static enum ic_status fake_step(void *arg, struct ic_law_group *g, const struct 
     CHECK(n >= 1 && n <= g->max_n);
     CHECK(!w->limit || n <= w->limit);
     *b = (struct batch_log){.n = n, .law = (unsigned)(g->law - w->laws), .at = w->now};
+    if (w->moved_shared)
+        g->shared_bytes = w->moved_shared;
     if (fails) {
         w->now += w->step_ns;
         if (w->on_fail)

@@ -145,3 +145,42 @@ test('without memory on the GPU the CPU goes on; without any the simulations pau
     assert.equal((await server.metrics()).ic_law_simulations, 0, 'nothing is left of it');
   }, { model: null, env: { FAKE_GPU_OOM: '1', IC_FAULT: 'law-oom:1' } });
 });
+
+test('--law-max-batch auto counts the memory of the GPU, and says so', async () => {
+  const batch = async (mib, more = []) => {
+    let found;
+    const args = [...laws, '--law-backend', 'cuda', '--law-plugin', FAKE, '--law-max-batch', 'auto', '--vram-margin', '4M', ...more];
+    await withServer(args, async (server) => {
+      const c = await SimClient.open(server);
+      await c.create({ grid: 64 });
+      const line = server.log.map((l) => JSON.parse(l).msg).find((m) => m.includes('a batch of'));
+      found = { n: Number(/a batch of (\d+) at most/.exec(line)[1]), line };
+      await c.close();
+    }, { model: null, env: { FAKE_GPU_MIB: String(mib) } });
+    return found;
+  };
+  const [small, large] = [await batch(40), await batch(76)];
+  assert.match(small.line, /half of what the GPU has to give is 1[78] MiB/); // (40 - 4 - weights) / 2
+  assert.ok(small.n > 1 && large.n > 1.9 * small.n && large.n < 2.2 * small.n, `${small.line} ${large.line}`);
+  const half = await batch(76, ['--vram', '40M']);
+  assert.equal(half.n, small.n, 'of the GPU, --vram may be used');
+  const host = await batch(4096, ['--law-memory', '32M']);
+  assert.match(host.line, /half of the host memory that is left is 1[56] MiB/);
+  assert.ok(host.n < large.n, host.line);
+  const none = await batch(4); // the margin is all there is
+  assert.match(none.line, /on the CPU/);
+  assert.ok(none.n > 1, none.line);
+
+  const plan = async (...args) => {
+    const words = ['law', 'plan', MLP, '--grid', '64', '--backend', 'cuda', '--law-plugin', FAKE, '--batch', 'auto', ...args];
+    const r = await run(words, { env: { FAKE_GPU_MIB: '1024' } });
+    assert.equal(r.code, 0, r.stderr);
+    return [...r.stdout.matchAll(/largest batch in \d+ MiB of host memory and (\d+) MiB of the device's.*: (\d+) \((.*)\)/g)];
+  };
+  const vram = await plan('--vram', '18');
+  assert.equal(vram.length, 4, 'a line for each precision');
+  assert.ok(vram.every(([, mib, n, why]) => mib === '17' && Math.abs(n - small.n) <= 1 && why === "bound by the device's memory"), String(vram));
+  const free = await plan();
+  assert.ok(free.every(([, mib]) => mib > 500 && mib < 512), String(free)); // what is free, less a margin of 512
+  assert.match((await run(['law', 'plan', MLP, '--grid', '64', '--memory', '64'])).stdout, /largest batch in 64 MiB: \d+ \(bound by host memory\)/);
+});
