@@ -27,7 +27,7 @@ static const char usage[] =
     "       inference-core law plan FILE [--grid N] [--batch N|auto] [--memory MIB] [--vram MIB]\n"
     "                [--precision P] [--law-policy RULES] [--backend B] [--threads N] [--config F]\n"
     "                [--arch A]\n"
-    "       inference-core law fidelity --law FILE [--grids N,N] [--seeds N] [--steps N]\n"
+    "       inference-core law fidelity --law FILE [--grids N,N] [--seeds N] [--steps N] [--spin-up N]\n"
     "                [--precisions P,P] [--law-policy RULES] [--threshold PERCENT] [--layers yes]\n"
     "                [--csv F] [--plot F.svg] [--backend B] [--threads N] [--config F] [--arch A]\n"
     "P is fp32, fp16, bf16, nf4 or nf4dq (nf4 with its scales quantised too). RULES are exceptions,\n"
@@ -67,7 +67,7 @@ static int report(const char *file, enum ic_status s, const struct ic_err *err)
 struct options {
     const char *file, *second, *checkpoint, *config, *arch, *state, *steps, *out, *precision, *policy,
         *gamma, *backend, *threads, *grid, *batch, *memory, *law, *grids, *seeds, *precisions, *threshold,
-        *layers, *csv, *plot, *plugin, *vram;
+        *layers, *csv, *plot, *plugin, *vram, *spin_up;
 };
 
 /* Fills what `allowed` (a blank-separated list of option names) admits, each at most once, and up to
@@ -100,7 +100,8 @@ static int parse(int argc, char **argv, const char *allowed, int files, struct o
                {"--threshold", &o->threshold},
                {"--layers", &o->layers},
                {"--law-plugin", &o->plugin},
-               {"--vram", &o->vram}};
+               {"--vram", &o->vram},
+               {"--spin-up", &o->spin_up}};
     for (int i = 1; i < argc; i++) {
         const char **slot = NULL;
         char padded[64];
@@ -662,7 +663,7 @@ static int fidelity_rows(const struct options *o, struct ic_law_fidelity_opts *f
 
 static int fidelity_numbers(const struct options *o, struct ic_law_fidelity_opts *fo)
 {
-    unsigned long seeds = 4, steps = 2000, threads = 0, grid;
+    unsigned long seeds = 4, steps = 2000, spin_up = 0, threads = 0, grid;
     const char *names[IC_LAW_FIDELITY_GRIDS_MAX];
     char store[128], *end = NULL;
     fo->grids = pieces(o->grids ? o->grids : "64", store, sizeof store, names, IC_LAW_FIDELITY_GRIDS_MAX);
@@ -677,6 +678,8 @@ static int fidelity_numbers(const struct options *o, struct ic_law_fidelity_opts
         return usage_error("--seeds is not a whole number from 1 to 256: ", o->seeds);
     if (o->steps && (!whole_number(o->steps, IC_LAW_FIDELITY_STEPS_MAX, &steps) || steps < 4))
         return usage_error("--steps is not a whole number from 4 to 1000000: ", o->steps);
+    if (o->spin_up && (!whole_number(o->spin_up, steps - 1, &spin_up) || !spin_up))
+        return usage_error("--spin-up is not a whole number of steps below --steps: ", o->spin_up);
     if (o->threads && !whole_number(o->threads, 1024, &threads))
         return usage_error("--threads is not a whole number up to 1024: ", o->threads);
     fo->threshold = o->threshold ? strtod(o->threshold, &end) / 100 : 0.05;
@@ -684,6 +687,7 @@ static int fidelity_numbers(const struct options *o, struct ic_law_fidelity_opts
         return usage_error("--threshold is not a percentage: ", o->threshold);
     fo->seeds = (unsigned)seeds;
     fo->steps = (unsigned)steps;
+    fo->spin_up = (unsigned)spin_up;
     fo->threads = (unsigned)threads;
     return IC_EXIT_OK;
 }
@@ -695,7 +699,7 @@ static int fidelity(int argc, char **argv)
     enum ic_law_fidelity_verdict worst;
     int rc =
         parse(argc, argv,
-              " --law --grids --seeds --steps --precisions --law-policy --threshold --layers --csv --plot "
+              " --law --grids --seeds --steps --spin-up --precisions --law-policy --threshold --layers --csv --plot "
               "--backend --law-plugin --threads --config --arch ",
               0, &o);
     if (rc == IC_EXIT_OK && !o.law)
