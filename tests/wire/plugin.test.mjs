@@ -6,7 +6,7 @@ import { spawnSync } from 'node:child_process';
 import fs from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
-import { MODEL, run, withServer } from './lib.mjs';
+import { MODEL, run, until, withServer } from './lib.mjs';
 import { MLP, MLP_NAME, SimClient, readSafetensors, root, writeSafetensors } from './simlib.mjs';
 
 const { IC_FAKE_PLUGIN: FAKE, IC_FAKE_PLUGIN_ABI: OTHER_ABI, IC_CMAKE: CMAKE, IC_BUILD: BUILD } = process.env;
@@ -19,6 +19,8 @@ after(() => fs.rmSync(dir, { recursive: true, force: true }));
 const laws = ['--law', MLP, '--law-threads', '1'];
 const bin = path.join(dir, 'bin/inference-core');
 const place = path.join(dir, 'lib/inference-core/libic-law-cuda.so');
+// The log is written beside the work: its line may come after the answer.
+const logged = (server, text) => until(() => server.log.map((l) => JSON.parse(l).msg).find((m) => m.includes(text)), `a line "${text}"`);
 
 test('an installation is whole: it runs from where it lies', async () => {
   const r = spawnSync(CMAKE, ['--install', BUILD, '--prefix', dir], { encoding: 'utf8' });
@@ -108,7 +110,7 @@ test('without memory on the GPU the CPU goes on; without any the simulations pau
     const c = await SimClient.open(server);
     const { sim_id } = await c.create({ grid: 8 });
     assert.equal((await c.steps(sim_id, 6)).step, 6);
-    assert.equal(server.log.filter((l) => l.includes('the simulations move to the CPU')).length, 1);
+    await logged(server, 'the simulations move to the CPU');
     await c.close();
   }, { model: null, env: { FAKE_GPU_OOM: '3' } });
 
@@ -153,7 +155,7 @@ test('--law-max-batch auto counts the memory of the GPU, and says so', async () 
     await withServer(args, async (server) => {
       const c = await SimClient.open(server);
       await c.create({ grid: 64 });
-      const line = server.log.map((l) => JSON.parse(l).msg).find((m) => m.includes('a batch of'));
+      const line = await logged(server, 'a batch of');
       found = { n: Number(/a batch of (\d+) at most/.exec(line)[1]), line };
       await c.close();
     }, { model: null, env: { FAKE_GPU_MIB: String(mib) } });
