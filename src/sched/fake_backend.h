@@ -492,6 +492,7 @@ static inline void fake_init(struct fake *f, int32_t parallel, int32_t batch, in
         .n_embd = FAKE_EMBD,
         .policy = {.share_min = 4}, /* prompts are short here */
         .n_seq = parallel + 6,
+        .idle_cells = 1024,
         .tokenize = fake_tokenize,
         .chat = fake_chat,
         .decode = fake_decode,

@@ -724,10 +724,8 @@ bool ic_text_sched_tick(struct ic_text_sched *s)
     admit(s);
     int32_t n = build(s, &n_prompt);
     publish_counters(s);
-    if (n == 0) {
-        s->trim = s->trim && ic_cells_trim(s);
-        return s->n_running > 0 || s->waiting || s->trim;
-    }
+    if (n == 0)
+        return s->n_running > 0 || s->waiting;
 
     enum ic_decode rc = be->decode(be->arg, s->rows, n);
     atomic_fetch_add(&s->c->ticks, 1);

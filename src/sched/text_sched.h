@@ -27,6 +27,9 @@ struct ic_text_backend {
     int32_t outputs; /* rows of a decode that may ask for logits: parallel, and what is beyond it for proposals */
     int32_t n_embd; /* numbers of a hidden state; 0: none can be had, `embedding` is not called */
     int32_t n_seq;  /* sequences that can be held: parallel, and those that only keep what they have */
+    /* Cells that nobody uses are passed over by every row of every decode. More than these go to host memory (cache_ram) beside the
+     * next streams, whence they come back in milliseconds. */
+    int32_t idle_cells;
     int32_t window; /* what the memory can do, as in ic_prefix_match: 0: be cut and shared anywhere */
     struct ic_text_policy policy;
     struct ic_spill_disk *disk; /* below policy.cache_ram (spill.h), borrowed, the same for all back ends; NULL: none */

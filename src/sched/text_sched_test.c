@@ -76,6 +76,7 @@ static struct world *random_world(uint64_t seed)
     w->f.be.window = rnd(w, 3) ? 0 : rnd(w, 2) ? -1 : (int32_t)rnd(w, 40);
     w->f.be.n_seq = parallel + (int32_t)rnd(w, 7);
     w->f.be.policy.cache_ram = rnd(w, 2) ? 0 : 200 + rnd(w, 20000);
+    w->f.be.idle_cells = rnd(w, 2) ? 1024 : (int32_t)rnd(w, 30);
     if (rnd(w, 2)) {
         with_disk(w, 200 + rnd(w, 20000));
         w->disk.ns_per_byte = (int64_t)rnd(w, 20);
