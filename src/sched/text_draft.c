@@ -3,7 +3,6 @@
 
 #include <math.h>
 
-#include "base/log.h"
 #include "sched/text_sched_int.h"
 
 #define KEEP 0.9         /* of what was known of a stream */
@@ -140,10 +139,7 @@ static bool ask(struct ic_text_sched *s, struct ic_draft_req *q, int32_t n, doub
     *ns = (double)(be->now_ns(be->arg) - t0);
     s->drafter.spent_ns += *ns;
     pay(&s->drafter, *ns);
-    if (!ok) {
-        s->drafter.failed = true;
-        ic_warn("text", "the draft model failed: it goes on without guesses of it");
-    }
+    s->drafter.failed = !ok;
     return ok;
 }
 

@@ -124,8 +124,10 @@ static bool be_draft(void *arg, struct ic_draft_req *reqs, int32_t n)
     ic_governor_pause_ns(e->cfg.governor, t1 - t0, t1);
     if (atomic_load(&me->abort)) /* it stood still */
         ok = false;
-    if (!ok)
+    if (!ok) {
+        ic_warn("text", "the draft model failed: it goes on without");
         ic_draft_close(&e->draft);
+    }
     return ok;
 }
 
