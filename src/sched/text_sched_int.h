@@ -7,6 +7,7 @@
 #include "sched/session.h"
 #include "sched/spill.h"
 #include "sched/text_cost.h"
+#include "sched/text_draft.h"
 #include "sched/text_sched.h"
 #include "sched/text_spec.h"
 #include "text/pooling.h"
@@ -47,7 +48,9 @@ struct run {
     struct ic_pool pool; /* where a vector is wanted, no text: what has been gathered for it */
     int32_t n_draft, draft_at; /* proposals of what comes behind it, each with logits: how many rows, and from where */
     int32_t draft[IC_SPEC_MAX];
+    bool draft_by_model; /* they are the draft model's, not from its own text */
     struct ic_spec spec;
+    struct ic_draft_stream draft_stream;
     int32_t cached;   /* prompt tokens that were there already */
     int32_t reached;  /* the furthest position that it has held */
     int32_t shifted;  /* tokens dropped from the front of a full context */
@@ -89,6 +92,7 @@ struct ic_text_sched {
     struct ic_pin *pins;
     struct ic_text_cost cost;
     struct ic_spec_cost spec_cost;
+    struct ic_drafter drafter;
     double ns_per_byte; /* of restoring from host memory */
     double disk_ns_per_byte; /* of bringing it there from the disk */
     double service_ns;  /* of a request from admission to end, moving average */
