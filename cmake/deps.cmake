@@ -14,5 +14,5 @@ endif()
 add_library(llama INTERFACE)
 target_include_directories(llama SYSTEM INTERFACE "${IC_LLAMA_DIR}/include")
 target_link_directories(llama INTERFACE "${IC_LLAMA_LIB}")
-target_link_options(llama INTERFACE "-Wl,-rpath,${IC_LLAMA_LIB}")
+set(CMAKE_BUILD_RPATH "${IC_LLAMA_LIB}") # not a link option: that would be installed as well
 target_link_libraries(llama INTERFACE -l:libllama.v0.5.0.so -l:libggml.v0.5.0.so -l:libggml-base.so)

@@ -43,10 +43,11 @@
     I(law_threads, "law-threads", 0, 0, 512, "threads", "for laws; 0: as many as there are free cores")                \
     S(precision, "precision", NULL, "LIST", "of laws: fp32, fp16, bf16, nf4, nf4dq or LAW=…; a second one is served as LAW@…")   \
     S(law_backend, "law-backend", "cpu", "cpu|auto|cuda|…", "what computes laws; auto: a GPU if its plug-in is there")     \
+    S(law_plugin, "law-plugin", NULL, "FILE", "of laws on a GPU; default: libic-law-cuda.so beside this program, or installed") \
     S(law_policy, "law-policy", NULL, "RULES", "exceptions to it, LAYER=PRECISION,… (a layer, a block, or all)")       \
     S(law_max_batch, "law-max-batch", "16", "auto|N", "simulations stepped together at most; auto: as many as memory holds") \
     I(law_batch_timeout, "law-batch-timeout", 50, 0, 10000, "ms", "a step may wait for others to join its batch")      \
-    I(law_memory, "law-memory", 2LL << 30, 1 << 20, 1LL << 44, "bytes", "for the states and plans of all simulations") \
+    I(law_memory, "law-memory", 2LL << 30, 1 << 20, 1LL << 44, "bytes", "of host memory, for all simulations' states and plans") \
     I(grid_max, "grid-max", 1024, 1, 4096, "cells", "on a side of a simulation's grid")                                \
     I(sims_max, "simulations", 1024, 1, 65536, "simulations", "in all")                                                \
     I(sims_per_conn, "simulations-per-connection", 16, 1, 1024, "simulations", "of one connection")                    \

@@ -29,6 +29,7 @@
 #include "hw/cpu.h"
 #include "hw/cuda_context.h"
 #include "hw/ledger.h"
+#include "law/plugin.h"
 #include "net/net.h"
 #include "ops/crash.h"
 #include "ops/logfile.h"
@@ -350,6 +351,7 @@ static enum ic_status start(struct serve *s, struct ic_err *err)
                    .frame_max = (size_t)o->outbox_max - FRAME_HEAD_MAX},
         .turn = o->model ? &s->turn : NULL,
         .vram_margin = (uint64_t)o->vram_margin,
+        .vram_max = (uint64_t)o->vram,
     };
     struct ic_server_hooks hooks = {s, advance, on_tick};
     enum ic_status st;
@@ -455,6 +457,11 @@ static int check_options(const struct ic_options *o)
         return ic_cli_fail(IC_EXIT_USAGE, "--temp-critical must be above --temp-limit");
     if (!o->host)
         return ic_cli_fail(IC_EXIT_USAGE, "--host must not be empty");
+    if (o->law && o->law_plugin) { /* who names one wants that one: there is no going on without it */
+        ic_law_plugin_path(o->law_plugin);
+        if (!ic_law_plugin_load(&err))
+            return ic_cli_fail(IC_EXIT_FILE, err.msg);
+    }
     if (o->model && access(o->model, R_OK) != 0) {
         ic_fail(&err, IC_NOT_FOUND, "model %s: %s", o->model, strerror(errno));
         return ic_cli_fail(IC_EXIT_FILE, err.msg);

@@ -84,6 +84,16 @@ uint64_t ic_ledger_room(struct ic_ledger *l, int device)
     return bytes;
 }
 
+uint64_t ic_ledger_room_now(struct ic_ledger *l, int device, uint64_t free)
+{
+    pthread_mutex_lock(&l->lock);
+    IC_ASSERT(device >= 0 && device < l->n_devices);
+    uint64_t bytes = room(l, device), margin = l->device[device].margin;
+    pthread_mutex_unlock(&l->lock);
+    uint64_t now = free > margin ? free - margin : 0;
+    return now < bytes ? now : bytes;
+}
+
 /* With the lock held. */
 static enum ic_status reserve(struct ic_ledger *l, int device, const char *owner, const char *what, uint64_t bytes,
                               bool force, struct ic_err *err)
@@ -164,8 +174,7 @@ int ic_ledger_items(struct ic_ledger *l, struct ic_ledger_item *out, int max)
     return n;
 }
 
-/* ---- the host
- * ------------------------------------------------------------------------------------------------- */
+/* ---- the host ---------------------------------------------------------------------------------------------- */
 
 /* A file of one number. False: there is none, or it says "max". */
 static bool read_number(const char *path, uint64_t *out)

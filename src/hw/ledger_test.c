@@ -94,6 +94,25 @@ static void a_device_entered_again_does_not_grow(void **state)
     ic_ledger_close(&l);
 }
 
+/* Room is what the ledger says, unless the device has less: then others took it, and the margin stays free all the same. */
+static void room_is_no_more_than_what_is_free_now(void **state)
+{
+    struct ic_ledger *l;
+    struct ic_err err = {0};
+    struct ic_ledger_device d = card(3000);
+
+    (void)state;
+    assert_int_equal(ic_ledger_open(&l, &err), IC_OK);
+    int id = ic_ledger_enter(l, &d);
+    assert_int_equal(ic_ledger_reserve(l, id, "text", "weights", 1000 * MIB, false, &err), IC_OK);
+    assert_int_equal(ic_ledger_room_now(l, id, 3000 * MIB) / MIB, 1488); /* not yet allocated: the ledger knows */
+    assert_int_equal(ic_ledger_room_now(l, id, 2000 * MIB) / MIB, 1488); /* allocated */
+    assert_int_equal(ic_ledger_room_now(l, id, 1500 * MIB) / MIB, 988);  /* and another process has taken 500 */
+    assert_int_equal(ic_ledger_room_now(l, id, 500 * MIB), 0);           /* less than the margin */
+    assert_int_equal(ic_ledger_room(l, id) / MIB, 1488);                 /* nothing was changed by asking */
+    ic_ledger_close(&l);
+}
+
 static void everything_is_bounded(void **state)
 {
     struct ic_ledger *l;
@@ -130,6 +149,7 @@ int main(void)
         cmocka_unit_test(two_engines_share_a_device),
         cmocka_unit_test(what_is_held_can_change_in_size),
         cmocka_unit_test(a_device_entered_again_does_not_grow),
+        cmocka_unit_test(room_is_no_more_than_what_is_free_now),
         cmocka_unit_test(everything_is_bounded),
         cmocka_unit_test(the_host_is_known),
     };

@@ -4,6 +4,7 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 
+#include "base/fault.h"
 #include "base/log.h"
 
 static const struct ic_law_backend *first; /* set once, by ic_law_backend_with_cpu */
@@ -71,7 +72,11 @@ static enum ic_status open_on_cpu(struct ic_law_exec *e, struct ic_err *err)
     const struct ic_law_backend *cpu = cpu_backend();
     const struct ic_law_plan *p = e->plan;
     struct ic_law_packed *packed;
-    enum ic_status s = packed_for_cpu(e->packed, &packed, err);
+    enum ic_status s = IC_OK;
+    if (ic_fault(IC_FAULT_LAW_OOM))
+        s = ic_fail(err, IC_OOM, "no memory for a plan on the CPU (a fault that IC_FAULT asks for)");
+    if (s == IC_OK)
+        s = packed_for_cpu(e->packed, &packed, err);
     if (s == IC_OK)
         s = ic_law_plan_open(p->law, p->height, p->width, p->batch, cpu->tensor_bytes, &e->cpu_plan, err);
     if (s == IC_OK)
@@ -194,7 +199,7 @@ static enum ic_status fb_open(const struct ic_law_packed *packed, const struct i
     e->packed = packed;
     e->plan = plan;
     enum ic_status s = IC_OK;
-    const bool device = packed->device && !atomic_load(&packed->inner->lost);
+    const bool device = ic_law_fallback_on_device(packed);
     if (!device || open_on_device(e, &why) != IC_OK) {
         if (device)
             ic_warn("law", "%s, %u x %u, runs on the CPU: %s", plan->law->name, plan->height, plan->width, why.msg);
@@ -212,6 +217,37 @@ static size_t fb_exec_bytes(const struct ic_law_exec *e)
 {
     return sizeof *e + (e->device ? first->exec_bytes(e->device) : 0) +
            (e->cpu ? cpu_backend()->exec_bytes(e->cpu) : 0);
+}
+
+bool ic_law_fallback_on_device(const struct ic_law_packed *p)
+{
+    return p->device && !atomic_load(&p->inner->lost);
+}
+
+const struct ic_law_backend *ic_law_fallback_cpu(const struct ic_law_packed *p, struct ic_law_packed **out)
+{
+    return packed_for_cpu(p, out, NULL) == IC_OK ? cpu_backend() : NULL;
+}
+
+size_t ic_law_fallback_host_bytes(const struct ic_law_exec *e)
+{
+    const struct ic_law_plan *p = e->plan;
+    return sizeof *e + (e->device ? p->batch * ic_law_staging_bytes(p->law, p->height, p->width) : 0) +
+           (e->cpu ? cpu_backend()->exec_bytes(e->cpu) : 0);
+}
+
+static size_t fb_exec_size(const struct ic_law_packed *p, const struct ic_law_plan *plan)
+{
+    struct ic_law_packed *packed;
+    size_t bytes;
+
+    if (ic_law_fallback_on_device(p))
+        bytes = first->exec_size ? first->exec_size(p->device, plan) : plan->arena_bytes;
+    else if (packed_for_cpu(p, &packed, NULL) == IC_OK)
+        bytes = ic_law_exec_size(cpu_backend(), packed, plan->law, plan->height, plan->width, plan->batch);
+    else
+        bytes = 0;
+    return bytes ? bytes + sizeof(struct ic_law_exec) : 0;
 }
 
 static enum ic_status fb_run(struct ic_law_exec *e, const struct ic_law_io *io, unsigned n, unsigned steps,
@@ -256,6 +292,7 @@ static const struct ic_law_backend with_cpu = {
     .exec_bytes = fb_exec_bytes,
     .step = fb_step,
     .run = fb_run,
+    .exec_size = fb_exec_size,
 };
 
 const struct ic_law_backend *ic_law_backend_with_cpu(const struct ic_law_backend *device)

@@ -23,4 +23,13 @@ void ic_law_fallback_gate(const struct ic_law_gate *gate);
  * `run` fails, with the state as it was, only where the CPU has no memory either: IC_OOM. */
 const struct ic_law_backend *ic_law_backend_with_cpu(const struct ic_law_backend *first);
 
+/* Of that back end's. Where a plan of this law would be opened now: on the device, if there is room. Any thread. */
+bool ic_law_fallback_on_device(const struct ic_law_packed *packed);
+/* Bytes of host memory that a plan takes, wherever it is: all of it on the CPU, what is copied to and fro for a device.
+ * As exec_bytes otherwise; changes in `run`. */
+size_t ic_law_fallback_host_bytes(const struct ic_law_exec *exec);
+/* The back end that steps in, and the law as packed for it (made now, if it was not yet; owned by `packed`). NULL: no
+ * memory. Any thread. */
+const struct ic_law_backend *ic_law_fallback_cpu(const struct ic_law_packed *packed, struct ic_law_packed **out);
+
 #endif

@@ -9,11 +9,14 @@
 
 #include "law/init.h"
 #include "law/metrics.h"
+#include "law/stats.h"
 
 #define ROWS (IC_LAW_FIDELITY_ROWS_MAX + 1) /* row 0 is float32 */
 #define SEEDS IC_LAW_FIDELITY_SEEDS_MAX
 #define TIMES 24     /* at which the overlap is taken, at most */
-#define SAMPLES 150  /* of the metrics, about */
+#define SAMPLES 160  /* of the metrics, about */
+#define BATCHES 8    /* that the samples of a run are cut into (law/stats.h), at most */
+#define SEEDS_TOLD 9999 /* more are not reckoned */
 #define ONE_STEPS 10 /* states from which the one-step error is taken, about */
 
 /* What is judged; a mean smaller than `least` does not make a deviation larger than by it. */
@@ -37,16 +40,19 @@ struct row {
     struct ic_law_plan *plan;
     struct ic_law_exec *exec;
     struct ic_law_io io[SEEDS];
-    double sum[JUDGED][SEEDS]; /* over samples of the metrics */
-    double overlap[TIMES];     /* mean over seeds */
-    double one_sum;            /* of squared one-step errors */
-    double mean[JUDGED], dev[JUDGED], ci[JUDGED];
+    double sum[JUDGED][SEEDS][BATCHES]; /* over samples of the metrics */
+    double overlap[TIMES];              /* mean over seeds */
+    double one_sum;                     /* of squared one-step errors */
+    double mean[JUDGED];
+    struct ic_law_estimate dev[JUDGED]; /* from float32, as a share of its mean */
 };
 
 struct run {
     const struct ic_law_fidelity_opts *o;
     unsigned grid, rows, times, time[TIMES];
-    unsigned samples, one_steps;
+    unsigned spin_up, every;              /* steps before the first sample; between samples */
+    unsigned samples, batches, one_steps; /* samples taken so far */
+    unsigned planned, in_batch[BATCHES];  /* samples in all; of each batch */
     size_t floats, memory; /* of psi; of each of h, c */
     struct row row[ROWS];
     struct ic_law_io from[SEEDS], to[SEEDS]; /* scratch: the float32 state, and where a row takes it */
@@ -150,74 +156,82 @@ static void sample_metrics(struct run *r)
 {
     const struct ic_law *law = r->row[0].law;
     const struct ic_law_shape shape = {r->grid, r->grid, law->d};
+    const unsigned batch = r->samples * r->batches / r->planned;
     for (unsigned i = 0; i < r->rows; i++)
         for (unsigned s = 0; s < r->o->seeds; s++) {
             struct ic_law_metrics m;
             if (ic_law_metrics_compute(r->row[i].io[s].psi, NULL, shape, 0, &m, NULL) != IC_OK)
                 continue;
             for (size_t k = 0; k < JUDGED; k++)
-                r->row[i].sum[k][s] += *(const double *)(const void *)((const char *)&m + judged[k].at);
+                r->row[i].sum[k][s][batch] += *(const double *)(const void *)((const char *)&m + judged[k].at);
         }
+    r->in_batch[batch]++;
     r->samples++;
 }
 
-/* One step of `w` from the float32 run's states against float32's own step; mean over seeds of the squared
- * error. r->from holds the states before, row 0 those after. */
-static double one_step(struct run *r, struct row *w)
+/* One step of every seed; a device may fail. */
+static enum ic_status step_all(const struct run *r, const struct row *w, const struct ic_law_io *io, struct ic_err *err)
 {
-    double sum = 0;
+    const struct ic_law_backend *be = r->o->backend;
+    if (be->run)
+        return be->run(w->exec, io, r->o->seeds, 1, err);
+    be->step(w->exec, io, r->o->seeds);
+    return IC_OK;
+}
+
+/* One step of `w` from the float32 run's states against float32's own step; *out: mean over seeds of the squared
+ * error. r->from holds the states before, row 0 those after. */
+static enum ic_status one_step(struct run *r, struct row *w, double *out, struct ic_err *err)
+{
+    *out = 0;
     for (unsigned s = 0; s < r->o->seeds; s++)
         io_copy(r, &r->to[s], &r->from[s]);
-    r->o->backend->step(w->exec, r->to, r->o->seeds);
-    for (unsigned s = 0; s < r->o->seeds; s++) {
+    enum ic_status st = step_all(r, w, r->to, err);
+    for (unsigned s = 0; s < r->o->seeds && st == IC_OK; s++) {
         const float *after = r->row[0].io[s].psi;
         const double change = difference(after, r->from[s].psi, r->floats);
         const double e = change > 0 ? difference(r->to[s].psi, after, r->floats) / change : 0;
-        sum += e * e;
+        *out += e * e / r->o->seeds;
     }
-    return sum / r->o->seeds;
+    return st;
 }
 
-static void one_steps(struct run *r, unsigned step)
+static enum ic_status one_steps(struct run *r, unsigned step, struct ic_err *err)
 {
-    for (unsigned i = 1; i < r->rows; i++) {
-        const double e = one_step(r, &r->row[i]);
+    enum ic_status st = IC_OK;
+    for (unsigned i = 1; i < r->rows && st == IC_OK; i++) {
+        double e;
+        st = one_step(r, &r->row[i], &e, err);
         r->row[i].one_sum += e;
         put_csv(r, &r->row[i], "one_step", "", -1, step, sqrt(e));
     }
     r->one_steps++;
+    return st;
 }
 
-/* Two-sided 95 % of Student's t. */
-static double student(unsigned freedom)
-{
-    static const double t[] = {0,     12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228,
-                               2.201, 2.179,  2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086, 2.080,
-                               2.074, 2.069,  2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042};
-    return freedom < sizeof t / sizeof t[0] ? t[freedom] : 1.96 + 2.5 / freedom;
-}
-
+/* Each seed's difference from float32, batch by batch: what both runs of a seed have in common falls out. */
 static void judge(struct run *r)
 {
-    const unsigned n = r->o->seeds;
+    const unsigned n = r->o->seeds, batches = r->batches;
+    double x[SEEDS * BATCHES];
     for (unsigned i = 0; i < r->rows; i++)
         for (size_t k = 0; k < JUDGED; k++) {
             struct row *w = &r->row[i];
-            double mean = 0, dev = 0, sq = 0;
+            w->mean[k] = 0;
             for (unsigned s = 0; s < n; s++) {
-                mean += w->sum[k][s] / r->samples / n;
-                put_csv(r, w, "mean", judged[k].name, (int)s, r->o->steps, w->sum[k][s] / r->samples);
+                double mean = 0;
+                for (unsigned b = 0; b < batches; b++) {
+                    mean += w->sum[k][s][b] / r->samples;
+                    put_csv(r, w, "batch", judged[k].name, (int)s, b, w->sum[k][s][b] / r->in_batch[b]);
+                }
+                w->mean[k] += mean / n;
+                put_csv(r, w, "mean", judged[k].name, (int)s, r->o->steps, mean);
             }
-            w->mean[k] = mean;
             const double scale = fmax(fabs(r->row[0].mean[k]), judged[k].least);
-            for (unsigned s = 0; s < n; s++) {
-                const double d = (w->sum[k][s] - r->row[0].sum[k][s]) / r->samples / scale;
-                dev += d / n;
-                sq += d * d;
-            }
-            const double var = n > 1 ? fmax(0, sq - n * dev * dev) / (n - 1) : 0;
-            w->dev[k] = dev;
-            w->ci[k] = n > 1 ? student(n - 1) * sqrt(var / n) : (double)NAN;
+            for (unsigned s = 0; s < n; s++)
+                for (unsigned b = 0; b < batches; b++)
+                    x[s * batches + b] = (w->sum[k][s][b] - r->row[0].sum[k][s][b]) / r->in_batch[b] / scale;
+            w->dev[k] = ic_law_estimate_of(x, n, batches);
         }
 }
 
@@ -272,39 +286,56 @@ static void take_overlaps(struct run *r, unsigned which)
         }
 }
 
-static void step_through(struct run *r)
+/* When to sample: SAMPLES times, or so, from the spin-up's end to the last step. */
+static void plan_samples(struct run *r)
 {
-    const unsigned steps = r->o->steps, from = steps / 4;
-    const unsigned every = (steps - from) / SAMPLES + 1, one = (steps / 2) / ONE_STEPS + 1;
-    for (unsigned t = 1, next = 0; t <= steps; t++) {
+    const unsigned left = r->o->steps - r->spin_up;
+    r->every = (left + SAMPLES - 1) / SAMPLES;
+    r->planned = (left - 1) / r->every + 1;
+    r->batches = r->planned < BATCHES ? r->planned : BATCHES;
+}
+
+static enum ic_status step_through(struct run *r, struct ic_err *err)
+{
+    const unsigned steps = r->o->steps, one = (steps / 2) / ONE_STEPS + 1;
+    enum ic_status st = IC_OK;
+    plan_samples(r);
+    for (unsigned t = 1, next = 0; t <= steps && st == IC_OK; t++) {
         const bool take = t > steps / 2 && (steps - t) % one == 0;
         for (unsigned s = 0; take && s < r->o->seeds; s++)
             io_copy(r, &r->from[s], &r->row[0].io[s]);
-        for (unsigned i = 0; i < r->rows; i++)
-            r->o->backend->step(r->row[i].exec, r->row[i].io, r->o->seeds);
-        if (take)
-            one_steps(r, t);
-        if (t > from && (steps - t) % every == 0)
+        for (unsigned i = 0; i < r->rows && st == IC_OK; i++)
+            st = step_all(r, &r->row[i], r->row[i].io, err);
+        if (take && st == IC_OK)
+            st = one_steps(r, t, err);
+        if (t > r->spin_up && (steps - t) % r->every == 0)
             sample_metrics(r);
         if (next < r->times && t == r->time[next])
             take_overlaps(r, next++);
     }
+    return st;
 }
 
 /* ---- Telling ----------------------------------------------------------------------------------- */
 
-/* *seeds: about how many would narrow the widest interval to half the threshold. */
-static enum ic_law_fidelity_verdict judge_row(const struct run *r, const struct row *w, double *seeds)
+/* *seeds: about how many would decide, if the deviations are what they seem to be (and for one that is next to the
+ * threshold a tenth of it is told apart). */
+static enum ic_law_fidelity_verdict judge_row(const struct run *r, const struct row *w, unsigned *seeds)
 {
+    const double most = r->o->threshold;
     enum ic_law_fidelity_verdict v = IC_LAW_FIDELITY_PASS;
-    *seeds = 0;
+    *seeds = 2;
     for (size_t k = 0; k < JUDGED; k++) {
-        const double dev = fabs(w->dev[k]), ci = isfinite(w->ci[k]) ? w->ci[k] : 0, most = r->o->threshold;
-        enum ic_law_fidelity_verdict one = dev + ci <= most   ? IC_LAW_FIDELITY_PASS /* a NaN does not */
-                                           : dev - ci <= most ? IC_LAW_FIDELITY_UNDECIDED
-                                                              : IC_LAW_FIDELITY_FAIL;
+        const struct ic_law_estimate *e = &w->dev[k];
+        const double dev = fabs(e->mean);
+        enum ic_law_fidelity_verdict one = dev + e->half <= most   ? IC_LAW_FIDELITY_PASS /* a NaN does not */
+                                           : dev - e->half <= most ? IC_LAW_FIDELITY_UNDECIDED
+                                                                   : IC_LAW_FIDELITY_FAIL;
         v = one > v ? one : v;
-        *seeds = fmax(*seeds, r->o->seeds * (ci / (most / 2)) * (ci / (most / 2)));
+        if (one != IC_LAW_FIDELITY_UNDECIDED)
+            continue;
+        const unsigned n = ic_law_runs_for(e, r->batches, fmax(fabs(most - dev), most / 10), SEEDS_TOLD);
+        *seeds = n > *seeds ? n : *seeds;
     }
     return v;
 }
@@ -313,19 +344,18 @@ static enum ic_law_fidelity_verdict print_grid(const struct run *r)
 {
     enum ic_law_fidelity_verdict worst = IC_LAW_FIDELITY_PASS;
     printf("\ngrid %ux%u, %u seeds, %u steps; means over steps %u to %u; deviations from fp32 with their "
-           "95 %% "
-           "interval\n%-12s %10s",
-           r->grid, r->grid, r->o->seeds, r->o->steps, r->o->steps / 4 + 1, r->o->steps, "", "one step");
+           "95 %% interval\n(b: over the %u batches of every run, among which seeds do not show; else over seeds)\n%-12s %10s",
+           r->grid, r->grid, r->o->seeds, r->o->steps, r->spin_up + 1, r->o->steps, r->batches, "", "one step");
     for (size_t k = 0; k < JUDGED; k++)
-        printf("  %20s", judged[k].name);
+        printf("  %21s", judged[k].name);
     printf("\n%-12s %10s", "fp32", "");
     for (size_t k = 0; k < JUDGED; k++)
-        printf("  %20.6g", r->row[0].mean[k]);
+        printf("  %21.6g", r->row[0].mean[k]);
     for (unsigned i = 1; i < r->rows; i++) {
         const struct row *w = &r->row[i];
         printf("\n%-12s %9.3f%%", w->name, 100 * sqrt(w->one_sum / r->one_steps));
         for (size_t k = 0; k < JUDGED; k++)
-            printf("  %+9.2f%% +- %6.2f%%", 100 * w->dev[k], 100 * w->ci[k]);
+            printf("  %+8.2f%% +- %6.2f%%%c", 100 * w->dev[k].mean, 100 * w->dev[k].half, w->dev[k].pooled ? 'b' : ' ');
     }
     printf("\noverlap with fp32 after steps\n%-12s", "");
     for (unsigned t = 0; t < r->times; t++)
@@ -337,7 +367,7 @@ static enum ic_law_fidelity_verdict print_grid(const struct run *r)
     }
     printf("\n");
     for (unsigned i = 1; i < r->rows; i++) {
-        double seeds;
+        unsigned seeds;
         const enum ic_law_fidelity_verdict v = judge_row(r, &r->row[i], &seeds);
         if (r->o->row[i - 1].nudged)
             continue;
@@ -346,8 +376,10 @@ static enum ic_law_fidelity_verdict print_grid(const struct run *r)
                : v == IC_LAW_FIDELITY_FAIL ? "FAILS"
                                            : "is undecided",
                100 * r->o->threshold);
-        if (v == IC_LAW_FIDELITY_UNDECIDED)
-            printf("; it would take about %.0f seeds of so many steps", ceil(seeds));
+        if (v == IC_LAW_FIDELITY_UNDECIDED && r->o->seeds == 1)
+            printf("; one seed says nothing about others");
+        else if (v == IC_LAW_FIDELITY_UNDECIDED)
+            printf("; it would take %s %u seeds of so many steps", seeds < SEEDS_TOLD ? "about" : "more than", seeds);
         printf("\n");
         worst = v > worst ? v : worst;
     }
@@ -360,10 +392,9 @@ static enum ic_status print_layers(struct run *r, struct ic_err *err)
     struct ic_law_spec specs[IC_LAW_SPECS_MAX];
     const struct ic_law *law = r->row[0].law;
     const size_t n = ic_law_arch_specs(law->arch, law->d, law->b, specs);
-    enum ic_status s = IC_OK;
     for (unsigned k = 0; k < r->o->seeds; k++)
         io_copy(r, &r->from[k], &r->row[0].io[k]);
-    r->o->backend->step(r->row[0].exec, r->row[0].io, r->o->seeds);
+    enum ic_status s = step_all(r, &r->row[0], r->row[0].io, err);
     printf("each layer alone in NF4: share of the parameters, one-step error\n");
     for (size_t i = 0; i < n && s == IC_OK; i++) {
         if (specs[i].ndim != 4)
@@ -373,14 +404,17 @@ static enum ic_status print_layers(struct run *r, struct ic_err *err)
         snprintf(policy.rule[0].layer, sizeof policy.rule[0].layer, "%.*s", stem, specs[i].name);
         policy.rule[0].precision = IC_LAW_NF4;
         struct row w = {0};
+        double e = 0;
         s = row_open(r, &w, &policy, err);
+        if (s == IC_OK)
+            s = one_step(r, &w, &e, err);
         if (s == IC_OK)
             printf("  %-28.*s %6.2f%% %9.3f%%\n", stem, specs[i].name,
                    100 *
                        (double)((size_t)specs[i].dim[0] * specs[i].dim[1] * specs[i].dim[2] *
                                 specs[i].dim[3]) /
                        (double)law->params,
-                   100 * sqrt(one_step(r, &w)));
+                   100 * sqrt(e));
         row_close(r, &w);
     }
     return s;
@@ -432,9 +466,8 @@ static void plot_deviations(FILE *f, const struct run *r, double y0)
         fprintf(f, "<text x='%g' y='%g' text-anchor='middle'>%s</text>\n", cx, y0 + h + 15, judged[k].name);
         for (unsigned i = 1; i < r->rows; i++) {
             const double x = cx + ((double)i - r->rows / 2.0) * 9;
-            const double d = fmax(-top, fmin(top, r->row[i].dev[k])),
-                         e = isfinite(r->row[i].ci[k]) ? r->row[i].ci[k] : 0;
-            const double lo = fmax(-top, r->row[i].dev[k] - e), hi = fmin(top, r->row[i].dev[k] + e);
+            const double dev = r->row[i].dev[k].mean, e = r->row[i].dev[k].half;
+            const double d = fmax(-top, fmin(top, dev)), lo = fmax(-top, dev - e), hi = fmin(top, dev + e);
             fprintf(f,
                     "<line x1='%g' x2='%g' y1='%g' y2='%g' stroke='%s' stroke-width='2'/>"
                     "<circle cx='%g' cy='%g' r='3.5' fill='%s'/>\n",
@@ -466,6 +499,7 @@ static enum ic_status run_grid(struct run *r, FILE *plot, unsigned which,
     static const struct ic_law_policy fp32 = {.base = IC_LAW_FP32};
     enum ic_status s = IC_OK;
     r->rows = r->o->rows + 1;
+    r->spin_up = r->o->spin_up ? r->o->spin_up : r->o->steps / 4;
     choose_times(r);
     for (unsigned i = 0; i < r->rows && s == IC_OK; i++) {
         r->row[i].name = i ? r->o->row[i - 1].name : "fp32";
@@ -473,8 +507,9 @@ static enum ic_status run_grid(struct run *r, FILE *plot, unsigned which,
     }
     if (s == IC_OK)
         s = start(r, err);
+    if (s == IC_OK)
+        s = step_through(r, err);
     if (s == IC_OK) {
-        step_through(r);
         judge(r);
         const enum ic_law_fidelity_verdict v = print_grid(r);
         *worst = v > *worst ? v : *worst;
@@ -510,7 +545,7 @@ enum ic_status ic_law_fidelity(const struct ic_law_fidelity_opts *o, enum ic_law
 {
     FILE *csv = NULL, *plot = NULL;
     IC_ASSERT(o->rows >= 1 && o->rows < ROWS && o->grids >= 1 && o->grids <= IC_LAW_FIDELITY_GRIDS_MAX &&
-              o->seeds >= 1 && o->seeds <= SEEDS && o->steps >= 4);
+              o->seeds >= 1 && o->seeds <= SEEDS && o->steps >= 4 && o->spin_up < o->steps);
     *worst = IC_LAW_FIDELITY_PASS;
     struct run *r = malloc(sizeof *r);
     enum ic_status s = r ? IC_OK : ic_fail(err, IC_OOM, "no memory to compare precisions");

@@ -2,14 +2,19 @@
  *
  * Every precision starts from the same states and steps beside float32. Single trajectories of a chaotic
  * law part whatever the difference, so what is judged is the time average of each emergence metric
- * (law/metrics.h) after a quarter of the run, and its difference from float32's, as a share of it, averaged
- * over the seeds with a 95 % confidence interval (Student's t of the per-seed differences). A row passes
- * where every deviation is below the threshold with its whole interval, fails where one is above it with
- * its whole interval, and is undecided otherwise: chaos alone parts the averages of so few seeds further. A
- * row of float32 from starts nudged by a millionth shows how far that is. Beside that: one-step error
- * ||psi'_p - psi'_32|| / ||psi'_32 - psi|| from states of the float32 run, second half overlap |<psi_p,
- * psi_32>| / (||psi_p|| ||psi_32||) at growing times Blocks for the whole run; prints to stdout. One call
- * at a time. */
+ * (law/metrics.h) after the spin-up, and its difference from float32's run of the same seed, as a share of
+ * float32's mean, with a 95 % confidence interval: over the seeds, or over batches of the runs' samples where
+ * seeds do not differ more than those explain (law/stats.h). A row passes where every deviation is below the
+ * threshold with its whole interval, fails where one is above it with its whole interval, and is undecided
+ * otherwise (one seed always): chaos alone parts the averages of so few seeds further. A row of float32 from
+ * starts nudged by a millionth shows how far that is.
+ *
+ * Rows do not start from float32's states after the spin-up, though that would narrow the intervals: what they had
+ * in common would still be there at the end of a run of slow patterns, and would pass for likeness of the laws.
+ *
+ * Beside that: one-step error ||psi'_p - psi'_32|| / ||psi'_32 - psi|| from states of the float32 run's second
+ * half, and overlap |<psi_p, psi_32>| / (||psi_p|| ||psi_32||) at growing times. Blocks for the whole run;
+ * prints to stdout. One call at a time. */
 #ifndef IC_LAW_FIDELITY_H
 #define IC_LAW_FIDELITY_H
 
@@ -26,6 +31,7 @@ struct ic_law_fidelity_opts {
     unsigned threads; /* 0: the back end chooses */
     unsigned grids, grid[IC_LAW_FIDELITY_GRIDS_MAX];
     unsigned seeds, steps;
+    unsigned spin_up; /* steps, of `steps`, before anything is averaged; 0: a quarter */
     unsigned rows; /* what is compared with float32 */
     struct {
         const char *name;
@@ -40,7 +46,7 @@ struct ic_law_fidelity_opts {
 enum ic_law_fidelity_verdict { IC_LAW_FIDELITY_PASS, IC_LAW_FIDELITY_UNDECIDED, IC_LAW_FIDELITY_FAIL };
 
 /* *worst: of all rows and grids; nudged rows are shown, not judged. Codes: as ic_law_open and the back
- * end's, INTERNAL (I/O). */
+ * end's, UNAVAILABLE (a device is lost), INTERNAL (I/O). */
 enum ic_status ic_law_fidelity(const struct ic_law_fidelity_opts *o, enum ic_law_fidelity_verdict *worst,
                                struct ic_err *err);
 

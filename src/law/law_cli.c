@@ -12,6 +12,7 @@
 #include "law/fidelity.h"
 #include "law/law.h"
 #include "law/plan.h"
+#include "law/plugin.h"
 #include "law/quant.h"
 #include "model/safetensors.h"
 #include "model/tensors.h"
@@ -20,19 +21,22 @@ static const char usage[] =
     "usage: inference-core law inspect FILE [--config F] [--arch A]\n"
     "       inference-core law step --checkpoint F [--config F] [--arch A] --state IN.safetensors\n"
     "                --steps N --out OUT.safetensors [--precision P] [--law-policy RULES] [--gamma G]\n"
-    "                [--backend ref|cpu] [--threads N]\n"
+    "                [--backend B] [--threads N]\n"
     "       inference-core law quantize IN OUT.safetensors [--precision P] [--law-policy RULES]\n"
     "                [--config F] [--arch A]\n"
-    "       inference-core law plan FILE [--grid N] [--batch N|auto] [--memory MIB] [--precision P]\n"
-    "                [--law-policy RULES] [--backend B] [--threads N] [--config F] [--arch A]\n"
-    "       inference-core law fidelity --law FILE [--grids N,N] [--seeds N] [--steps N]\n"
+    "       inference-core law plan FILE [--grid N] [--batch N|auto] [--memory MIB] [--vram MIB]\n"
+    "                [--precision P] [--law-policy RULES] [--backend B] [--threads N] [--config F]\n"
+    "                [--arch A]\n"
+    "       inference-core law fidelity --law FILE [--grids N,N] [--seeds N] [--steps N] [--spin-up N]\n"
     "                [--precisions P,P] [--law-policy RULES] [--threshold PERCENT] [--layers yes]\n"
     "                [--csv F] [--plot F.svg] [--backend B] [--threads N] [--config F] [--arch A]\n"
     "P is fp32, fp16, bf16, nf4 or nf4dq (nf4 with its scales quantised too). RULES are exceptions,\n"
     "LAYER=P,LAYER=P where LAYER is a layer, a block or all; nf4 alone leaves the first and last block\n"
     "and the output in fp32. fidelity also knows fp32~: fp32 from starts nudged by a millionth. It ends "
     "with\n"
-    "1 where a precision fails, 0 where each passes or more seeds would have to tell.\n";
+    "1 where a precision fails, 0 where each passes or more seeds would have to tell.\n"
+    "B is cpu (the default), ref, or on a GPU cuda, cuda-bf16 or cuda-fp32, from the plug-in\n"
+    "libic-law-cuda.so beside this program or installed, or else from --law-plugin FILE.\n";
 
 static int usage_error(const char *what, const char *value)
 {
@@ -63,7 +67,7 @@ static int report(const char *file, enum ic_status s, const struct ic_err *err)
 struct options {
     const char *file, *second, *checkpoint, *config, *arch, *state, *steps, *out, *precision, *policy,
         *gamma, *backend, *threads, *grid, *batch, *memory, *law, *grids, *seeds, *precisions, *threshold,
-        *layers, *csv, *plot;
+        *layers, *csv, *plot, *plugin, *vram, *spin_up;
 };
 
 /* Fills what `allowed` (a blank-separated list of option names) admits, each at most once, and up to
@@ -94,7 +98,10 @@ static int parse(int argc, char **argv, const char *allowed, int files, struct o
                {"--csv", &o->csv},
                {"--plot", &o->plot},
                {"--threshold", &o->threshold},
-               {"--layers", &o->layers}};
+               {"--layers", &o->layers},
+               {"--law-plugin", &o->plugin},
+               {"--vram", &o->vram},
+               {"--spin-up", &o->spin_up}};
     for (int i = 1; i < argc; i++) {
         const char **slot = NULL;
         char padded[64];
@@ -150,12 +157,22 @@ static int check_policy(const struct options *o)
     return IC_EXIT_OK;
 }
 
+/* A plug-in that was named is loaded whatever the back end, so that a wrong name does not go unnoticed. */
 static int choose_backend(const struct options *o, const struct ic_law_backend **be)
 {
-    *be = ic_law_backend_find(o->backend ? o->backend : "cpu");
-    if (!*be && !o->backend)
-        *be = &ic_law_backend_ref;
-    return *be ? IC_EXIT_OK : usage_error("no such back end: ", o->backend);
+    const char *name = o->backend ? o->backend : "cpu";
+    struct ic_err err = {0};
+    enum ic_status s = IC_OK;
+
+    ic_law_plugin_path(o->plugin);
+    if (o->plugin)
+        s = ic_law_plugin_load(&err) ? IC_OK : err.code;
+    if (s == IC_OK && (s = ic_law_backend_open(name, be, &err)) != IC_OK && strncmp(name, "cuda", 4) != 0) {
+        if (o->backend)
+            return usage_error("no such back end: ", o->backend);
+        s = ic_law_backend_open("ref", be, &err);
+    }
+    return report(NULL, s, &err);
 }
 
 /* ---- inspect --------------------------------------------------------------------------------- */
@@ -368,7 +385,9 @@ static enum ic_status run(const struct ic_law_backend *be, const struct ic_law *
         s = be->open(packed, plan, &exec, err);
     const struct ic_law_io io = {.psi = f->psi, .h = f->h, .c = f->c, .gamma = gamma};
     int64_t start = ic_now_ns();
-    for (unsigned long i = 0; s == IC_OK && i < steps; i++)
+    if (s == IC_OK && be->run && steps) /* a device may be lost */
+        s = be->run(exec, &io, 1, (unsigned)steps, err);
+    for (unsigned long i = 0; s == IC_OK && !be->run && i < steps; i++)
         be->step(exec, &io, 1);
     double seconds = (double)(ic_now_ns() - start) * 1e-9;
     if (s == IC_OK && steps)
@@ -412,7 +431,7 @@ static int step(int argc, char **argv)
     int rc = parse(
         argc, argv,
         " --checkpoint --config --arch --state --steps --out --precision --law-policy --gamma --backend "
-        "--threads ",
+        "--law-plugin --threads ",
         0, &o);
     if (rc == IC_EXIT_OK)
         rc = step_numbers(&o, &steps, &threads, &gamma, &be);
@@ -489,8 +508,39 @@ static int quantize(int argc, char **argv)
 
 struct plan_options {
     const struct ic_law_backend *be;
-    unsigned long grid, batch, memory, threads; /* batch 0: the largest that fits; memory in MiB */
+    unsigned long grid, batch, memory, threads; /* batch 0: the largest that fits; memory (the host's) in MiB */
+    unsigned long vram;                         /* MiB of a device's memory; 0: what is free but for the margin */
 };
+
+#define PLAN_MARGIN_MIB 512 /* as serve's --vram-margin is by default */
+
+/* What is left for plans and states when the law's weights are there. */
+static struct ic_law_room plan_room(const struct plan_options *po, const struct ic_law *law,
+                                    const struct ic_law_packed *packed)
+{
+    struct ic_law_room room = {.host = (size_t)po->memory << 20, .on_device = po->be->memory != NULL};
+    const size_t packed_bytes = po->be->packed_bytes(packed);
+    const size_t held = law->weight_bytes + (room.on_device ? 0 : packed_bytes);
+    uint64_t left = (uint64_t)po->vram << 20, total, taken = packed_bytes;
+    if (room.on_device && !po->vram) {
+        taken = (uint64_t)PLAN_MARGIN_MIB << 20; /* the weights are there already */
+        if (!po->be->memory(&left, &total))
+            left = 0;
+    }
+    room.host = room.host > held ? room.host - held : 0;
+    room.device = (size_t)(left > taken ? left - taken : 0);
+    return room;
+}
+
+static void print_largest(const struct plan_options *po, const struct ic_law_room *room, const struct ic_law_fit *fit)
+{
+    static const char *const limits[] = {"no larger one is made", "bound by host memory", "bound by the device's memory"};
+    printf("  largest batch in %lu MiB", po->memory);
+    if (room->on_device)
+        printf(" of host memory and %zu MiB of the device's (%s)", room->device >> 20,
+               po->vram ? "--vram, less the weights" : "free, less a margin of 512");
+    printf(": %u (%s)\n\n", fit->n, limits[fit->limit]);
+}
 
 /* The itemised sum of one precision, then the largest batch. */
 static enum ic_status plan_one(const struct options *o, const struct plan_options *po,
@@ -504,22 +554,20 @@ static enum ic_status plan_one(const struct options *o, const struct plan_option
     enum ic_status s = open_law(o, o->file, precision, &law, err);
     if (s == IC_OK)
         s = po->be->pack(law, (unsigned)po->threads, &packed, err);
-    size_t room = (size_t)po->memory << 20, held = 0;
+    struct ic_law_room room = {0};
+    struct ic_law_fit fit = {0};
     if (s == IC_OK) {
-        held = law->weight_bytes + po->be->packed_bytes(packed);
-        room = room > held ? room - held : 0;
+        room = plan_room(po, law, packed);
+        fit = ic_law_batch_fit(po->be, packed, law, grid, grid, &room, IC_LAW_BATCH_MAX);
     }
-    const unsigned most =
-        s == IC_OK ? ic_law_batch_fit(po->be, packed, law, grid, grid, room, IC_LAW_BATCH_MAX) : 0;
-    const unsigned batch = po->batch ? (unsigned)po->batch : most ? most : 1;
+    const unsigned batch = po->batch ? (unsigned)po->batch : fit.n ? fit.n : 1;
     if (s == IC_OK)
         s = ic_law_plan_open(law, grid, grid, batch, po->be->tensor_bytes, &plan, err);
     if (s == IC_OK) {
         ic_law_plan_report(plan, po->be, packed, &text);
         if (!text.failed)
             fwrite(text.data, 1, text.len, stdout);
-        printf("  largest batch in %lu MiB: %u%s\n\n", po->memory, most,
-               most == IC_LAW_BATCH_MAX ? " (IC_LAW_BATCH_MAX)" : "");
+        print_largest(po, &room, &fit);
     }
     ic_buf_deinit(&text);
     ic_law_plan_close(&plan);
@@ -535,7 +583,8 @@ static int plan(int argc, char **argv)
     struct options o = {0};
     struct plan_options po = {.grid = 64, .batch = 16, .memory = 2048};
     int rc = parse(argc, argv,
-                   " --grid --batch --memory --precision --law-policy --backend --threads --config --arch ",
+                   " --grid --batch --memory --vram --precision --law-policy --backend --law-plugin --threads "
+                   "--config --arch ",
                    1, &o);
     if (rc == IC_EXIT_OK)
         rc = choose_backend(&o, &po.be);
@@ -553,6 +602,8 @@ static int plan(int argc, char **argv)
         return usage_error("--batch is neither auto nor a whole number from 1 to 1024: ", o.batch);
     if (o.memory && !whole_number(o.memory, 1ul << 24, &po.memory))
         return usage_error("--memory is not a whole number of MiB: ", o.memory);
+    if (o.vram && (!whole_number(o.vram, 1ul << 24, &po.vram) || !po.vram))
+        return usage_error("--vram is not a whole number of MiB: ", o.vram);
     if (o.threads && !whole_number(o.threads, 1024, &po.threads))
         return usage_error("--threads is not a whole number up to 1024: ", o.threads);
     struct ic_err err = {0};
@@ -612,7 +663,7 @@ static int fidelity_rows(const struct options *o, struct ic_law_fidelity_opts *f
 
 static int fidelity_numbers(const struct options *o, struct ic_law_fidelity_opts *fo)
 {
-    unsigned long seeds = 4, steps = 2000, threads = 0, grid;
+    unsigned long seeds = 4, steps = 2000, spin_up = 0, threads = 0, grid;
     const char *names[IC_LAW_FIDELITY_GRIDS_MAX];
     char store[128], *end = NULL;
     fo->grids = pieces(o->grids ? o->grids : "64", store, sizeof store, names, IC_LAW_FIDELITY_GRIDS_MAX);
@@ -627,6 +678,8 @@ static int fidelity_numbers(const struct options *o, struct ic_law_fidelity_opts
         return usage_error("--seeds is not a whole number from 1 to 256: ", o->seeds);
     if (o->steps && (!whole_number(o->steps, IC_LAW_FIDELITY_STEPS_MAX, &steps) || steps < 4))
         return usage_error("--steps is not a whole number from 4 to 1000000: ", o->steps);
+    if (o->spin_up && (!whole_number(o->spin_up, steps - 1, &spin_up) || !spin_up))
+        return usage_error("--spin-up is not a whole number of steps below --steps: ", o->spin_up);
     if (o->threads && !whole_number(o->threads, 1024, &threads))
         return usage_error("--threads is not a whole number up to 1024: ", o->threads);
     fo->threshold = o->threshold ? strtod(o->threshold, &end) / 100 : 0.05;
@@ -634,6 +687,7 @@ static int fidelity_numbers(const struct options *o, struct ic_law_fidelity_opts
         return usage_error("--threshold is not a percentage: ", o->threshold);
     fo->seeds = (unsigned)seeds;
     fo->steps = (unsigned)steps;
+    fo->spin_up = (unsigned)spin_up;
     fo->threads = (unsigned)threads;
     return IC_EXIT_OK;
 }
@@ -645,8 +699,8 @@ static int fidelity(int argc, char **argv)
     enum ic_law_fidelity_verdict worst;
     int rc =
         parse(argc, argv,
-              " --law --grids --seeds --steps --precisions --law-policy --threshold --layers --csv --plot "
-              "--backend --threads --config --arch ",
+              " --law --grids --seeds --steps --spin-up --precisions --law-policy --threshold --layers --csv --plot "
+              "--backend --law-plugin --threads --config --arch ",
               0, &o);
     if (rc == IC_EXIT_OK && !o.law)
         rc = usage_error("fidelity: which --law?", NULL);

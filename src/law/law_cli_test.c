@@ -109,6 +109,11 @@ static void wrong_command_lines_exit_2(void **state)
     assert_int_equal(FULL("--steps", "1", "--backend", "abacus"), IC_EXIT_USAGE);
     SAYS("no such back end: abacus");
     assert_int_equal(FULL("--steps", "1", "--threads", "-3"), IC_EXIT_USAGE);
+    unsetenv("IC_LAW_PLUGIN"); /* one that is named and missing is told; so is one that a back end needs */
+    assert_int_equal(FULL("--steps", "1", "--law-plugin", "/nowhere/x.so"), IC_EXIT_FILE);
+    SAYS("law plug-in /nowhere/x.so: No such file");
+    assert_int_equal(FULL("--steps", "1", "--backend", "cuda"), IC_EXIT_FILE);
+    SAYS("law plug-in libic-law-cuda.so: neither in ");
 }
 
 static void bad_input_exits_4(void **state)
@@ -294,6 +299,7 @@ static void fidelity_judges(void **state)
     SAYS("grid 12x12, 2 seeds, 40 steps");
     SAYS("each layer alone in NF4");
     assert_int_equal(lines_of(csv, "8,nf4,mean,entropy"), 2);   /* a line per seed */
+    assert_int_equal(lines_of(csv, "8,nf4,batch,entropy"), 2 * 8);
     assert_int_equal(lines_of(csv, "12,bf16,overlap,"), 2 * 6); /* after 1, 2, 5, 10, 20, 40 steps */
     assert_int_equal(lines_of(svg, "<polyline"), 2 * 4);        /* grids, precisions */
     assert_int_equal(lines_of(svg, "</svg>"), 1);
@@ -308,6 +314,14 @@ static void fidelity_judges(void **state)
                      IC_EXIT_FAILED);
     SAYS("verdict: fp32 passes");
     SAYS("verdict: nf4+policy FAILS");
+    /* averages begin where they are told to; one seed says nothing about others, however small the deviation */
+    assert_int_equal(RUN("fidelity", "--law", law, "--grids", "8", "--seeds", "1", "--steps", "40", "--spin-up",
+                         "30", "--threshold", "900", "--precisions", "bf16"),
+                     IC_EXIT_OK);
+    SAYS("means over steps 31 to 40");
+    SAYS("verdict: bf16 is undecided");
+    SAYS("one seed says nothing about others");
+    assert_int_equal(RUN("fidelity", "--law", law, "--steps", "40", "--spin-up", "40"), IC_EXIT_USAGE);
     assert_int_equal(FIDELITY("--precisions", "fp12"), IC_EXIT_USAGE);
     assert_int_equal(RUN("fidelity"), IC_EXIT_USAGE);
     assert_int_equal(RUN("fidelity", "--law", law, "--seeds", "0"), IC_EXIT_USAGE);

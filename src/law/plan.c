@@ -347,23 +347,63 @@ size_t ic_law_exec_size(const struct ic_law_backend *be, const struct ic_law_pac
     return size;
 }
 
-unsigned ic_law_batch_fit(const struct ic_law_backend *be, const struct ic_law_packed *packed,
-                          const struct ic_law *law, unsigned height, unsigned width, size_t room,
-                          unsigned most)
+size_t ic_law_staging_bytes(const struct ic_law *law, unsigned height, unsigned width)
+{
+    return 2 * ic_law_psi_bytes(law, height, width) + ic_law_memory_bytes(law, height, width);
+}
+
+/* What n simulations take; false, with the bound that they pass, where that is more than there is. */
+struct fit_query {
+    const struct ic_law_backend *be;
+    const struct ic_law_packed *packed;
+    const struct ic_law *law;
+    unsigned height, width;
+    const struct ic_law_room *room;
+    size_t each; /* in host memory, besides the plan */
+};
+
+static bool fits(const struct fit_query *q, unsigned n, struct ic_law_fit *out)
+{
+    const struct ic_law_room *room = q->room;
+    *out = (struct ic_law_fit){.n = n, .limit = IC_LAW_FIT_HOST};
+    if (q->each > room->host / n)
+        return false;
+    const size_t exec = ic_law_exec_size(q->be, q->packed, q->law, q->height, q->width, n);
+    out->host = n * q->each + (room->on_device ? 0 : exec);
+    out->device = room->on_device ? exec : 0;
+    if (!exec)
+        out->limit = IC_LAW_FIT_MOST;
+    else if (out->device > room->device)
+        out->limit = IC_LAW_FIT_DEVICE;
+    else
+        return exec <= SIZE_MAX - n * q->each && out->host <= room->host;
+    return false;
+}
+
+struct ic_law_fit ic_law_batch_fit(const struct ic_law_backend *be, const struct ic_law_packed *packed,
+                                   const struct ic_law *law, unsigned height, unsigned width,
+                                   const struct ic_law_room *room, unsigned most)
 {
     const size_t psi =
         (ic_law_psi_bytes(law, height, width) + IC_LAW_ALIGN - 1) / IC_LAW_ALIGN * IC_LAW_ALIGN;
-    const size_t each = 2 * psi + ic_law_memory_bytes(law, height, width); /* state and delta */
-    unsigned lo = 0, hi = most;                                            /* lo fits */
+    struct fit_query q = {be, packed, law, height, width, room, 0};
+    q.each = 2 * psi + ic_law_memory_bytes(law, height, width); /* state and delta */
+    q.each += room->on_device ? ic_law_staging_bytes(law, height, width) : 0;
+    struct ic_law_fit best = {0}, tried;
+    unsigned lo = 0, hi = most; /* lo fits */
+    best.limit = IC_LAW_FIT_MOST;
     while (lo < hi) {
         const unsigned n = lo + (hi - lo + 1) / 2;
-        const size_t size = each > room / n ? 0 : ic_law_exec_size(be, packed, law, height, width, n);
-        if (size && size <= room - n * each)
+        if (fits(&q, n, &tried)) {
+            tried.limit = best.limit;
+            best = tried;
             lo = n;
-        else
+        } else {
+            best.limit = tried.limit; /* of the smallest that did not fit, in the end */
             hi = n - 1;
+        }
     }
-    return lo;
+    return best;
 }
 
 void ic_law_plan_report(const struct ic_law_plan *p, const struct ic_law_backend *be,
@@ -375,6 +415,8 @@ void ic_law_plan_report(const struct ic_law_plan *p, const struct ic_law_backend
     const uint64_t more = p->batch < IC_LAW_BATCH_MAX
                               ? ic_law_exec_size(be, packed, law, p->height, p->width, p->batch + 1)
                               : 0;
+    const bool device = be->memory != NULL;
+    const uint64_t staging = device ? ic_law_staging_bytes(law, p->height, p->width) * p->batch : 0;
     ic_buf_printf(out,
                   "%s %s d %u b %u %s on %s, grid %ux%u, batch %u: %zu ops, %.3f GFLOP a step and "
                   "simulation\n",
@@ -385,11 +427,19 @@ void ic_law_plan_report(const struct ic_law_plan *p, const struct ic_law_backend
     if (p->memory_bytes)
         line(out, "simulation: h and c", p->memory_bytes, "each");
     line(out, "simulation: delta", p->psi_bytes, "each, in a batch");
-    line(out, "plan: arena and scratch", exec, "shared by the batch");
+    line(out, "plan: arena and scratch", exec,
+         device ? "shared by the batch, on the device" : "shared by the batch");
     if (more > exec)
         line(out, "plan: one simulation more", more - exec, "would add so much to it");
     line(out, "weights, as loaded", law->weight_bytes, "shared by all plans of the law");
-    line(out, "weights, packed", packed_bytes, "the same, with what expands them");
-    line(out, "sum for the full batch",
-         (own + p->psi_bytes) * p->batch + exec + law->weight_bytes + packed_bytes, "");
+    line(out, "weights, packed", packed_bytes,
+         device ? "the same, on the device" : "the same, with what expands them");
+    const uint64_t host = (own + p->psi_bytes) * p->batch + law->weight_bytes;
+    if (!device) {
+        line(out, "sum for the full batch", host + exec + packed_bytes, "");
+        return;
+    }
+    line(out, "copies in host memory", staging, "on their way to the device, of the batch");
+    line(out, "sum on the device", exec + packed_bytes, "for the full batch");
+    line(out, "sum in host memory", host + staging, "likewise");
 }

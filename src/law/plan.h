@@ -192,11 +192,29 @@ struct ic_law_backend {
 size_t ic_law_exec_size(const struct ic_law_backend *be, const struct ic_law_packed *packed,
                         const struct ic_law *law, unsigned height, unsigned width, unsigned batch);
 
-/* The largest batch, up to `most`, that fits `room` bytes: plan, and each simulation's state and delta
- * besides; 0: not even one. The packed weights are not counted: they are there. */
-unsigned ic_law_batch_fit(const struct ic_law_backend *be, const struct ic_law_packed *packed,
-                          const struct ic_law *law, unsigned height, unsigned width, size_t room,
-                          unsigned most);
+/* What a batch may take, in bytes. A plan lies in a device's memory where `on_device` (the back end has
+ * `memory`), else in the host's, as states and deltas do; to a device these are copied through the host's
+ * memory once more (ic_law_staging_bytes). */
+struct ic_law_room {
+    size_t host, device;
+    bool on_device;
+};
+
+struct ic_law_fit {
+    unsigned n; /* 0: not even one */
+    /* Why it is not larger: nobody asked for more (or no plan may be larger), the host's memory, the device's. */
+    enum ic_law_fit_limit { IC_LAW_FIT_MOST, IC_LAW_FIT_HOST, IC_LAW_FIT_DEVICE } limit;
+    size_t host, device; /* bytes that n take */
+};
+
+/* The largest batch, up to `most`, that fits the room: plan, and each simulation's state and delta besides.
+ * The packed weights are not counted: they are there. Opens nothing; any thread. */
+struct ic_law_fit ic_law_batch_fit(const struct ic_law_backend *be, const struct ic_law_packed *packed,
+                                   const struct ic_law *law, unsigned height, unsigned width,
+                                   const struct ic_law_room *room, unsigned most);
+
+/* Host memory through which one simulation of a batch travels to a device and back: psi, memory, delta. */
+size_t ic_law_staging_bytes(const struct ic_law *law, unsigned height, unsigned width);
 
 extern const struct ic_law_backend ic_law_backend_ref; /* ref.c: plain C, NCHW */
 /* src/law/cpu/ adds `ic_law_backend_cpu`, declared in law/cpu/cpu.h. */

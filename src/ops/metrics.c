@@ -99,7 +99,7 @@ void ic_prom_engines(struct ic_buf *b, const struct ic_engine_health *text, cons
     X(running, "ic_law_simulations_running", "gauge", "Simulations that are being stepped")                            \
     X(groups, "ic_law_plans", "gauge", "Plans: a law on a grid")                                                       \
     X(state_bytes, "ic_law_state_bytes", "gauge", "Memory of all simulations' states")                                 \
-    X(shared_bytes, "ic_law_plan_bytes", "gauge", "Memory of all plans, shared by their simulations")                  \
+    X(shared_bytes, "ic_law_plan_bytes", "gauge", "Host memory of all plans, shared by their simulations")             \
     X(created, "ic_law_simulations_created_total", "counter", "Simulations created")                                   \
     X(steps, "ic_law_steps_total", "counter", "Steps of all simulations")                                              \
     X(batches, "ic_law_batches_total", "counter", "Batches")                                                           \

@@ -88,6 +88,9 @@ uint64_t ic_owner_of(const struct ic_peer *p); /* the number by which engines kn
 uint64_t ic_client_of(const struct ic_server *s, const struct ic_peer *p, const char *client_id);
 /* Sends s->out as text. A client too slow for it is told so and closed. */
 void ic_conn_send(struct ic_server *s, struct conn *c, int64_t stamp_ns);
+/* {"op": "error", …, key: what, …}: what it is about, where `what` is not NULL. */
+void ic_conn_error_about(struct ic_server *s, struct conn *c, const char *id, const char *key, const char *what,
+                         const struct ic_err *err);
 /* {"op": "error", …}; id and session may be NULL. */
 void ic_conn_error(struct ic_server *s, struct conn *c, const char *id, const char *session, const struct ic_err *err);
 /* Begins a message {"op":op in s->out. */

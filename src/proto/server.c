@@ -169,7 +169,8 @@ void ic_conn_send(struct ic_server *s, struct conn *c, int64_t stamp_ns)
     p->vt->send(p, IC_MSG_TEXT, s->out.data, s->out.len, stamp_ns);
 }
 
-void ic_conn_error(struct ic_server *s, struct conn *c, const char *id, const char *session, const struct ic_err *err)
+void ic_conn_error_about(struct ic_server *s, struct conn *c, const char *id, const char *key, const char *what,
+                         const struct ic_err *err)
 {
     struct ic_buf *b = ic_reply(s, "error");
 
@@ -178,12 +179,17 @@ void ic_conn_error(struct ic_server *s, struct conn *c, const char *id, const ch
                  ic_status_name(err->code)); /* the text may quote the client */
     if (id)
         ic_json_kstr(b, "id", id);
-    if (session)
-        ic_json_kstr(b, "session_id", session);
+    if (what)
+        ic_json_kstr(b, key, what);
     ic_json_kstr(b, "code", ic_status_name(err->code));
     ic_json_kstr(b, "message", err->msg);
     ic_json_kstr(b, "error", err->msg);
     ic_conn_send(s, c, 0);
+}
+
+void ic_conn_error(struct ic_server *s, struct conn *c, const char *id, const char *session, const struct ic_err *err)
+{
+    ic_conn_error_about(s, c, id, "session_id", session, err);
 }
 
 void ic_stream_free(struct ic_server *s, struct conn *c, struct stream *st)

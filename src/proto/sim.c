@@ -515,10 +515,13 @@ void ic_sim_event(struct ic_server *s, struct conn *c, struct ic_event *ev)
         return;
     }
     if (ev->kind == IC_EVENT_ERROR) {
-        if (!m->made)
+        const bool made = m->made;
+        char name[SIM_ID_MAX + 1];
+        snprintf(name, sizeof name, "sim_%llu", (unsigned long long)ev->sim.sim);
+        if (!made)
             m->handle = 0;
         ic_fail(&err, ev->code, "%s", ev->text);
-        ic_conn_error(s, c, *id ? id : NULL, NULL, &err);
+        ic_conn_error_about(s, c, *id ? id : NULL, "sim_id", made ? name : NULL, &err);
         return;
     }
     m->law = ev->sim.law;

@@ -38,11 +38,13 @@ struct group {
 struct ic_law_engine {
     struct ic_worker worker;
     unsigned threads; /* compute threads */
-    int gpu;          /* its number in the ledger */
+    int gpu;          /* its number in the ledger, where it is in_ledger */
+    bool in_ledger;
     size_t gpu_bytes; /* held there */
     struct ic_law_engine_config cfg;
     struct ic_events *events;
     const struct ic_law_backend *backend;
+    const struct ic_law_backend *device; /* of `backend`, which has the CPU behind it; NULL: it is the CPU's own */
     struct ic_law *laws[IC_LAWS_MAX];
     struct ic_law_packed *packed[IC_LAWS_MAX];
     struct {
@@ -81,24 +83,68 @@ static void st_group_close(void *arg, struct ic_law_group *pub)
     free(g);
 }
 
-/* Bytes that a group will take: its plan; for each simulation of a batch the delta that the scheduler keeps, and
- * one's buffers more, which is the first simulation itself. */
-static size_t bytes_of(const struct ic_law *law, unsigned height, unsigned width, size_t exec, unsigned max_batch)
+/* Bytes of host memory that a group will take: what its plan has there; for each simulation of a batch the delta that
+ * the scheduler keeps, and one's buffers more, which is the first simulation itself. */
+static size_t bytes_of(const struct ic_law *law, unsigned height, unsigned width, size_t plan, unsigned max_batch)
 {
-    return exec + (max_batch + 1) * (ic_law_psi_bytes(law, height, width) + IC_LAW_ALIGN) +
+    return plan + (max_batch + 1) * (ic_law_psi_bytes(law, height, width) + IC_LAW_ALIGN) +
            ic_law_memory_bytes(law, height, width);
 }
 
-/* --law-max-batch auto: half of what is left, so that the next grid finds room. */
-static unsigned largest_batch(const struct ic_law_engine *e, unsigned law, unsigned height, unsigned width, size_t room,
-                              unsigned most)
+static bool on_device(const struct ic_law_engine *e, unsigned law)
 {
+    return e->device && ic_law_fallback_on_device(e->packed[law]);
+}
+
+/* Bytes of host memory that an open plan takes. */
+static size_t host_bytes(const struct ic_law_engine *e, const struct group *g)
+{
+    return e->device ? ic_law_fallback_host_bytes(g->exec) : e->backend->exec_bytes(g->exec);
+}
+
+/* What the GPU has to give, by the ledger and by what it says itself, less the margin. */
+static size_t device_room(const struct ic_law_engine *e)
+{
+    uint64_t free, total, margin = e->cfg.vram_margin;
+
+    if (!e->device->memory || !e->device->memory(&free, &total))
+        return 0;
+    if (e->in_ledger)
+        return (size_t)ic_ledger_room_now(e->cfg.ledger, e->gpu, free);
+    return (size_t)(free > margin ? free - margin : 0);
+}
+
+/* --law-max-batch auto: within half of what is left where the plan will lie and where the states do, so that the next
+ * grid finds room. `why`: for the log. */
+static unsigned largest_batch(const struct ic_law_engine *e, unsigned law, unsigned height, unsigned width, size_t room,
+                              unsigned most, char *why, size_t why_size)
+{
+    const struct ic_law_backend *be = e->backend;
+    struct ic_law_packed *packed = e->packed[law];
+    struct ic_law_room left = {.host = room};
+    struct ic_law_fit fit = {0};
     uint64_t available, total;
 
     if (ic_host_memory(&available, &total) && available < room)
-        room = (size_t)available;
-    unsigned n = ic_law_batch_fit(e->backend, e->packed[law], e->laws[law], height, width, room / 2, most);
-    return n ? n : 1;
+        left.host = (size_t)available;
+    left.host /= 2;
+    if (on_device(e, law)) {
+        left.device = device_room(e) / 2;
+        left.on_device = true;
+        fit = ic_law_batch_fit(be, packed, e->laws[law], height, width, &left, most);
+        if (!fit.n && fit.limit == IC_LAW_FIT_DEVICE) /* then it will be opened on the CPU */
+            be = ic_law_fallback_cpu(e->packed[law], &packed);
+    }
+    if (be && !fit.n) {
+        left.on_device = false;
+        fit = ic_law_batch_fit(be, packed, e->laws[law], height, width, &left, most);
+    }
+    snprintf(why, why_size, "auto: %s %zu MiB%s",
+             fit.limit == IC_LAW_FIT_DEVICE ? "half of what the GPU has to give is"
+             : fit.limit == IC_LAW_FIT_HOST ? "half of the host memory that is left is"
+                                            : "no larger one is made; half of the host memory that is left is",
+             (fit.limit == IC_LAW_FIT_DEVICE ? left.device : left.host) >> 20, left.on_device ? "" : ", on the CPU");
+    return fit.n ? fit.n : 1;
 }
 
 static enum ic_status st_group_open(void *arg, unsigned law, unsigned height, unsigned width, unsigned max_batch, size_t room,
@@ -106,18 +152,23 @@ static enum ic_status st_group_open(void *arg, unsigned law, unsigned height, un
 {
     struct ic_law_engine *e = arg;
     struct group *g = calloc(1, sizeof *g);
+    char why[128] = "--law-max-batch";
     size_t need = 0;
     enum ic_status st;
 
     *out = NULL;
     if (!g)
         return ic_fail(err, IC_OOM, "out of memory");
+    if (max_batch < e->cfg.limits.max_batch)
+        snprintf(why, sizeof why, "what --law-memory leaves");
     if (e->cfg.batch_auto)
-        max_batch = largest_batch(e, law, height, width, room, max_batch);
+        max_batch = largest_batch(e, law, height, width, room, max_batch, why, sizeof why);
     const struct ic_law_backend *be = e->backend;
     if ((st = ic_law_plan_open(e->laws[law], height, width, max_batch, be->tensor_bytes, &g->plan, err)) == IC_OK) {
-        size_t exec = be->exec_size ? be->exec_size(e->packed[law], g->plan) : g->plan->arena_bytes;
-        need = bytes_of(e->laws[law], height, width, exec, max_batch);
+        size_t plan = be->exec_size ? be->exec_size(e->packed[law], g->plan) : g->plan->arena_bytes;
+        if (on_device(e, law))
+            plan = max_batch * ic_law_staging_bytes(e->laws[law], height, width);
+        need = bytes_of(e->laws[law], height, width, plan, max_batch);
     }
     if (st == IC_OK && need <= room && (st = be->open(e->packed[law], g->plan, &g->exec, err)) == IC_OK) {
         g->pub = (struct ic_law_group){
@@ -127,9 +178,10 @@ static enum ic_status st_group_open(void *arg, unsigned law, unsigned height, un
             .max_n = max_batch,
             .psi_bytes = g->plan->psi_bytes,
             .memory_bytes = g->plan->memory_bytes,
-            .shared_bytes = be->exec_bytes(g->exec),
+            .shared_bytes = host_bytes(e, g),
         };
-        ic_info("law", "%s, %u x %u: a batch of %u at most, %zu KiB", e->laws[law]->name, height, width, max_batch,
+        ic_info("law", "%s, %u x %u: a batch of %u at most (%s); the plan takes %zu KiB, %zu of them of the host's memory",
+                e->laws[law]->name, height, width, max_batch, why, be->exec_bytes(g->exec) >> 10,
                 g->pub.shared_bytes >> 10);
         need = bytes_of(e->laws[law], height, width, g->pub.shared_bytes, max_batch);
     }
@@ -144,21 +196,32 @@ static enum ic_status st_group_open(void *arg, unsigned law, unsigned height, un
     return IC_OK;
 }
 
-static void st_step(void *arg, struct ic_law_group *pub, const struct ic_law_io *io, unsigned n)
+static enum ic_status st_step(void *arg, struct ic_law_group *pub, const struct ic_law_io *io, unsigned n,
+                              struct ic_err *err)
 {
     struct ic_law_engine *e = arg;
     struct group *g = (struct group *)pub;
+    enum ic_status st = IC_OK;
 
     struct ic_life *me = e->worker.life;
     int64_t t0 = ic_worker_begin(&e->worker);
 
     for (bool hang = ic_fault(IC_FAULT_LAW_HANG); hang;)
         pause();
-    e->backend->step(g->exec, io, n);
+    if (e->backend->run)
+        st = e->backend->run(g->exec, io, n, 1, err);
+    else
+        e->backend->step(g->exec, io, n);
     int64_t t1 = ic_worker_end(&e->worker, me);
     double ns = (double)(t1 - t0) / n;
     ic_governor_pause_ns(e->cfg.governor, t1 - t0, t1); /* booked here, rested between ticks */
+    pub->shared_bytes = host_bytes(e, g);               /* it may have moved to the CPU */
+    if (st != IC_OK) {
+        ic_error("law", "%s, %u x %u: a step could not be made: %s", pub->law->name, pub->height, pub->width, err->msg);
+        return st;
+    }
     g->ns_per_sim = g->ns_per_sim > 0 ? 0.8 * g->ns_per_sim + 0.2 * ns : ns;
+    return IC_OK;
 }
 
 static unsigned st_batch_limit(void *arg, struct ic_law_group *pub)
@@ -317,8 +380,6 @@ static enum ic_status check_names(struct ic_law_engine *e, uint64_t used)
     return IC_OK;
 }
 
-/* A back end that may lose its device has the CPU behind it; one that cannot be loaded is an error, but "auto" takes
- * the CPU then. */
 /* ---- memory of a GPU: what laws and plans take there is in the ledger that the text engine plans with ---- */
 
 #define GPU_OWNER "law"
@@ -345,14 +406,22 @@ static void gpu_give(void *arg, size_t bytes)
 
 static void enter_ledger(struct ic_law_engine *e)
 {
-    struct ic_ledger_device d = {.name = "CUDA0", .desc = "for laws", .margin = e->cfg.vram_margin}; /* as ggml calls it */
+    /* as ggml calls it */
+    struct ic_ledger_device d = {.name = "CUDA0", .desc = "for laws", .margin = e->cfg.vram_margin};
     const struct ic_law_gate gate = {gpu_take, gpu_give, e};
 
-    if (e->cfg.ledger && e->backend->memory && e->backend->memory(&d.free, &d.total) &&
-        (e->gpu = ic_ledger_enter(e->cfg.ledger, &d)) >= 0)
+    if (!e->cfg.ledger || !e->device->memory || !e->device->memory(&d.free, &d.total))
+        return;
+    if (e->cfg.vram_max && e->cfg.vram_max < d.free)
+        d.free = e->cfg.vram_max;
+    e->gpu = ic_ledger_enter(e->cfg.ledger, &d);
+    e->in_ledger = e->gpu >= 0;
+    if (e->in_ledger)
         ic_law_fallback_gate(&gate);
 }
 
+/* A back end that may lose its device has the CPU behind it; one that cannot be loaded is an error, but "auto" takes
+ * the CPU then. */
 static enum ic_status find_backend(struct ic_law_engine *e)
 {
     const bool choose = strcmp(e->cfg.backend, "auto") == 0;
@@ -361,12 +430,14 @@ static enum ic_status find_backend(struct ic_law_engine *e)
     if (ic_law_backend_open(choose ? "cuda" : e->cfg.backend, &e->backend, choose ? &why : &e->err) != IC_OK) {
         if (!choose)
             return e->err.code;
-        ic_debug("law", "laws run on the CPU: %s", why.msg);
+        /* That there is no plug-in is normal; one that is there and good for nothing is not. */
+        ic_log(why.code == IC_NOT_FOUND ? IC_LOG_INFO : IC_LOG_WARN, "law", "laws run on the CPU: %s", why.msg);
         return ic_law_backend_open("cpu", &e->backend, &e->err);
     }
     if (e->backend->run) {
+        e->device = e->backend;
         enter_ledger(e);
-        e->backend = ic_law_backend_with_cpu(e->backend);
+        e->backend = ic_law_backend_with_cpu(e->device);
     }
     return IC_OK;
 }

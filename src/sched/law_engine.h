@@ -24,11 +24,14 @@ struct ic_law_engine_config {
      * is served beside it as NAME@PRECISION. NULL: as the file has it. */
     const char *precision;
     const char *policy; /* exceptions for layers (law/policy.h), under every precision but fp32; or NULL */
-    bool batch_auto;    /* limits.max_batch is the most; a plan's batch is as large as half of what memory is left holds */
+    /* limits.max_batch is the most; a plan's batch is as large as fits into half of what is left of the memory where it
+     * will lie (a GPU's, by the ledger and less the margin, or the host's) and of the host's for the states. */
+    bool batch_auto;
     int threads;         /* 0: the cores that are free */
     struct ic_law_limits limits;
     struct ic_ledger *ledger; /* of GPU memory, shared with the text engine, must outlive the engine; NULL: none is asked */
     uint64_t vram_margin;     /* bytes of a GPU that stay free */
+    uint64_t vram_max;        /* bytes of it to use at most; 0: what is free */
     struct ic_turn *turn; /* shared with the text engine, or NULL */
     struct ic_governor *governor; /* orders rests between batches; must outlive the engine, or NULL */
 };

@@ -44,6 +44,7 @@ struct group {
     int64_t peak_ns;
     float *delta; /* plan->max_n buffers of delta_stride() bytes: the last step's delta */
     int64_t used_ns;
+    size_t shared; /* plan->shared_bytes, as counted */
 };
 
 struct ic_law_sched {
@@ -274,7 +275,15 @@ static size_t delta_stride(const struct ic_law_group *p)
 
 static size_t group_bytes(const struct group *g)
 {
-    return g->plan->shared_bytes + g->plan->max_n * delta_stride(g->plan);
+    return g->shared + g->plan->max_n * delta_stride(g->plan);
+}
+
+/* A plan that has moved from a GPU to the CPU takes host memory that it did not. It is counted, even past the limit: what
+ * runs goes on, and what comes new is refused. */
+static void recount(struct ic_law_sched *s, struct group *g)
+{
+    atomic_fetch_add(&s->c->shared_bytes, (int64_t)g->plan->shared_bytes - (int64_t)g->shared);
+    g->shared = g->plan->shared_bytes;
 }
 
 static void close_group(struct ic_law_sched *s, struct group *g)
@@ -339,6 +348,7 @@ static enum ic_status get_group(struct ic_law_sched *s, unsigned law, unsigned h
     struct group *g = calloc(1, sizeof *g);
     if (g) {
         g->plan = plan;
+        g->shared = plan->shared_bytes;
         g->law = law;
         g->tail = &g->head;
         g->delta = aligned_alloc(IC_LAW_ALIGN, plan->max_n * delta_stride(plan));
@@ -798,9 +808,35 @@ static void after_step(struct ic_law_sched *s, struct sim *m, const float *delta
     }
 }
 
+static void tell(struct ic_law_sched *s, const struct sim *m, const struct ic_err *err)
+{
+    struct ic_sim_cmd about = {.owner = m->owner, .sim = m->id, .rid = m->rid};
+
+    emit_error(s, &about, err);
+}
+
+/* Nobody on this plan can step: whoever wants to is told and pauses, with its state as it was; a prediction is over.
+ * All at once, because one by one each would try in vain for memory that it takes a while to find missing. */
+static void step_failed(struct ic_law_sched *s, const struct group *g, const struct ic_err *err)
+{
+    for (struct sim *m = s->sims, *next; m; m = next) {
+        next = m->next_all;
+        if (m->g != g || m->left == 0)
+            continue;
+        tell(s, m, err);
+        if (m->predict) {
+            free_sim(s, m);
+            continue;
+        }
+        set_left(s, m, 0);
+        emit_sim(s, m, IC_EVENT_SIM_STATUS, 0, NULL, 0);
+    }
+}
+
 static void run_batch(struct ic_law_sched *s, struct group *g, int64_t now)
 {
     unsigned n = 0, most = batch_size(s, g);
+    struct ic_err err = {0};
 
     while (g->head && n < most) {
         struct sim *m = g->head;
@@ -816,8 +852,13 @@ static void run_batch(struct ic_law_sched *s, struct group *g, int64_t now)
         s->batch[n++] = m;
     }
     s->n_batch = n;
-    s->st->step(s->st->arg, g->plan, s->io, n);
+    enum ic_status st = s->st->step(s->st->arg, g->plan, s->io, n, &err);
     s->n_batch = 0;
+    recount(s, g);
+    if (st != IC_OK) {
+        step_failed(s, g, &err);
+        return;
+    }
     int64_t done = s->st->now_ns(s->st->arg);
     ic_hist_add(&s->c->batch, done - now);
     atomic_fetch_add(&s->c->steps, n);
@@ -843,9 +884,7 @@ int64_t ic_law_sched_tick(struct ic_law_sched *s)
 
 static void lose(struct ic_law_sched *s, struct sim *m, const struct ic_err *err)
 {
-    struct ic_sim_cmd about = {.owner = m->owner, .sim = m->id, .rid = m->rid};
-
-    emit_error(s, &about, err);
+    tell(s, m, err);
     if (!m->predict)
         emit_sim(s, m, IC_EVENT_SIM_CLOSED, 0, NULL, 0);
     free_sim(s, m);
@@ -868,6 +907,7 @@ static enum ic_status renew(struct ic_law_sched *s, struct group *g, struct ic_e
     }
     atomic_fetch_sub(&s->c->shared_bytes, (int64_t)group_bytes(g));
     g->plan = plan;
+    g->shared = plan->shared_bytes;
     g->delta = delta;
     atomic_fetch_add(&s->c->shared_bytes, (int64_t)group_bytes(g));
     return IC_OK;

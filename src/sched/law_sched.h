@@ -6,6 +6,9 @@
  * most `batch_timeout_ns` after its first member came, and not at all when nobody else could come in that time:
  * neither a simulation held back by its rate, nor one of as many /predict callers as were lately seen at once.
  *
+ * A step that cannot be made, for want of memory, is told to everybody who has steps to do on that plan: an ERROR with
+ * the step's code, then the STATUS of the simulation, which is paused where it was. The others do not notice.
+ *
  * Pure policy over a struct ic_law_stepper: no thread, no lock, no clock of its own. All calls on one thread. */
 #ifndef IC_SCHED_LAW_SCHED_H
 #define IC_SCHED_LAW_SCHED_H
@@ -28,7 +31,7 @@ struct ic_law_group {
     const struct ic_law *law;
     unsigned height, width, max_n;
     size_t psi_bytes, memory_bytes; /* of one simulation: psi; h and c together */
-    size_t shared_bytes;            /* arena and scratch of the plan */
+    size_t shared_bytes; /* host memory of the plan: arena and scratch, unless a GPU has them. `step` may change it */
 };
 
 /* What the scheduler needs of the compute. The real one is law_engine.c. */
@@ -42,7 +45,9 @@ struct ic_law_stepper {
     enum ic_status (*group_open)(void *arg, unsigned law, unsigned height, unsigned width, unsigned max_batch, size_t room,
                                  struct ic_law_group **out, struct ic_err *err);
     void (*group_close)(void *arg, struct ic_law_group *g);
-    void (*step)(void *arg, struct ic_law_group *g, const struct ic_law_io *io, unsigned n);
+    /* On failure no step was made, and all states are as they were; a later call may find what this one did not. IC_OOM: a
+     * GPU without memory, and none for the CPU in its place. */
+    enum ic_status (*step)(void *arg, struct ic_law_group *g, const struct ic_law_io *io, unsigned n, struct ic_err *err);
     /* The most simulations that one batch should have now (>= 1), for the sake of others who share the cores. */
     unsigned (*batch_limit)(void *arg, struct ic_law_group *g);
     int64_t (*now_ns)(void *arg);
@@ -54,7 +59,7 @@ struct ic_law_limits {
     int64_t batch_timeout_ns;
     unsigned grid_max;  /* cells on a side */
     unsigned sims_max;  /* simulations in all, predictions under way included */
-    size_t memory_max;  /* bytes of all simulations' states and of all groups */
+    size_t memory_max;  /* bytes of host memory: all simulations' states and all groups */
     size_t frame_max;   /* bytes of one frame's pixels */
 };
 

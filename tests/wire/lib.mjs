@@ -109,8 +109,8 @@ for (const s of ['SIGTERM', 'SIGINT', 'SIGHUP']) process.on(s, () => process.exi
 
 // Where util-linux is there, a server also goes with a test that was killed by force (by ctest, at its time limit).
 const SETPRIV = ['/usr/bin/setpriv', '/bin/setpriv'].find((f) => fs.existsSync(f));
-function launch(args, options) {
-  return SETPRIV ? spawn(SETPRIV, ['--pdeathsig', 'KILL', '--', BIN, ...args], options) : spawn(BIN, args, options);
+function launch(args, options, bin = BIN) {
+  return SETPRIV ? spawn(SETPRIV, ['--pdeathsig', 'KILL', '--', bin, ...args], options) : spawn(bin, args, options);
 }
 
 // The parent's own IC_ settings must not reach the server.
@@ -120,8 +120,8 @@ function serverEnv(extra) {
 }
 
 /** Runs the binary to its end: {code, signal, stdout, stderr}. */
-export async function run(args, { env = {}, input = '' } = {}) {
-  const p = launch(args, { env: serverEnv(env), stdio: 'pipe' });
+export async function run(args, { env = {}, input = '', bin } = {}) {
+  const p = launch(args, { env: serverEnv(env), stdio: 'pipe' }, bin);
   const out = { stdout: '', stderr: '' };
   living.add(p);
   p.stdin.on('error', () => {});
@@ -134,11 +134,11 @@ export async function run(args, { env = {}, input = '' } = {}) {
 
 export class Server {
   // logFile: where the server's log goes with --log-file; before: words of the command line in front of "serve"; port:
-  // that one, and it is /ready that tells, not a line of the log.
-  static async start(args = [], { model = MODEL, env = {}, logFile, before = [], port = 0 } = {}) {
+  // that one, and it is /ready that tells, not a line of the log; bin: another binary than BIN.
+  static async start(args = [], { model = MODEL, env = {}, logFile, before = [], port = 0, bin } = {}) {
     const s = new Server();
     const all = [...before, 'serve', '--port', String(port), '--threads', '1', ...(model ? ['--model', model] : []), ...args];
-    s.process = launch(all, { env: serverEnv(env), stdio: ['ignore', 'ignore', 'pipe'] });
+    s.process = launch(all, { env: serverEnv(env), stdio: ['ignore', 'ignore', 'pipe'] }, bin);
     living.add(s.process);
     s.log = [];
     s.clients = new Set();

@@ -658,15 +658,32 @@ static void cu_close(struct ic_law_exec **exec)
     *exec = NULL;
 }
 
+/* Bytes that a plan takes on the device besides its arena, and how its states lie. */
+struct layout {
+    size_t stats; /* floats */
+    size_t delta_at, state_stride;
+    size_t all; /* bytes, the arena included */
+};
+
+static struct layout layout_of(const struct ic_law_plan *p)
+{
+    struct layout l = {.stats = 64};
+    for (size_t i = 0; i < p->op_count; i++)
+        if (p->ops[i].kind == IC_LAW_OP_GROUPNORM || p->ops[i].kind == IC_LAW_OP_RMSNORM)
+            l.stats += stats_floats(&p->ops[i], p->batch);
+    l.delta_at = (p->psi_bytes + p->memory_bytes + 255) / 256 * 256;
+    l.state_stride = l.delta_at + (p->psi_bytes + 255) / 256 * 256;
+    l.all = p->arena_bytes + l.stats * sizeof(float) + (l.state_stride + sizeof(struct ic_cu_io)) * p->batch;
+    return l;
+}
+
 static enum ic_status allocate(struct ic_law_exec *e, struct ic_err *err)
 {
     const struct ic_law_plan *p = e->plan;
-    size_t stats = 64;
-    for (size_t i = 0; i < p->op_count; i++)
-        if (p->ops[i].kind == IC_LAW_OP_GROUPNORM || p->ops[i].kind == IC_LAW_OP_RMSNORM)
-            stats += stats_floats(&p->ops[i], p->batch);
-    e->delta_at = (p->psi_bytes + p->memory_bytes + 255) / 256 * 256;
-    e->state_stride = e->delta_at + (p->psi_bytes + 255) / 256 * 256;
+    const struct layout l = layout_of(p);
+    const size_t stats = l.stats;
+    e->delta_at = l.delta_at;
+    e->state_stride = l.state_stride;
     TRY(cudaMalloc((void **)&e->arena, p->arena_bytes), "an arena");
     TRY(cudaMalloc((void **)&e->stats, stats * sizeof(float)), "an arena");
     TRY(cudaMalloc((void **)&e->state, e->state_stride * p->batch), "room for states");
@@ -674,7 +691,7 @@ static enum ic_status allocate(struct ic_law_exec *e, struct ic_err *err)
     TRY(cudaMallocHost((void **)&e->table_host, p->batch * sizeof *e->table), "pinned memory");
     TRY(cudaMallocHost((void **)&e->staging, e->state_stride * p->batch), "pinned memory");
     TRY(cudaStreamCreateWithFlags(&e->stream, cudaStreamNonBlocking), "a stream");
-    e->bytes = p->arena_bytes + stats * sizeof(float) + e->state_stride * p->batch + p->batch * sizeof *e->table;
+    e->bytes = l.all;
     /* Every byte is written before it is read; a test may ask for NaNs to see that. */
     const int fill = getenv("IC_LAW_CUDA_POISON") ? 0xFF : 0;
     TRY(cudaMemset(e->arena, fill, p->arena_bytes), "an arena");
@@ -722,6 +739,12 @@ static size_t cu_packed_bytes(const struct ic_law_packed *p)
 static size_t cu_exec_bytes(const struct ic_law_exec *e)
 {
     return e->bytes + sizeof *e;
+}
+
+static size_t cu_exec_size(const struct ic_law_packed *packed, const struct ic_law_plan *plan)
+{
+    (void)packed;
+    return layout_of(plan).all + sizeof(struct ic_law_exec);
 }
 
 /* ---- The plug-in's table --------------------------------------------------------------------------- */
@@ -790,6 +813,7 @@ static bool cu_memory(uint64_t *bytes, uint64_t *total)
         .exec_bytes = cu_exec_bytes,                                                                       \
         .step = cu_step,                                                                                   \
         .run = cu_run,                                                                                     \
+        .exec_size = cu_exec_size,                                                                         \
         .memory = cu_memory,                                                                               \
     };
 
