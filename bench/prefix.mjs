@@ -56,9 +56,11 @@ const gaps = (r) => r.at.slice(1).map((t, i) => t - r.at[i]);
 const quantile = (v, q) => [...v].sort((a, b) => a - b)[Math.min(v.length - 1, Math.floor(q * v.length))];
 const print = (name, v) => console.log(`${name} ${Number(v).toFixed(3)}`);
 
-async function cells() { // of our KV cache; nothing where there is no such figure
+async function cells() { // that ours holds, in the cache or set aside in host memory; nothing where there is no such figure
   const t = await fetch(`http://127.0.0.1:${port}/metrics`, { headers: keyMany ? { Authorization: `Bearer ${keyMany}` } : {} }).then((r) => r.text(), () => '');
-  return Number(t.match(/^ic_text_kv_tokens_used (\d+)/m)?.[1] ?? NaN);
+  const [used, away, back] = ['kv_tokens_used', 'kv_spilled_tokens_total', 'kv_restored_tokens_total'].map((name) =>
+    Number(t.match(new RegExp(`^ic_text_${name} (\\d+)`, 'm'))?.[1] ?? NaN));
+  return used + away - back;
 }
 
 const scenarios = {

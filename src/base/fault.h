@@ -10,6 +10,7 @@
  *   text-hang:N   the Nth decode goes on for ever
  *   text-dead:N   the Nth and all that follow go on for ever
  *   text-oom:N    the Nth decode finds no memory
+ *   draft-fail:N  the Nth call of the draft model fails
  *   law-hang:N    the Nth batch of a law goes on for ever
  *   law-oom:N     the Nth plan that the CPU is to run in a GPU's place finds no memory */
 enum ic_fault {
@@ -17,6 +18,7 @@ enum ic_fault {
     IC_FAULT_TEXT_HANG,
     IC_FAULT_TEXT_DEAD,
     IC_FAULT_TEXT_OOM,
+    IC_FAULT_DRAFT_FAIL,
     IC_FAULT_LAW_HANG,
     IC_FAULT_LAW_OOM,
     IC_FAULT_COUNT

@@ -32,6 +32,7 @@ enum ic_status ic_cli_text_config(const struct ic_options *o, struct ic_text_con
         .path = o->model,
         .chat_template = o->chat_template,
         .lora = o->lora,
+        .draft = o->draft,
         .ctx_size = (int32_t)o->ctx_size,
         .kv_size = (int32_t)o->kv_size,
         .parallel = (int32_t)o->parallel,

@@ -466,6 +466,12 @@ static int check_options(const struct ic_options *o)
         ic_fail(&err, IC_NOT_FOUND, "model %s: %s", o->model, strerror(errno));
         return ic_cli_fail(IC_EXIT_FILE, err.msg);
     }
+    if (o->draft && !o->model)
+        return ic_cli_fail(IC_EXIT_USAGE, "--draft guesses for a model: it needs --model");
+    if (o->draft && access(o->draft, R_OK) != 0) {
+        ic_fail(&err, IC_NOT_FOUND, "draft model %s: %s", o->draft, strerror(errno));
+        return ic_cli_fail(IC_EXIT_FILE, err.msg);
+    }
     return IC_EXIT_OK;
 }
 

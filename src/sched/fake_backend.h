@@ -66,6 +66,17 @@ struct fake {
     bool has_state[FAKE_CTX];
     int states_fail; /* of 1000 */
     int32_t n_rows;
+    /* A draft model (fake_with_draft), which knows the future. */
+    struct {
+        int32_t token[FAKE_CTX], n;
+    } read[FAKE_SEQS];
+    int draft_right, draft_unsure;     /* of 1000 tokens: so many are right; at so many it ends */
+    int draft_fails, draft_forgets;    /* of 1000 calls; of 1000 streams in a call: others take the cells */
+    int64_t draft_ns, draft_read_ns;   /* of a step for any number of streams, and of a token read */
+    bool draft_gone;
+    int64_t draft_calls, draft_reads; /* reads: tokens */
+    int32_t draft_read_most;          /* in one call */
+    const struct fake_sampler *(*sampler_of)(void *, int32_t seq);
     /* What has happened. */
     int64_t decodes, decoded_rows, bad_decodes, injected, samplers, copies, saves, loads;
     int32_t last_n;
@@ -451,18 +462,102 @@ static enum ic_status fake_sampler_rebind(void *arg, void *sampler, const struct
     return IC_OK;
 }
 
+/* ---- the draft */
+
+static int32_t fake_draft_behind(void *arg, int32_t seq, const int32_t *tokens, int32_t n)
+{
+    const struct fake *f = arg;
+    int32_t same = 0;
+
+    IC_ASSERT(!f->gone && !f->draft_gone && seq >= 0 && seq < f->be.n_seq && n > 0);
+    while (same < f->read[seq].n && same < n - 1 && f->read[seq].token[same] == tokens[same])
+        same++;
+    return n - same;
+}
+
+/* What will be drawn behind the n tokens, but for errors on order. */
+static inline void fake_foresee(struct fake *f, struct ic_draft_req *q)
+{
+    struct fake_sampler smp = *f->sampler_of(f->arg, q->seq);
+    uint64_t h = 1;
+
+    for (int32_t i = 0; i < q->n; i++)
+        h = fake_mix(h, (uint64_t)q->tokens[i]);
+    while (q->n_out < q->max && !q->unsure) {
+        int32_t t = fake_next(&smp, h);
+        q->unsure = t == FAKE_EOG || (int)(fake_random(&f->rng) >> 20 & 1023) < f->draft_unsure;
+        if (q->unsure)
+            break;
+        if ((int)((fake_random(&f->rng) >> 20) % 1000) >= f->draft_right)
+            t = (t + 1) % FAKE_PIECES;
+        q->out[q->n_out++] = t;
+        h = fake_mix(h, (uint64_t)t);
+    }
+}
+
+static bool fake_draft(void *arg, struct ic_draft_req *reqs, int32_t n)
+{
+    struct fake *f = arg;
+    int32_t proposals = 0, steps = 0, rows = 0;
+    bool seen[FAKE_SEQS] = {false};
+
+    IC_ASSERT(!f->gone && !f->draft_gone && n > 0 && n <= f->be.parallel && f->be.window == 0);
+    f->draft_calls++;
+    for (int32_t i = 0; i < n; i++) {
+        struct ic_draft_req *q = &reqs[i];
+        IC_ASSERT(q->seq >= 0 && q->seq < f->be.n_seq && !seen[q->seq] && q->read >= 0 && q->max >= 0 && q->max <= IC_SPEC_MAX);
+        IC_ASSERT(q->n + q->max < f->be.ctx_size && q->n == f->seq[q->seq].n + 1);
+        seen[q->seq] = true;
+        proposals += q->max;
+        if (fake_chance(f, f->draft_forgets))
+            f->read[q->seq].n = 0;
+        f->read[q->seq].n = q->n - fake_draft_behind(f, q->seq, q->tokens, q->n);
+        int32_t from = f->read[q->seq].n;
+        q->read = q->read < q->n - from ? q->read : q->n - from;
+        for (int32_t k = 0; k < q->read; k++)
+            f->read[q->seq].token[f->read[q->seq].n++] = q->tokens[from + k];
+        rows += q->read;
+        q->n_out = 0;
+        q->unsure = false;
+        if (from + q->read < q->n || q->max == 0)
+            continue;
+        fake_foresee(f, q);
+        for (int32_t k = 0; k + 1 < q->n_out; k++)
+            f->read[q->seq].token[f->read[q->seq].n++] = q->out[k];
+        steps = q->n_out + q->unsure > steps ? q->n_out + q->unsure : steps;
+    }
+    IC_ASSERT(proposals <= IC_SPEC_ROWS_MAX && proposals <= f->be.outputs - f->be.parallel);
+    f->now += f->draft_ns * steps + f->draft_read_ns * rows;
+    f->draft_reads += rows;
+    f->draft_read_most = rows > f->draft_read_most ? rows : f->draft_read_most;
+    f->draft_gone = fake_chance(f, f->draft_fails);
+    return !f->draft_gone;
+}
+
+/* right: of 1000 proposals. */
+static inline void fake_with_draft(struct fake *f, int right)
+{
+    f->be.draft = fake_draft;
+    f->be.draft_behind = fake_draft_behind;
+    f->draft_right = right;
+    f->draft_ns = f->ns_base / 10;
+    f->draft_read_ns = f->ns_row / 10;
+}
+
 /* The device is lost, or the model is closed: what it held is gone. */
 static inline void fake_lose(struct fake *f)
 {
-    for (int i = 0; i < FAKE_SEQS; i++)
+    for (int i = 0; i < FAKE_SEQS; i++) {
         fake_cut(f, i, 0);
+        f->read[i].n = 0;
+    }
     f->gone = true;
 }
 
 /* Another instance of it, maybe smaller. */
 static inline void fake_reopen(struct fake *f)
 {
-    f->gone = false;
+    f->gone = f->draft_gone = false;
     f->epoch++;
 }
 
@@ -492,6 +587,7 @@ static inline void fake_init(struct fake *f, int32_t parallel, int32_t batch, in
         .n_embd = FAKE_EMBD,
         .policy = {.share_min = 4}, /* prompts are short here */
         .n_seq = parallel + 6,
+        .idle_cells = 1024,
         .tokenize = fake_tokenize,
         .chat = fake_chat,
         .decode = fake_decode,

@@ -130,11 +130,15 @@ static void put_away(struct ic_text_sched *s, int32_t slot, int32_t from)
         atomic_fetch_add(&s->c->spilled, (uint64_t)(to - from));
 }
 
-/* An idle sequence loses its end, as far as nobody else holds it. */
-static void shrink(struct ic_text_sched *s, int32_t slot)
+/* An idle sequence loses its end, as far as nobody else holds it, and about `most` cells of that. */
+static void shrink(struct ic_text_sched *s, int32_t slot, int32_t most)
 {
     int32_t from, own = ic_prefix_own(s->prefix, slot, &from);
 
+    if (own - IC_SPILL_MIN > most) { /* no rest that is too short to be kept */
+        from += own - most;
+        own = most;
+    }
     if (s->be->window != 0) { /* whole or not at all */
         from = 0;
         own = s->slots[slot].n_past;
@@ -162,7 +166,7 @@ bool ic_cells_make_room(struct ic_text_sched *s, int32_t need, int32_t but)
     int32_t victim;
 
     while (ic_cells_free(s) < need && (victim = oldest_idle(s, but)) >= 0)
-        shrink(s, victim);
+        shrink(s, victim, INT32_MAX);
     return ic_cells_free(s) >= need;
 }
 
@@ -171,11 +175,11 @@ bool ic_cells_trim(struct ic_text_sched *s)
     struct ic_seq_set busy = busy_set(s, -1);
     int32_t idle = ic_prefix_cells(s->prefix) - ic_prefix_cells_of(s->prefix, &busy), victim;
 
-    if (s->spill.max == 0 || !s->be->seq_save)
-        return false; /* what goes would be lost */
-    if (idle <= IC_IDLE_CELLS || (victim = oldest_idle(s, -1)) < 0)
+    if (!s->be->seq_save || s->be->window < 0 || s->spill.sum >= s->spill.max - s->spill.max / IC_TRIM_SPARE)
+        return false; /* what goes would be lost, or others in its stead */
+    if (idle <= s->be->idle_cells || (victim = oldest_idle(s, -1)) < 0)
         return false;
-    shrink(s, victim);
+    shrink(s, victim, IC_TRIM_CELLS);
     return true;
 }
 
@@ -184,7 +188,7 @@ bool ic_cells_evict(struct ic_text_sched *s, int32_t slot)
     if (slot < 0 && (slot = oldest_idle(s, -1)) < 0)
         return false;
     while (s->slots[slot].n_past > 0)
-        shrink(s, slot);
+        shrink(s, slot, INT32_MAX);
     return true;
 }
 
@@ -487,5 +491,5 @@ void ic_cells_park(struct ic_text_sched *s)
     for (int32_t i = 0; i < s->n_slots; i++)
         s->slots[i].pinned = false;
     while ((slot = oldest_idle(s, -1)) >= 0)
-        shrink(s, slot);
+        shrink(s, slot, INT32_MAX);
 }

@@ -13,9 +13,13 @@
 #include "hw/cpu.h"
 #include "hw/ledger.h"
 #include "sched/spill_disk.h"
+#include "text/draft.h"
 
 #define REOPEN_TRIES 5 /* after 1, 2, 4 and 8 s */
 #define FAILURES_MAX 2 /* decodes in a row, before the model is opened anew with fewer layers on the GPU */
+/* Cells without a user that may stay on a GPU, where passing over them is cheap and copying them out is not; on a CPU every one
+ * costs the streams more than its copy (docs/benchmarks.md). */
+#define IDLE_CELLS_GPU 1024
 #define HAND_OVER_NS IC_MS /* longer, and a loop that is busy with something else would slow down every stream */
 
 enum command_kind { CMD_SUBMIT, CMD_SESSION_CLOSE };
@@ -32,6 +36,7 @@ struct ic_text_engine {
     struct ic_text_engine_config cfg;
     struct ic_events *events;
     struct ic_text_model *model; /* the thread's; NULL while it is away */
+    struct ic_draft *draft;      /* likewise; NULL also where there is none, or it has failed */
     struct ic_text_backend be;
     struct ic_spill_disk *disk;
     struct ic_text_sched *sched;
@@ -100,6 +105,33 @@ static enum ic_decode be_decode(void *arg, const struct ic_row *rows, int32_t n)
         rc = IC_DECODE_FAILED;
     e->failures = rc == IC_DECODE_FAILED ? e->failures + 1 : rc == IC_DECODE_OK ? 0 : e->failures;
     return rc;
+}
+
+static int32_t be_draft_behind(void *arg, int32_t seq, const int32_t *tokens, int32_t n)
+{
+    struct ic_text_engine *e = arg;
+    return ic_draft_behind(e->draft, seq, tokens, n);
+}
+
+/* As be_decode, but what fails here costs the draft and nothing else. */
+static bool be_draft(void *arg, struct ic_draft_req *reqs, int32_t n)
+{
+    struct ic_text_engine *e = arg;
+    struct ic_life *me = e->worker.life;
+
+    if (e->hand_over)
+        ic_events_hand_over(e->events, HAND_OVER_NS);
+    int64_t t0 = ic_worker_begin(&e->worker);
+    bool ok = !ic_fault(IC_FAULT_DRAFT_FAIL) && ic_draft_propose(e->draft, reqs, n);
+    int64_t t1 = ic_worker_end(&e->worker, me);
+    ic_governor_pause_ns(e->cfg.governor, t1 - t0, t1);
+    if (atomic_load(&me->abort)) /* it stood still */
+        ok = false;
+    if (!ok) {
+        ic_warn("text", "the draft model failed: it goes on without");
+        ic_draft_close(&e->draft);
+    }
+    return ok;
 }
 
 static bool be_seq_rm(void *arg, int32_t seq, int32_t from)
@@ -207,11 +239,39 @@ static void publish(struct ic_text_engine *e, const struct ic_text_model *m, str
     pthread_mutex_unlock(&e->vocab_lock);
 }
 
+/* At the start a draft that is of no use is an error; later it goes on without. */
+static enum ic_status draft_is_off(struct ic_text_engine *e, enum ic_status st)
+{
+    ic_draft_close(&e->draft);
+    if (!e->sched)
+        return st;
+    ic_warn("text", "it goes on without the draft model: %s", e->err.msg);
+    return IC_OK;
+}
+
+/* Both models. The draft first: the other one then takes what is left of the GPUs. */
+static enum ic_status open_files(struct ic_text_engine *e)
+{
+    enum ic_status st = IC_OK;
+
+    if (e->cfg.model.draft && (st = ic_draft_open(&e->draft, &e->cfg.model, &e->err)) != IC_OK)
+        st = draft_is_off(e, st);
+    if (st == IC_OK)
+        st = ic_text_model_open(&e->model, &e->cfg.model, &e->err);
+    if (st == IC_OK && e->draft && (st = ic_draft_bind(e->draft, e->model, &e->err)) != IC_OK)
+        st = draft_is_off(e, st);
+    if (st != IC_OK) {
+        ic_draft_close(&e->draft);
+        ic_text_model_close(&e->model);
+    }
+    return st;
+}
+
 static enum ic_status open_model(struct ic_text_engine *e)
 {
     const struct ic_text_info *old = atomic_load(&e->info_now);
     struct ic_text_info *i = &e->info[old == &e->info[0]];
-    enum ic_status st = ic_text_model_open(&e->model, &e->cfg.model, &e->err);
+    enum ic_status st = open_files(e);
 
     if (st != IC_OK)
         return st;
@@ -232,6 +292,7 @@ static enum ic_status open_model(struct ic_text_engine *e)
         .decode = be_decode,
         .n_seq = i->seqs,
         .window = i->window,
+        .idle_cells = i->gpu_layers > 0 ? IDLE_CELLS_GPU : 0,
         .policy = e->cfg.policy,
         .disk = e->disk,
         .seq_rm = be_seq_rm,
@@ -244,10 +305,14 @@ static enum ic_status open_model(struct ic_text_engine *e)
         .sampler_close = be_sampler_close,
         .embedding = be_embedding,
         .sampler_rebind = be_sampler_rebind,
+        .draft_behind = be_draft_behind,
+        .draft = e->draft ? be_draft : NULL,
         .now_ns = be_now,
         .emit = be_emit,
     };
     ic_text_set_abort(e->model, should_abort, e->worker.life);
+    if (e->draft)
+        ic_draft_set_abort(e->draft, should_abort, e->worker.life);
     publish(e, e->model, NULL);
     return IC_OK;
 }
@@ -267,6 +332,7 @@ static void put_away(struct ic_text_engine *e)
     }
     ic_text_sched_park(e->sched);
     publish(e, vocab, vocab);
+    ic_draft_close(&e->draft);
     ic_text_model_close(&e->model);
     if (e->cfg.model_gone)
         e->cfg.model_gone(e->cfg.model_gone_arg);
@@ -311,6 +377,7 @@ static void lean_back(struct ic_text_engine *e)
     pthread_mutex_lock(&e->vocab_lock);
     e->vocab_of = NULL;
     pthread_mutex_unlock(&e->vocab_lock);
+    ic_draft_close(&e->draft);
     ic_text_model_close(&e->model);
     e->cfg.model.gpu_layers = layers / 2;
     atomic_fetch_add(&e->worker.health.rebuilt, 1);
@@ -372,12 +439,15 @@ static enum ic_status first_load(struct ic_text_engine *e)
     return st;
 }
 
-/* The one before hangs in a decode and keeps its model; the scheduler and all who wait are ours. */
+/* The one before hangs in a decode and keeps its models; the scheduler and all who wait are ours. */
 static enum ic_status take_over(struct ic_text_engine *e)
 {
     e->model = NULL;
-    if (e->cfg.model.ledger) /* what it holds shows in what is free */
+    e->draft = NULL;
+    if (e->cfg.model.ledger) { /* what it holds shows in what is free */
         ic_ledger_release(e->cfg.model.ledger, IC_LEDGER_OWNER_TEXT);
+        ic_ledger_release(e->cfg.model.ledger, IC_LEDGER_OWNER_DRAFT);
+    }
     ic_text_sched_forget_kv(e->sched, "the decode did not come to an end");
     return bring_back(e) ? IC_OK : e->err.code;
 }
@@ -584,6 +654,7 @@ void ic_text_engine_stop(struct ic_text_engine **ep)
     pthread_join(e->worker.thread, NULL);
     ic_text_sched_close(&e->sched);
     ic_spill_disk_close(&e->disk);
+    ic_draft_close(&e->draft);
     ic_text_model_close(&e->model);
     ic_text_model_close(&e->vocab);
     for (struct command *c = e->head, *next; c; c = next) {

@@ -449,6 +449,7 @@ static void choose_sizes(void)
     be->n_seq = be->parallel + (int32_t)rnd(KEPT + 1);
     be->policy.share_min = 4 + (int32_t)rnd(29);
     be->policy.cache_ram = rnd(4) ? (size_t)50000 + rnd(400000) : 0;
+    be->idle_cells = rnd(2) ? 1024 : (int32_t)rnd(100);
     be->policy.no_speculation = rnd(4) == 0;
     w->ns_base = (int64_t)rnd(200000);
     w->ns_row = 100 + (int64_t)rnd(20000);

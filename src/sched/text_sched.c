@@ -14,10 +14,9 @@
  *   nothing is lost.
  *
  * One tick: every stream's next token, a slice of prompts (text_cost.h) in a fair order, and guesses of what comes behind
- * the next tokens (text_spec.h). A prompt that begins like one which is being read waits for that one and then shares it. */
+ * the next tokens (text_spec.h, text_draft.h). A prompt that begins like one which is being read waits for that one and then shares it. */
 #include "sched/text_sched.h"
 
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -337,12 +336,6 @@ static void add_rows(struct ic_text_sched *s, struct run *r, int32_t count, int3
     r->rows = count;
 }
 
-static int32_t smallest(int32_t a, int32_t b, int32_t c)
-{
-    a = a < b ? a : b;
-    return a < c ? a : c;
-}
-
 static int32_t count_streams(const struct ic_text_sched *s)
 {
     int32_t n = 0;
@@ -415,42 +408,6 @@ static void add_prompts(struct ic_text_sched *s, int32_t budget, int32_t *n)
             add_rows(s, s->order[i], want[i], n);
 }
 
-static bool speculates(const struct ic_text_sched *s)
-{
-    return s->be->window == 0 && !s->be->policy.no_speculation;
-}
-
-/* Proposals behind the streams' next tokens, as far as they pay and fit into free cells: nobody loses any for them.
- * With others there they must not stretch the tick beyond the bound of a gap. */
-static void add_drafts(struct ic_text_sched *s, int32_t n_decode, int32_t *n)
-{
-    double base = ic_text_cost_decode(&s->cost, n_decode), bound = s->be->policy.itl_bound_ns;
-    struct ic_spec_tick tick = {.rows = *n,
-                                .ns = base + (*n - n_decode) * s->cost.row_ns,
-                                .limit_ns = n_decode == 1 ? INFINITY : bound > 0 ? bound : IC_GAP_FACTOR * base,
-                                .alone_ns = ic_text_cost_decode(&s->cost, 1),
-                                .row_ns = s->cost.row_ns};
-    int32_t left = smallest(s->be->batch - *n, ic_cells_free(s) - *n, IC_SPEC_ROWS_MAX), outputs = s->be->outputs - s->be->parallel;
-
-    left = left < outputs ? left : outputs;
-    for (int32_t i = 0; i < s->n_running && left > 0; i++) {
-        struct run *r = s->order[i];
-        const struct ic_text_params *p = &r->req->params;
-        int32_t wanted = p->max_tokens < 0 ? INT32_MAX : p->max_tokens - r->n_gen - 1;
-        if (r->at < 0 || r->rows != 1 || r->n_gen == 0)
-            continue;
-        wanted = smallest(wanted, s->be->ctx_size - r->n_tokens - 1, IC_SPEC_MAX);
-        int32_t k = ic_spec_count(&r->spec, &s->spec_cost, &tick, wanted < left ? wanted : left);
-        r->n_draft = ic_spec_guess(&r->spec, r->tokens, r->n_tokens, r->draft, k);
-        r->draft_at = *n;
-        left -= r->n_draft;
-        s->drafts += r->n_draft;
-        for (int32_t d = 0; d < r->n_draft; d++)
-            s->rows[(*n)++] = (struct ic_row){r->draft[d], r->n_tokens + d, r->slot, true, false};
-    }
-    atomic_fetch_add(&s->c->drafted, (uint64_t)s->drafts);
-}
-
 /* How many streams there would be if those whose prompts are read had begun, all but one of them: their gap is the usual one while
  * so many are here, and a slice that keeps to the gap of the few that have begun would let the others wait for long. Each
  * client counts once, unless all belong to one: many prompts of one client do not stretch the gaps of others. */
@@ -503,8 +460,9 @@ static int32_t build(struct ic_text_sched *s, int32_t *n_prompt)
         preempt_last(s);
     *n_prompt = n - n_decode;
     s->drafts = 0;
-    if (n_decode > 0 && speculates(s))
-        add_drafts(s, n_decode, &n);
+    s->drafter.spent_ns = 0;
+    if (n_decode > 0)
+        ic_drafts_add(s, n_decode, &n);
     return n;
 }
 
@@ -572,7 +530,7 @@ static bool take_token(struct ic_text_sched *s, struct run *r, int32_t row)
             return false;
         }
         r->n_gen++;
-        if (speculates(s))
+        if (ic_drafts_looks_up(s))
             ic_spec_note(&r->spec, r->tokens, r->n_tokens);
         atomic_fetch_add(&s->c->tokens, 1);
         s->be->piece(s->be->arg, d.token, &piece);
@@ -598,8 +556,13 @@ static void take_tokens(struct ic_text_sched *s, struct run *r)
     bool alive = take_token(s, r, r->at);
 
     for (int32_t i = 0; alive && i < n_draft; i++) {
-        if (r->n_tokens != s->slots[slot].n_past + 1 || r->tokens[r->n_tokens - 1] != r->draft[i])
-            break; /* said otherwise, or its cells have been cut */
+        if (r->n_tokens != s->slots[slot].n_past + 1)
+            break; /* its cells have been cut */
+        bool right = r->tokens[r->n_tokens - 1] == r->draft[i];
+        if (r->draft_by_model)
+            ic_draft_checked(&s->drafter, &r->draft_stream, right);
+        if (!right)
+            break;
         r->rows = 1;
         ic_cells_grow(s, r);
         atomic_fetch_add(&s->c->accepted, 1);
@@ -704,14 +667,6 @@ static void publish_counters(struct ic_text_sched *s)
     atomic_store(&s->c->disk_lost, s->spill.disk_lost);
 }
 
-static void learn(struct ic_text_sched *s, double ns, int32_t n_decode, int32_t n_prompt)
-{
-    if (s->drafts > 0 && n_prompt == 0)
-        ic_spec_learn(&s->spec_cost, ns - ic_text_cost_decode(&s->cost, n_decode), s->drafts);
-    else
-        ic_text_cost_learn(&s->cost, ns - s->drafts * s->spec_cost.row_ns, n_decode, n_prompt);
-}
-
 bool ic_text_sched_tick(struct ic_text_sched *s)
 {
     const struct ic_text_backend *be = s->be;
@@ -724,10 +679,8 @@ bool ic_text_sched_tick(struct ic_text_sched *s)
     admit(s);
     int32_t n = build(s, &n_prompt);
     publish_counters(s);
-    if (n == 0) {
-        s->trim = s->trim && ic_cells_trim(s);
-        return s->n_running > 0 || s->waiting || s->trim;
-    }
+    if (n == 0)
+        return s->n_running > 0 || s->waiting;
 
     enum ic_decode rc = be->decode(be->arg, s->rows, n);
     atomic_fetch_add(&s->c->ticks, 1);
@@ -736,9 +689,10 @@ bool ic_text_sched_tick(struct ic_text_sched *s)
         return true;
     }
     int64_t t1 = be->now_ns(be->arg);
+    double ns = (double)(t1 - t0) - s->drafter.spent_ns;
     ic_hist_add(&s->c->tick, t1 - t0);
     atomic_fetch_add(&s->c->rows, (uint64_t)n);
-    learn(s, (double)(t1 - t0), n - n_prompt - s->drafts, n_prompt);
+    ic_drafts_learn(s, ns, n - n_prompt - s->drafts, n_prompt);
     s->trim = s->trim && ic_cells_trim(s); /* now, when no token waits to be written */
     for (int32_t i = 0; i < s->n_running; i++)
         if (s->order[i]->rows) {
@@ -753,6 +707,7 @@ bool ic_text_sched_tick(struct ic_text_sched *s)
             take_tokens(s, r);
         i += i < s->n_running && s->order[i] == r; /* it may have left the list */
     }
+    ic_draft_settle(&s->drafter, ns, s->spec_cost.row_ns);
     return true;
 }
 
@@ -838,7 +793,7 @@ enum ic_status ic_text_sched_unpark(struct ic_text_sched *s, const struct ic_tex
     enum ic_status st = ic_cells_open(s, be, err);
     if (st != IC_OK)
         return st;
-    s->parked = false;
+    s->parked = s->drafter.failed = false;
     if (ic_cells_pin_all(s, &ignored) != IC_OK)
         ic_warn("text", "%s", ignored.msg);
     for (struct run *r = s->waiting; r; r = next) {
@@ -866,6 +821,7 @@ enum ic_status ic_text_sched_open(struct ic_text_sched **out, const struct ic_te
     if (!s)
         return ic_fail(err, IC_OOM, "out of memory");
     s->c = c;
+    ic_drafter_init(&s->drafter);
     enum ic_status st = ic_cells_open(s, be, err);
     if (st != IC_OK) {
         free(s);
@@ -950,6 +906,7 @@ void ic_text_sched_submit(struct ic_text_sched *s, struct ic_text_req *req)
     r->req = req;
     r->slot = r->at = -1;
     ic_spec_init(&r->spec);
+    ic_draft_begin(&s->drafter, &r->draft_stream);
     r->stream.stop = req->params.stop;
     r->stream.n_stop = req->params.n_stop;
     atomic_fetch_add(&s->c->requests, 1);

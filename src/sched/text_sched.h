@@ -7,6 +7,7 @@
 
 #include "base/hist.h"
 #include "sched/request.h"
+#include "text/draft.h"
 
 /* What the operator decides. Zeros: the defaults. */
 struct ic_text_policy {
@@ -14,7 +15,7 @@ struct ic_text_policy {
     int32_t queue_per_client; /* requests of one client that may wait; 0: no bound of its own */
     int32_t share_min;        /* tokens in common with another's prompt, from which on they are not computed again; 0: 32 */
     size_t cache_ram;         /* bytes of host memory for KV that had to leave the cache; 0: none */
-    bool no_speculation;      /* each tick one token of a stream, even where the next ones can be guessed */
+    bool no_speculation;      /* no guesses from what stands in a stream's own text */
     bool shift;               /* a full context drops its older half and goes on, instead of ending with `length` */
 };
 
@@ -27,6 +28,9 @@ struct ic_text_backend {
     int32_t outputs; /* rows of a decode that may ask for logits: parallel, and what is beyond it for proposals */
     int32_t n_embd; /* numbers of a hidden state; 0: none can be had, `embedding` is not called */
     int32_t n_seq;  /* sequences that can be held: parallel, and those that only keep what they have */
+    /* Cells that nobody uses are passed over by every row of every decode. More than these go to host memory (cache_ram) beside the
+     * next streams, whence they come back in milliseconds. */
+    int32_t idle_cells;
     int32_t window; /* what the memory can do, as in ic_prefix_match: 0: be cut and shared anywhere */
     struct ic_text_policy policy;
     struct ic_spill_disk *disk; /* below policy.cache_ram (spill.h), borrowed, the same for all back ends; NULL: none */
@@ -56,6 +60,10 @@ struct ic_text_backend {
      * `said`: the n tokens drawn so far. NULL: samplers do not depend on the model. */
     enum ic_status (*sampler_rebind)(void *arg, void *sampler, const struct ic_text_params *p, const int32_t *said,
                                      int32_t n, struct ic_err *err);
+    /* The model that guesses ahead, as ic_draft_behind and ic_draft_propose; its sequences are numbered as the model's. After
+     * a false it is not called any more. NULL: there is none. */
+    int32_t (*draft_behind)(void *arg, int32_t seq, const int32_t *tokens, int32_t n);
+    bool (*draft)(void *arg, struct ic_draft_req *reqs, int32_t n);
     int64_t (*now_ns)(void *arg);
     void (*emit)(void *arg, struct ic_event *ev); /* takes ev */
 };

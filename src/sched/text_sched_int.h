@@ -7,6 +7,7 @@
 #include "sched/session.h"
 #include "sched/spill.h"
 #include "sched/text_cost.h"
+#include "sched/text_draft.h"
 #include "sched/text_sched.h"
 #include "sched/text_spec.h"
 #include "text/pooling.h"
@@ -19,9 +20,8 @@
  * that to short questions. */
 #define IC_SHARE_MIN 32
 #define IC_SPILL_MIN 16       /* tokens: fewer are computed sooner than copied twice */
-/* Cells that nobody uses are passed over by every row of every decode, up to the last cell in use (docs/benchmarks.md). More than
- * these go to host memory, whence they come back in milliseconds. */
-#define IC_IDLE_CELLS 1024
+#define IC_TRIM_CELLS 256     /* idle cells that go to host memory in a tick, about: a copy takes milliseconds, which the streams wait */
+#define IC_TRIM_SPARE 8       /* of host memory so much (one in …) is not filled by them: what lies there would have to go */
 #define IC_CLIENTS_MAX 1024   /* whose balance is remembered while they ask nothing */
 #define IC_TURN_TOKENS 512    /* quantum of the round robin between clients */
 
@@ -48,7 +48,9 @@ struct run {
     struct ic_pool pool; /* where a vector is wanted, no text: what has been gathered for it */
     int32_t n_draft, draft_at; /* proposals of what comes behind it, each with logits: how many rows, and from where */
     int32_t draft[IC_SPEC_MAX];
+    bool draft_by_model; /* they are the draft model's, not from its own text */
     struct ic_spec spec;
+    struct ic_draft_stream draft_stream;
     int32_t cached;   /* prompt tokens that were there already */
     int32_t reached;  /* the furthest position that it has held */
     int32_t shifted;  /* tokens dropped from the front of a full context */
@@ -90,6 +92,7 @@ struct ic_text_sched {
     struct ic_pin *pins;
     struct ic_text_cost cost;
     struct ic_spec_cost spec_cost;
+    struct ic_drafter drafter;
     double ns_per_byte; /* of restoring from host memory */
     double disk_ns_per_byte; /* of bringing it there from the disk */
     double service_ns;  /* of a request from admission to end, moving average */
@@ -124,8 +127,8 @@ void ic_cells_cut(struct ic_text_sched *s, int32_t slot, int32_t keep);
 void ic_cells_grow(struct ic_text_sched *s, struct run *r);
 /* Frees cells, idle ones that were used longest ago first, until `need` are free. */
 bool ic_cells_make_room(struct ic_text_sched *s, int32_t need, int32_t but);
-/* Of idle cells beyond IC_IDLE_CELLS those of one sequence go to host memory, the one used longest ago. False: nothing is
- * left to do. One at a time: a copy takes milliseconds, which the streams wait. */
+/* Of idle cells beyond the backend's idle_cells some go to host memory, those at the end of the sequence that was used longest ago.
+ * False: nothing is left to do. */
 bool ic_cells_trim(struct ic_text_sched *s);
 /* All that one idle sequence holds goes; -1: the one used longest ago. False: there is none. */
 bool ic_cells_evict(struct ic_text_sched *s, int32_t slot);

@@ -48,22 +48,32 @@ int32_t ic_spec_guess(const struct ic_spec *g, const int32_t *tokens, int32_t n,
     return max;
 }
 
-int32_t ic_spec_count(const struct ic_spec *g, struct ic_spec_cost *c, struct ic_spec_tick *t, int32_t max)
+double ic_spec_price(struct ic_spec_cost *c, const struct ic_spec_tick *t)
 {
-    double price, chance = g->hits;
-    int32_t k = 0;
-
-    if (g->at < 0 || t->alone_ns <= 0)
-        return 0;
     if (c->row_ns <= 0)
         c->row_ns = t->row_ns > 0 ? t->row_ns : FIRST_PRICE * t->alone_ns;
-    price = c->row_ns;
+    return c->row_ns;
+}
+
+int32_t ic_spec_worth(double hits, double price, struct ic_spec_tick *t, int32_t max)
+{
+    double chance = hits;
+    int32_t k = 0;
+
     while (k < max && t->ns + price <= t->limit_ns && chance * t->ns > (k == 0 ? MARGIN : 1) * price * t->rows) {
         t->rows += chance;
         t->ns += price;
-        chance *= g->hits;
+        chance *= hits;
         k++;
     }
+    return k;
+}
+
+int32_t ic_spec_count(const struct ic_spec *g, struct ic_spec_cost *c, struct ic_spec_tick *t, int32_t max)
+{
+    if (g->at < 0 || t->alone_ns <= 0)
+        return 0;
+    int32_t k = ic_spec_worth(g->hits, ic_spec_price(c, t), t, max);
     if (k == 0 && g->hits > 0.5)
         c->row_ns *= RELAX;
     return k;

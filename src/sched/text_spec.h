@@ -1,5 +1,5 @@
-/* Speculation without a second model: where the end of a text stood before, it may go on as it did then (prompt
- * lookup). What it would be is computed beside the next token, and kept as far as the sampler, asked for each place in turn, says
+/* Speculation without a second model (text_draft.h: with one): where the end of a text stood before, it may go on as it did
+ * then (prompt lookup). What it would be is computed beside the next token, and kept as far as the sampler, asked for each place in turn, says
  * the same: so the text and its distribution are those without it. No thread, no clock. */
 #ifndef IC_SCHED_TEXT_SPEC_H
 #define IC_SCHED_TEXT_SPEC_H
@@ -39,8 +39,12 @@ struct ic_spec_tick {
     double row_ns;   /* of a prompt's row, a first idea of a proposal's; 0: not known */
 };
 
-/* How many to propose for this stream, `max` at most: a row must be worth more, by its chance to be kept, than the
- * tick's rows are on average. The tick then includes them. */
+/* How many to propose, `max` at most, at this price each and where so many of the last were right: a row must be worth more,
+ * by its chance to be kept, than the tick's rows are on average. The tick then includes them. */
+int32_t ic_spec_worth(double hits, double price, struct ic_spec_tick *t, int32_t max);
+/* Of a row: as known, or a first idea. */
+double ic_spec_price(struct ic_spec_cost *c, const struct ic_spec_tick *t);
+/* The two for a stream and its guess. */
 int32_t ic_spec_count(const struct ic_spec *g, struct ic_spec_cost *c, struct ic_spec_tick *t, int32_t max);
 /* n rows of proposals took extra_ns more than the tick without them. */
 void ic_spec_learn(struct ic_spec_cost *c, double extra_ns, int32_t n);

@@ -12,6 +12,7 @@
 #include <stdint.h>
 #include <stdio.h>
 #include <string.h>
+#include <math.h>
 #include <cmocka.h>
 
 /* Memory for a conversation's turns runs out when a test says so. */
@@ -367,6 +368,15 @@ static void in_decode(void *arg, const struct ic_row *rows, int32_t n)
     CHECK(ic_text_sched_batch_is_dead(w->s) == !alive);
 }
 
+/* For the draft, which knows what will be drawn. */
+static const struct fake_sampler *sampler_of(void *arg, int32_t seq)
+{
+    const struct run *r = ((struct world *)arg)->s->slots[seq].run;
+
+    CHECK(r && r->sampler && r->rows == 1); /* it is asked for streams only */
+    return r->sampler;
+}
+
 static struct world *world_new(uint64_t seed, int32_t parallel, int32_t batch, int32_t ctx, int32_t kv)
 {
     struct world *w = calloc(1, sizeof *w);
@@ -378,6 +388,7 @@ static struct world *world_new(uint64_t seed, int32_t parallel, int32_t batch, i
     w->f.rng = fake_mix(seed, 12);
     w->f.on_event = on_event;
     w->f.in_decode = in_decode;
+    w->f.sampler_of = sampler_of;
     w->f.arg = w;
     for (int i = 0; i < SESSIONS; i++)
         w->talk[i].handle = ++w->last_handle;

@@ -259,7 +259,7 @@ static void the_table_names_every_item(void **state)
                                          "compute buffers (estimated)",
                                          "driver context",
                                          "safety margin",
-                                         "held by other engines",
+                                         "held by others",
                                          "left",
                                          "decided: 12 of 29 layers"};
     static char text[4096];

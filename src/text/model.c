@@ -160,28 +160,60 @@ static enum ic_status make_context(struct ic_text_model *m, struct ic_err *err)
     return m->batch.token ? IC_OK : ic_fail(err, IC_OOM, "out of memory");
 }
 
+static void use_pool(struct ic_text_model *m, struct ggml_threadpool *pool, int32_t threads)
+{
+    if (pool)
+        llama_attach_threadpool(m->ctx, pool, pool);
+    else
+        llama_detach_threadpool(m->ctx);
+    llama_set_n_threads(m->ctx, threads, threads);
+}
+
 /* Without a pool of its own ggml starts and joins its threads anew for every decode. The CPU back end keeps a pointer to
  * the pool it computed with last, and pauses that one when the next decode brings another: a pool that is replaced
- * must live until that decode is done. */
+ * must live until that decode is done, and the guest's. */
 static void make_pool(struct ic_text_model *m, int32_t threads)
 {
     struct ggml_threadpool_params p = ggml_threadpool_params_default(threads);
 
     IC_ASSERT(!m->old_pool);
     m->old_pool = m->pool;
-    llama_detach_threadpool(m->ctx);
     p.poll = THREADPOOL_POLL;
     m->pool = m->pool_make(&p);
-    if (m->pool)
-        llama_attach_threadpool(m->ctx, m->pool, m->pool);
-    llama_set_n_threads(m->ctx, threads, threads);
+    use_pool(m, m->pool, threads);
+    if (m->guest)
+        use_pool(m->guest, m->pool, threads);
 }
 
+/* The guest may not decode for long. One row does, in a sequence that nothing else is in. False: it still points to
+ * another pool than its host's. */
+static bool touch(struct ic_text_model *guest)
+{
+    struct ic_row row = {0, 0, guest->info.seqs, true, false};
+
+    ic_text_decode(guest, &row, 1);
+    ic_text_seq_rm(guest, row.seq, 0);
+    return guest->computed_with == guest->host->pool;
+}
+
+/* We have computed with the new one. */
 static void free_old_pool(struct ic_text_model *m)
 {
-    if (m->old_pool)
-        m->pool_free(m->old_pool);
+    if (!m->old_pool)
+        return;
+    if (m->guest && m->guest->computed_with == m->old_pool && !touch(m->guest))
+        m->guest->broken = true;
+    m->pool_free(m->old_pool);
     m->old_pool = NULL;
+}
+
+void ic_text_lend_threads(struct ic_text_model *m, struct ic_text_model *guest)
+{
+    IC_ASSERT(!m->guest && !m->host && !guest->host && !guest->pool && guest->info.seqs < IC_TEXT_SEQS_MAX);
+    m->guest = guest;
+    guest->host = m;
+    guest->info.threads = m->pool ? m->threads.now : m->info.threads;
+    use_pool(guest, m->pool, guest->info.threads);
 }
 
 static void start_threads(struct ic_text_model *m, const struct ic_text_config *cfg)
@@ -189,7 +221,7 @@ static void start_threads(struct ic_text_model *m, const struct ic_text_config *
     ggml_backend_dev_t cpu = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
     ggml_backend_reg_t reg = cpu ? ggml_backend_dev_backend_reg(cpu) : NULL;
 
-    if (!reg)
+    if (!reg || cfg->guest)
         return;
     *(void **)&m->pool_make = ggml_backend_reg_get_proc_address(reg, "ggml_threadpool_new");
     *(void **)&m->pool_free = ggml_backend_reg_get_proc_address(reg, "ggml_threadpool_free");
@@ -251,6 +283,10 @@ static enum ic_status try_embedding(struct ic_text_model *m, struct ic_err *err)
 /* Takes down what an attempt has made. */
 static void unload(struct ic_text_model *m)
 {
+    IC_ASSERT(!m->guest); /* its CPU back end points to our pool */
+    if (m->host)
+        m->host->guest = NULL;
+    m->host = NULL;
     if (m->ctx) {
         llama_detach_threadpool(m->ctx);
         llama_free(m->ctx);
@@ -322,7 +358,7 @@ static enum ic_status attempt(struct ic_text_model *m, const struct ic_text_conf
     if ((st = check_kind(m, cfg->path, err)) != IC_OK)
         return st;
     fill_info(m);
-    m->info.threads = cfg->threads > 0 ? cfg->threads : ic_cpu_cores_free(CPU_SAMPLE_MS);
+    m->info.threads = cfg->guest ? 1 : cfg->threads > 0 ? cfg->threads : ic_cpu_cores_free(CPU_SAMPLE_MS);
     if (ic_place_injected(m->place))
         return ic_fail(err, IC_OOM, "no memory (injected)");
     if ((st = load_adapters(m, err)) != IC_OK || (st = make_context(m, err)) != IC_OK ||
@@ -387,9 +423,10 @@ enum ic_status ic_text_model_open(struct ic_text_model **out, const struct ic_te
     /* Threads that wait for a GPU, or for the disk as in the warm-up, use no CPU either, and are not to be taken for
      * threads that do not get any. */
     m->adapt = m->pool && m->info.gpu_layers == 0 && (m->threads.max > 1 || m->threads.now > 1);
-    ic_info("text", "%s (%s): %d tokens a conversation, %d in all, %d sequences, %d threads, %d of %d layers on the GPU",
-            m->info.name, m->info.desc, m->info.ctx_size, m->info.kv_size, m->info.parallel, m->info.threads,
-            m->info.gpu_layers, m->info.layers);
+    if (!cfg->guest)
+        ic_info("text", "%s (%s): %d tokens a conversation, %d in all, %d sequences, %d threads, %d of %d layers on the GPU",
+                m->info.name, m->info.desc, m->info.ctx_size, m->info.kv_size, m->info.parallel, m->info.threads,
+                m->info.gpu_layers, m->info.layers);
     *out = m;
     return IC_OK;
 out:
@@ -464,6 +501,8 @@ enum ic_decode ic_text_decode(struct ic_text_model *m, const struct ic_row *rows
     struct llama_batch *b = &m->batch;
 
     IC_ASSERT(n > 0 && n <= m->info.batch);
+    if (m->broken)
+        return IC_DECODE_FAILED;
     b->n_tokens = n;
     bool all = switch_embeddings(m, rows, n);
     for (int32_t i = 0; i < n; i++) {
@@ -475,6 +514,8 @@ enum ic_decode ic_text_decode(struct ic_text_model *m, const struct ic_row *rows
     }
     int64_t wall = m->adapt ? ic_now_ns() : 0, cpu = m->adapt ? ic_cpu_self_ns() : 0;
     int32_t rc = llama_decode(m->ctx, *b);
+    if (m->host && (rc == 0 || rc == 2)) /* else it may not have come to computing */
+        m->computed_with = m->host->pool;
     if (rc == 0) {
         llama_synchronize(m->ctx);
         for (int32_t i = 0; i < n; i++)

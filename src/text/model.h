@@ -21,6 +21,7 @@ struct ic_text_config {
     const char *path;          /* GGUF file (the first one of a split model) */
     const char *chat_template; /* NULL: the model's own; else a name that llama.cpp knows ("chatml") */
     const char *lora;          /* adapters, as text/lora.h reads them; NULL: none */
+    const char *draft;         /* a smaller model that guesses ahead, for whoever opens it too (text/draft.h); NULL: none */
     enum ic_pooling pooling;   /* of hidden states, for embeddings; not NONE: every row of a decode may have one */
     int32_t ctx_size;          /* tokens of one conversation; 0: the model's, at most IC_CTX_DEFAULT_MAX */
     int32_t kv_size;           /* tokens (KV cells) of all conversations together; 0: IC_KV_CONVERSATIONS * ctx_size */
@@ -37,10 +38,13 @@ struct ic_text_config {
      * the back end's alone. False: it does not know this device. Called during open. */
     bool (*gpu_free)(void *arg, const char *pci, uint64_t *bytes);
     void *gpu_free_arg;
+    const char *owner; /* in the ledger: a literal; NULL: IC_LEDGER_OWNER_TEXT */
+    bool guest;        /* computes with another model's threads (ic_text_lend_threads): it makes none of its own */
 };
 /* Sizes that are 0 become smaller still where memory is short, before the model is refused. */
 
 #define IC_LEDGER_OWNER_TEXT "text" /* who holds what a model takes */
+#define IC_LEDGER_OWNER_DRAFT "draft"
 #define IC_CTX_DEFAULT_MAX 4096
 #define IC_KV_CONVERSATIONS 4
 #define IC_BATCH_DEFAULT 512
@@ -76,7 +80,8 @@ enum ic_status ic_text_vocab_open(struct ic_text_model **out, const struct ic_te
 void ic_text_model_close(struct ic_text_model **m);
 const struct ic_text_info *ic_text_model_info(const struct ic_text_model *m);
 
-/* What open would decide, without loading the weights (seconds, mostly for the vocabulary): the table, line by line.
+/* What open would decide, without loading the weights (seconds, mostly for the vocabulary): the table, line by line,
+ * that of cfg->draft before it.
  * vram_max then stands for what is free, and where there is no GPU, for one. Errors as above. */
 enum ic_status ic_text_plan(const struct ic_text_config *cfg, void (*line)(void *arg, const char *text), void *arg,
                             struct ic_err *err);

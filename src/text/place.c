@@ -15,6 +15,7 @@
 #include <string.h>
 
 #include "base/log.h"
+#include "text/draft.h"
 #include "text/internal.h"
 
 #define CACHE_PAD 256 /* cells: llama.cpp rounds up to this */
@@ -419,15 +420,12 @@ static enum ic_status reserve_device(struct ic_place *p, unsigned d, struct ic_e
 
     snprintf(what, sizeof what, "weights of %" PRId32 " layers%s", s->layers,
              s->output ? " and the output" : "");
-    if ((st = ic_ledger_reserve(p->ledger, id, IC_LEDGER_OWNER_TEXT, what, s->weights, force, err)) !=
-            IC_OK ||
-        (st = ic_ledger_reserve(p->ledger, id, IC_LEDGER_OWNER_TEXT, "KV cache", s->kv, force, err)) !=
-            IC_OK ||
-        (st = ic_ledger_reserve(p->ledger, id, IC_LEDGER_OWNER_TEXT, "compute buffers",
-                                p->device[d].compute, force, err)) != IC_OK)
+    if ((st = ic_ledger_reserve(p->ledger, id, p->owner, what, s->weights, force, err)) != IC_OK ||
+        (st = ic_ledger_reserve(p->ledger, id, p->owner, "KV cache", s->kv, force, err)) != IC_OK ||
+        (st = ic_ledger_reserve(p->ledger, id, p->owner, "compute buffers", p->device[d].compute, force,
+                                err)) != IC_OK)
         return st;
-    return ic_ledger_reserve(p->ledger, id, IC_LEDGER_OWNER_TEXT, "driver context", p->device[d].context,
-                             force, err);
+    return ic_ledger_reserve(p->ledger, id, p->owner, "driver context", p->device[d].context, force, err);
 }
 
 /* False: another engine was quicker. */
@@ -435,12 +433,12 @@ static bool reserve(struct ic_place *p)
 {
     struct ic_err err = {0};
 
-    ic_ledger_release(p->ledger, IC_LEDGER_OWNER_TEXT);
+    ic_ledger_release(p->ledger, p->owner);
     for (unsigned d = 0; d < p->in.n_devices; d++) {
         if (p->plan.device[d].used == 0)
             continue;
         if (reserve_device(p, d, &err) != IC_OK) {
-            ic_ledger_release(p->ledger, IC_LEDGER_OWNER_TEXT);
+            ic_ledger_release(p->ledger, p->owner);
             ic_warn("memory", "%s", err.msg);
             return false;
         }
@@ -514,6 +512,8 @@ enum ic_status ic_place_open(struct ic_place **out, const struct ic_text_config 
     if (!p)
         return ic_fail(err, IC_OOM, "out of memory");
     p->path = cfg->path;
+    p->owner = cfg->owner ? cfg->owner : IC_LEDGER_OWNER_TEXT;
+    p->in.what = cfg->guest ? "draft model" : "model";
     p->pooling = cfg->pooling;
     p->in.facts = &p->facts;
     p->in.kv_scale = 1;
@@ -541,7 +541,7 @@ void ic_place_close(struct ic_place **pp)
     if (!p)
         return;
     if (p->ledger)
-        ic_ledger_release(p->ledger, IC_LEDGER_OWNER_TEXT);
+        ic_ledger_release(p->ledger, p->owner);
     ic_ledger_close(&p->own_ledger);
     ic_lora_deinit(&p->lora);
     free(p);
@@ -578,7 +578,7 @@ bool ic_place_step_down(struct ic_place *p, const char *why)
 
 void ic_place_settle(struct ic_place *p)
 {
-    ic_ledger_release(p->ledger, IC_LEDGER_OWNER_TEXT);
+    ic_ledger_release(p->ledger, p->owner);
     for (unsigned d = 0; d < p->in.n_devices; d++) {
         const struct ic_plan_share *s = &p->plan.device[d];
         if (s->used == 0 || !p->dev[d])
@@ -595,8 +595,7 @@ void ic_place_settle(struct ic_place *p)
             {"driver context", p->device[d].context, p->device[d].context},
         };
         for (size_t i = 0; i < sizeof items / sizeof *items; i++)
-            ic_ledger_reserve(p->ledger, p->ledger_id[d], IC_LEDGER_OWNER_TEXT, items[i].what,
-                              items[i].taken, true, NULL);
+            ic_ledger_reserve(p->ledger, p->ledger_id[d], p->owner, items[i].what, items[i].taken, true, NULL);
         ic_info("memory", "%s: taken %s of weights (planned %s), %s of KV cache (%s), %s of buffers (%s)",
                 p->name[d], ic_bytes_text(got.weights).s, ic_bytes_text(s->weights).s,
                 ic_bytes_text(got.cache).s, ic_bytes_text(s->kv).s, ic_bytes_text(got.compute).s,
@@ -608,14 +607,27 @@ void ic_place_settle(struct ic_place *p)
  * ---------------------------------------------------------------------------------------------------------
  */
 
+/* With --draft, the draft comes first, as when they are loaded, and the model gets what is left. */
 enum ic_status ic_text_plan(const struct ic_text_config *cfg, void (*line)(void *arg, const char *text),
                             void *arg, struct ic_err *err)
 {
-    struct ic_place *p = NULL;
+    struct ic_text_config c[2] = {*cfg, *cfg};
+    struct ic_ledger *ledger = NULL;
+    struct ic_place *p[2] = {NULL};
     enum ic_status st = ic_text_load_backends(cfg->backends, err);
 
-    if (st == IC_OK && (st = ic_place_open(&p, cfg, true, err)) == IC_OK)
-        ic_plan_print(&p->plan, &p->in, line, arg);
-    ic_place_close(&p);
+    if (st == IC_OK && cfg->draft && (st = ic_ledger_open(&ledger, err)) == IC_OK) {
+        c[0] = ic_draft_config(cfg);
+        c[0].ledger = c[1].ledger = ledger;
+    }
+    for (int i = cfg->draft ? 0 : 1; i < 2 && st == IC_OK; i++)
+        if ((st = ic_place_open(&p[i], &c[i], true, err)) == IC_OK) {
+            ic_plan_print(&p[i]->plan, &p[i]->in, line, arg);
+            if (i == 0)
+                reserve(p[i]);
+        }
+    ic_place_close(&p[0]);
+    ic_place_close(&p[1]);
+    ic_ledger_close(&ledger);
     return st;
 }

@@ -50,7 +50,7 @@ struct ic_place {
     ggml_backend_dev_t used[IC_PLAN_DEVICES_MAX + 1];
     float split[128]; /* llama_max_devices() of them are read */
     struct ic_ledger *ledger, *own_ledger;
-    const char *path;
+    const char *path, *owner; /* owner: in the ledger */
     struct ic_lora_list lora; /* checked; their bytes are in the facts */
     enum ic_pooling pooling;
     enum ggml_type type_k, type_v; /* of the KV cache */

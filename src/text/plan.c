@@ -178,8 +178,8 @@ static void print_model(const struct printer *pr, const struct ic_plan_in *in)
         layers += f->layer[i].bytes;
         experts += f->layer[i].expert_bytes;
     }
-    say(pr, "model: %s, %u layers, %s in %u file%s", f->arch, f->n_layers, ic_bytes_text(f->tensor_bytes).s,
-        f->n_files, f->n_files > 1 ? "s" : "");
+    say(pr, "%s: %s, %u layers, %s in %u file%s", in->what ? in->what : "model", f->arch, f->n_layers,
+        ic_bytes_text(f->tensor_bytes).s, f->n_files, f->n_files > 1 ? "s" : "");
     item(pr, "layers", layers);
     if (experts)
         item(pr, "of these experts", experts);
@@ -219,7 +219,7 @@ static void print_device(const struct printer *pr, const struct ic_plan_in *in,
             item(pr, "driver context", d->context);
     }
     if (d->held)
-        item(pr, "held by other engines", d->held);
+        item(pr, "held by others", d->held);
     item(pr, "safety margin", d->margin);
     if (s->left < 0)
         say(pr, "  %-48s %12s", "MISSING", ic_bytes_text((uint64_t)-s->left).s);

@@ -28,6 +28,7 @@ struct ic_plan_device {
 };
 
 struct ic_plan_in {
+    const char *what; /* how the table calls it; NULL: model */
     const struct ic_gguf_facts *facts;
     struct ic_gguf_kv kv;
     double kv_scale; /* measured size of the whole cache over that of the facts; 1: not measured */
