@@ -4,11 +4,12 @@
  *   law-gpu small               one small law, a few steps: for compute-sanitizer
  *   law-gpu time [--backend B] [--precision P] [--d N] [--b N] [--case GRID,BATCH]…
  *
- * `check` exits with 1 where an error is past its bound. Bounds: float32 is held to what tests/golden/README.md
- * says; 16-bit back ends to a relative error |x - ref| / |ref| of delta in one step. Each of up to 16 layers
- * rounds its output and its weights once, errors of half a unit in the last place that add like a random walk:
- * 2^-11 * sqrt(2 * 16) / sqrt(3) * 2 (what norm and ELU may amplify) = 0.6 % for fp16, eight times that for
- * bf16. The bound is twice it. Run it with IC_LAW_CUDA_POISON=1: memory is NaN before every plan. */
+ * `check` exits with 1 where an error is past its bound. Bounds: float32 is held to what
+ * tests/golden/README.md says; 16-bit back ends to a relative error |x - ref| / |ref| of delta in one step.
+ * Each of up to 16 layers rounds its output and its weights once, errors of half a unit in the last place
+ * that add like a random walk: 2^-11 * sqrt(2 * 16) / sqrt(3) * 2 (what norm and ELU may amplify) = 0.6 %
+ * for fp16, eight times that for bf16. The bound is twice it. Run it with IC_LAW_CUDA_POISON=1: memory is
+ * NaN before every plan. */
 #include <math.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -51,17 +52,20 @@ struct rig {
     unsigned n;
 };
 
-static struct rig rig_open(const struct ic_law *law, const char *name, unsigned h, unsigned w, unsigned batch)
+static struct rig rig_open(const struct ic_law *law, const char *name, unsigned h, unsigned w,
+                           unsigned batch)
 {
     struct rig r = {.be = backend(name), .n = batch};
     struct ic_err err = {0};
     if (ic_law_plan_open(law, h, w, batch, r.be->tensor_bytes, &r.plan, &err) != IC_OK ||
-        r.be->pack(law, 2, &r.packed, &err) != IC_OK || r.be->open(r.packed, r.plan, &r.exec, &err) != IC_OK)
+        r.be->pack(law, 2, &r.packed, &err) != IC_OK ||
+        r.be->open(r.packed, r.plan, &r.exec, &err) != IC_OK)
         die(name, &err);
     r.io = calloc(batch, sizeof *r.io);
     for (unsigned i = 0; i < batch; i++) {
         const size_t bytes = (r.plan->psi_bytes + 63) / 64 * 64, half = r.plan->memory_bytes / 2;
-        r.io[i] = (struct ic_law_io){.psi = aligned_alloc(64, bytes), .delta = aligned_alloc(64, bytes), .gamma = law->gamma};
+        r.io[i] = (struct ic_law_io){
+            .psi = aligned_alloc(64, bytes), .delta = aligned_alloc(64, bytes), .gamma = law->gamma};
         if (half) {
             r.io[i].h = calloc(1, half);
             r.io[i].c = calloc(1, half);
@@ -122,7 +126,8 @@ static void verdict(double e, double bound)
 }
 
 /* Random law and states, one step of each back end beside the reference's; the batch is not full. */
-static void check_random(enum ic_law_arch arch, unsigned d, unsigned b, unsigned h, unsigned w, const char *precision)
+static void check_random(enum ic_law_arch arch, unsigned d, unsigned b, unsigned h, unsigned w,
+                         const char *precision)
 {
     static const struct {
         const char *name;
@@ -131,7 +136,8 @@ static void check_random(enum ic_law_arch arch, unsigned d, unsigned b, unsigned
     struct ic_law *law = synth_law(arch, d, b, 11 + d);
     struct ic_law_policy policy;
     struct ic_err err = {0};
-    if (!law || (precision && (ic_law_policy_parse("fp32", precision, &policy, &err) != IC_OK || !synth_requantise(law, &policy))))
+    if (!law || (precision && (ic_law_policy_parse("fp32", precision, &policy, &err) != IC_OK ||
+                               !synth_requantise(law, &policy))))
         die("a law", &err);
     struct rig ref = rig_open(law, "ref", h, w, 3);
     steps(&ref, 3, 1);
@@ -144,12 +150,14 @@ static void check_random(enum ic_law_arch arch, unsigned d, unsigned b, unsigned
         double delta = 0, memory = 0;
         bool same = true;
         for (unsigned k = 0; k < 3; k++) {
-            const size_t n = ref.plan->psi_bytes / sizeof(float), m = ref.plan->memory_bytes / 2 / sizeof(float);
+            const size_t n = ref.plan->psi_bytes / sizeof(float),
+                         m = ref.plan->memory_bytes / 2 / sizeof(float);
             delta = fmax(delta, relative(r.io[k].delta, ref.io[k].delta, n));
             if (!(relative(r.io[k].delta, ref.io[k].delta, n) >= 0))
                 delta = NAN;
             if (m)
-                memory = fmax(memory, fmax(relative(r.io[k].h, ref.io[k].h, m), relative(r.io[k].c, ref.io[k].c, m)));
+                memory = fmax(
+                    memory, fmax(relative(r.io[k].h, ref.io[k].h, m), relative(r.io[k].c, ref.io[k].c, m)));
         }
         /* each one alone, in the first place of the batch: the same to the last bit */
         for (unsigned k = 0; k < 3; k++) {
@@ -160,9 +168,9 @@ static void check_random(enum ic_law_arch arch, unsigned d, unsigned b, unsigned
         }
         for (unsigned k = 0; k < 3; k++)
             same = same && memcmp(again.io[k].psi, r.io[k].psi, ref.plan->psi_bytes) == 0;
-        printf("%-10s %-22s d %2u b %3u %3ux%-3u %-14s delta %.2e memory %.1e bound %.1e  same again: %s  ", all[i].name,
-               ic_law_arch_info(arch)->name, d, b, h, w, precision ? precision : "", delta, memory, all[i].bound,
-               same ? "yes" : "NO");
+        printf("%-10s %-22s d %2u b %3u %3ux%-3u %-14s delta %.2e memory %.1e bound %.1e  same again: %s  ",
+               all[i].name, ic_law_arch_info(arch)->name, d, b, h, w, precision ? precision : "", delta,
+               memory, all[i].bound, same ? "yes" : "NO");
         verdict(same ? fmax(delta, memory) : 1e9, isnan(delta) ? -1 : all[i].bound);
         rig_close(&again);
         rig_close(&r);
@@ -181,7 +189,8 @@ static void check_many(const char *name)
         steps(&b, 2, 1);
     const bool same = memcmp(a.io[1].psi, b.io[1].psi, a.plan->psi_bytes) == 0 &&
                       memcmp(a.io[1].delta, b.io[1].delta, a.plan->psi_bytes) == 0;
-    printf("%-10s eleven steps at once %s ", name, same ? "are eleven single ones" : "DIFFER from eleven single ones:");
+    printf("%-10s eleven steps at once %s ", name,
+           same ? "are eleven single ones" : "DIFFER from eleven single ones:");
     verdict(same ? 0 : 1, 0.5);
     rig_close(&a);
     rig_close(&b);
@@ -218,7 +227,8 @@ static void check_golden(const char *root, const char *folder, const char *check
     struct ic_err err = {0};
     struct ic_law *law;
     struct ic_tensors *set;
-    snprintf(path, sizeof path, "%s/%s%s", root, checkpoint ? checkpoint : "tests/golden/", checkpoint ? "" : folder);
+    snprintf(path, sizeof path, "%s/%s%s", root, checkpoint ? checkpoint : "tests/golden/",
+             checkpoint ? "" : folder);
     if (ic_law_open(path, &(struct ic_law_open_opts){.arch = arch}, &law, &err) != IC_OK)
         die(path, &err);
     snprintf(path, sizeof path, "%s/tests/golden/%s/golden.safetensors", root, folder);
@@ -250,8 +260,8 @@ static void check_golden(const char *root, const char *folder, const char *check
         }
         const double rel = sqrt(diff / moved);
         steps(&r, 1, 9);
-        printf("%-10s %-28s worst |psi - f64| after 1: %.1e, after 10: %.1e; of the step's change %.1e  ", names[i], folder,
-               e1, worst(r.io[0].psi, ten, n), rel);
+        printf("%-10s %-28s worst |psi - f64| after 1: %.1e, after 10: %.1e; of the step's change %.1e  ",
+               names[i], folder, e1, worst(r.io[0].psi, ten, n), rel);
         verdict(i == 0 ? e1 : rel, i == 0 ? BOUND_GOLDEN : i == 1 ? BOUND_F16 : BOUND_BF16);
         free(start);
         free(one);
@@ -264,9 +274,9 @@ static void check_golden(const char *root, const char *folder, const char *check
 
 static int check(const char *root)
 {
-    static const char *const folders[] = {"deep_qca-d4-b32", "mlp-d8-b32", "snn_unet-d4-b16", "unet-d4-b8",
-                                          "unet_convlstm-d4-b8", "unet_unitary-d4-b16", "unet_unitary-d5-b10",
-                                          "unet_unitary_rmsnorm-d4-b8"};
+    static const char *const folders[] = {
+        "deep_qca-d4-b32",     "mlp-d8-b32",          "snn_unet-d4-b16",     "unet-d4-b8",
+        "unet_convlstm-d4-b8", "unet_unitary-d4-b16", "unet_unitary-d5-b10", "unet_unitary_rmsnorm-d4-b8"};
     for (size_t i = 0; i < sizeof folders / sizeof folders[0]; i++)
         check_golden(root, folders[i], NULL, NULL);
     check_golden(root, "quantum_lifecycle", NULL, "UNET_UNITARY");
@@ -313,7 +323,8 @@ static double least_bytes(const struct rig *r)
     double bytes = (double)r->be->packed_bytes(r->packed);
     for (size_t i = 0; i < r->plan->op_count; i++) {
         const struct ic_law_op *op = &r->plan->ops[i];
-        const bool conv = op->kind == IC_LAW_OP_CONV3X3 || op->kind == IC_LAW_OP_CONV1X1 || op->kind == IC_LAW_OP_CONVT2X2;
+        const bool conv = op->kind == IC_LAW_OP_CONV3X3 || op->kind == IC_LAW_OP_CONV1X1 ||
+                          op->kind == IC_LAW_OP_CONVT2X2;
         for (int k = 0; conv && k < 2; k++)
             bytes += op->in[k] >= 0 ? (double)r->plan->tensors[op->in[k]].stride * r->n : 0;
         bytes += conv ? (double)r->plan->tensors[op->out].stride * r->n : 0;
@@ -337,14 +348,15 @@ static void time_case(const struct options *o, const struct ic_law *law, unsigne
         die("timing", &err);
     const double ms = fmax(fmin(on[0], on[1]), fmin(fmax(on[0], on[1]), on[2])); /* the middle one */
     const double flop = 2.0 * (double)r.plan->macs * batch;
-    printf("%-10s %-8s d %2u b %3u grid %3u batch %2u  %8.4f ms/step (%.4f..%.4f)  graph off %8.4f  %8.1f GFLOP/s "
+    printf("%-10s %-8s d %2u b %3u grid %3u batch %2u  %8.4f ms/step (%.4f..%.4f)  graph off %8.4f  %8.1f "
+           "GFLOP/s "
            "(%4.1f %% of 790 T)  >= %6.1f GB/s  %zu launches  %.1f MiB + weights %.2f MiB\n",
-           o->backend, o->precision ? o->precision : "", law->d, law->b, grid, batch, ms, fmin(on[0], fmin(on[1], on[2])),
-           fmax(on[0], fmax(on[1], on[2])), off, flop / ms / 1e6, 100 * flop / (ms * 1e-3) / PEAK_TFLOPS,
-           least_bytes(&r) / ms / 1e6, plugin->launches(r.exec), (double)r.be->exec_bytes(r.exec) / 1048576.0,
-           (double)r.be->packed_bytes(r.packed) / 1048576.0);
-    printf("RESULT %s%s%s %u %u %u %u %.5f %.5f\n", o->backend, o->precision ? ":" : "", o->precision ? o->precision : "",
-           law->d, law->b, grid, batch, ms, off);
+           o->backend, o->precision ? o->precision : "", law->d, law->b, grid, batch, ms,
+           fmin(on[0], fmin(on[1], on[2])), fmax(on[0], fmax(on[1], on[2])), off, flop / ms / 1e6,
+           100 * flop / (ms * 1e-3) / PEAK_TFLOPS, least_bytes(&r) / ms / 1e6, plugin->launches(r.exec),
+           (double)r.be->exec_bytes(r.exec) / 1048576.0, (double)r.be->packed_bytes(r.packed) / 1048576.0);
+    printf("RESULT %s%s%s %u %u %u %u %.5f %.5f\n", o->backend, o->precision ? ":" : "",
+           o->precision ? o->precision : "", law->d, law->b, grid, batch, ms, off);
     fflush(stdout);
     rig_close(&r);
 }
@@ -373,7 +385,8 @@ static int timing(int argc, char **argv)
         }
     }
     struct ic_law *law = synth_law(IC_LAW_UNET_UNITARY, o.d, o.b, 1);
-    if (!law || (o.precision && (ic_law_policy_parse(o.precision, NULL, &policy, &err) != IC_OK || !synth_requantise(law, &policy))))
+    if (!law || (o.precision && (ic_law_policy_parse(o.precision, NULL, &policy, &err) != IC_OK ||
+                                 !synth_requantise(law, &policy))))
         die("a law", &err);
     for (unsigned i = 0; i < o.cases; i++)
         time_case(&o, law, o.grid[i], o.batch[i]);

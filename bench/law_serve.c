@@ -1,9 +1,10 @@
-/* Many clients, each with a simulation of its own, against a running server: frame intervals as they arrive, and the
- * memory that each further simulation costs.
+/* Many clients, each with a simulation of its own, against a running server: frame intervals as they
+ * arrive, and the memory that each further simulation costs.
  *
  *   law-serve-bench PORT [CLIENTS 100] [GRID 64] [SECONDS 20] [LAW]
  *
- * Prints one line a figure, for bench/law_serve.sh. Every client runs as fast as it is let, a frame each step. */
+ * Prints one line a figure, for bench/law_serve.sh. Every client runs as fast as it is let, a frame each
+ * step. */
 #include <jansson.h>
 #include <poll.h>
 #include <stdio.h>
@@ -71,7 +72,8 @@ static double metric(const char *text, const char *name)
     return p ? atof(p + n) : 0;
 }
 
-/* GET /metrics over a plain socket of the WebSocket client's making is not worth a library: curl is there. */
+/* GET /metrics over a plain socket of the WebSocket client's making is not worth a library: curl is there.
+ */
 static char *metrics(int port)
 {
     char cmd[128];
@@ -125,7 +127,8 @@ static void take(struct client *c, int64_t from_ns)
 
 int main(int argc, char **argv)
 {
-    int port = argc > 1 ? atoi(argv[1]) : 0, n = argc > 2 ? atoi(argv[2]) : 100, grid = argc > 3 ? atoi(argv[3]) : 64;
+    int port = argc > 1 ? atoi(argv[1]) : 0, n = argc > 2 ? atoi(argv[2]) : 100,
+        grid = argc > 3 ? atoi(argv[3]) : 64;
     int seconds = argc > 4 ? atoi(argv[4]) : 20;
     const char *law = argc > 5 ? argv[5] : NULL;
     static struct client clients[CLIENTS_MAX];
@@ -140,7 +143,8 @@ int main(int argc, char **argv)
         struct client *c = &clients[i];
         if (ic_ws_open(&c->ws, "127.0.0.1", port, "/", "", &err) != IC_OK)
             die(err.msg);
-        snprintf(json, sizeof json, "{\"op\":\"sim_create\",\"grid\":%d,\"seed\":%d,\"frames\":false%s%s%s}", grid, i,
+        snprintf(json, sizeof json,
+                 "{\"op\":\"sim_create\",\"grid\":%d,\"seed\":%d,\"frames\":false%s%s%s}", grid, i,
                  law ? ",\"law\":\"" : "", law ? law : "", law ? "\"" : "");
         send_json(c, json);
         json_t *o = await(c, "sim_created");
@@ -156,7 +160,8 @@ int main(int argc, char **argv)
         pfd[i] = (struct pollfd){ic_ws_fd(c->ws), POLLIN, 0};
         if (i == 0 || i == n - 1) {
             char *m = metrics(port);
-            double rss = metric(m, "process_resident_memory_bytes"), bytes = metric(m, "ic_law_state_bytes");
+            double rss = metric(m, "process_resident_memory_bytes"),
+                   bytes = metric(m, "ic_law_state_bytes");
             *(i ? &rss_all : &rss_one) = rss;
             *(i ? &bytes_all : &bytes_one) = bytes;
             free(m);
@@ -166,7 +171,9 @@ int main(int argc, char **argv)
     printf("rss_bytes_per_sim_and_connection %.0f\n", (rss_all - rss_one) / (n - 1));
 
     for (int i = 0; i < n; i++) {
-        snprintf(json, sizeof json, "{\"op\":\"sim_run\",\"sim_id\":\"%s\",\"view\":\"phase\",\"frames\":true}", clients[i].sim);
+        snprintf(json, sizeof json,
+                 "{\"op\":\"sim_run\",\"sim_id\":\"%s\",\"view\":\"phase\",\"frames\":true}",
+                 clients[i].sim);
         send_json(&clients[i], json);
     }
     int64_t from = ic_now_ns() + 2000 * IC_MS, until = from + seconds * 1000 * IC_MS; /* 2 s to settle */
@@ -190,8 +197,8 @@ int main(int argc, char **argv)
     qsort(gaps, n_gaps, sizeof *gaps, by_value);
     double mean = sum / (double)n_gaps, p99 = gaps[(size_t)((double)(n_gaps - 1) * 0.99)];
     printf("clients %d\nframes %zu\nframes_least %ld\nframes_most %ld\n", n, n_gaps, least, most);
-    printf("interval_ms_mean %.2f\ninterval_ms_p50 %.2f\ninterval_ms_p99 %.2f\ninterval_ms_max %.2f\n", mean,
-           gaps[n_gaps / 2], p99, gaps[n_gaps - 1]);
+    printf("interval_ms_mean %.2f\ninterval_ms_p50 %.2f\ninterval_ms_p99 %.2f\ninterval_ms_max %.2f\n",
+           mean, gaps[n_gaps / 2], p99, gaps[n_gaps - 1]);
     printf("p99_over_mean %.3f\n", p99 / mean);
     for (int i = 0; i < n; i++)
         ic_ws_close(&clients[i].ws);

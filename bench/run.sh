@@ -2,7 +2,7 @@
 # All benchmarks, one after the other: text beside llama.cpp's tools, laws beside PyTorch, laws served. Called by
 # `make bench` (tools/bench.sh), which has built and fetched what they need. Goes on when one misses its bar; ends with 1 then.
 set -uo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 build=${BUILD:-build}
 failed=0
 cmake --build "$build" --target text-bench law-serve-bench law-cpu-bench >/dev/null || exit 1

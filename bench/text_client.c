@@ -1,16 +1,16 @@
 /* What a client sees of a text server: speed, gaps, abort, the price of being idle. One measurement a call,
  * printed as `name value` lines for bench/text.sh to collect.
  *
- *   text-bench stream --port P [--sse] [--streams N] [--tokens N] [--sampled] [--prefix WORDS --question WORDS]
- *   text-bench abort  --port P [--trials N] [--prefill] [--beside N]
- *   text-bench idle   --port P --pid PID [--conns N] [--seconds N]
+ *   text-bench stream --port P [--sse] [--streams N] [--tokens N] [--sampled] [--prefix WORDS --question
+ * WORDS] text-bench abort  --port P [--trials N] [--prefill] [--beside N] text-bench idle   --port P --pid
+ * PID [--conns N] [--seconds N]
  *
  * stream: N requests at once, each on its own connection. `tps` is counted over the time in which all N
  * generate, after the last one's first token and before the first one's end: the steady state, as
- * llama.cpp's tools count it; `all_tps` from the first request to the last token. `prefix`: all prompts begin with so many
- * words alike, and what is known of them may be used. abort: a request is aborted at a random moment of a random tick (or of its
- * prefill); `beside`: others go on. idle: what N open connections add to the process's memory, and what it
- * does meanwhile. */
+ * llama.cpp's tools count it; `all_tps` from the first request to the last token. `prefix`: all prompts
+ * begin with so many words alike, and what is known of them may be used. abort: a request is aborted at a
+ * random moment of a random tick (or of its prefill); `beside`: others go on. idle: what N open connections
+ * add to the process's memory, and what it does meanwhile. */
 #include <dirent.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -170,7 +170,8 @@ static void report_streams(const struct text_stream *s, int n, bool steady)
         for (int k = 1; k < s[i].n; k++)
             gaps[n_gaps++] = (double)(s[i].at_ns[k] - s[i].at_ns[k - 1]) / IC_MS;
     }
-    printf("tps %.3f\nserver_tps %.3f\nall_tps %.3f\ntokens %d\n", tps, server, total * 1e9 / (double)(last - sent), total);
+    printf("tps %.3f\nserver_tps %.3f\nall_tps %.3f\ntokens %d\n", tps, server,
+           total * 1e9 / (double)(last - sent), total);
     print_quantiles("gap_ms", gaps, n_gaps);
     print_quantiles("ttft_ms", ttft, n);
     free(gaps);
@@ -430,17 +431,17 @@ static struct options parse(int argc, char **argv)
 
     for (int i = 2; i < argc; i++) {
         const char *a = argv[i];
-        int *number = !strcmp(a, "--port")      ? &o.port
-                      : !strcmp(a, "--pid")     ? &o.pid
-                      : !strcmp(a, "--streams") ? &o.streams
-                      : !strcmp(a, "--tokens")  ? &o.tokens
-                      : !strcmp(a, "--trials")  ? &o.trials
-                      : !strcmp(a, "--beside")  ? &o.beside
-                      : !strcmp(a, "--conns")   ? &o.conns
-                      : !strcmp(a, "--seconds") ? &o.seconds
-                      : !strcmp(a, "--prefix")  ? &o.prefix
+        int *number = !strcmp(a, "--port")       ? &o.port
+                      : !strcmp(a, "--pid")      ? &o.pid
+                      : !strcmp(a, "--streams")  ? &o.streams
+                      : !strcmp(a, "--tokens")   ? &o.tokens
+                      : !strcmp(a, "--trials")   ? &o.trials
+                      : !strcmp(a, "--beside")   ? &o.beside
+                      : !strcmp(a, "--conns")    ? &o.conns
+                      : !strcmp(a, "--seconds")  ? &o.seconds
+                      : !strcmp(a, "--prefix")   ? &o.prefix
                       : !strcmp(a, "--question") ? &o.question
-                                                : NULL;
+                                                 : NULL;
         if (!strcmp(a, "--sse"))
             o.sse = true;
         else if (!strcmp(a, "--sampled"))
@@ -453,7 +454,8 @@ static struct options parse(int argc, char **argv)
             text_fail("see the top of bench/text_client.c for how to call it");
     }
     if (o.port <= 0 || o.streams < 1 || o.streams > 256 || o.tokens < 2 || o.trials < 1 || o.beside < 0 ||
-        o.beside > BESIDE_MAX || o.prefix < 0 || o.question < 0 || o.prefix + o.question > WORDS_MAX || o.conns < 1 || o.conns > CONNS_MAX)
+        o.beside > BESIDE_MAX || o.prefix < 0 || o.question < 0 || o.prefix + o.question > WORDS_MAX ||
+        o.conns < 1 || o.conns > CONNS_MAX)
         text_fail("a number is missing or out of range");
     return o;
 }

@@ -142,7 +142,8 @@ void text_open_sse(struct text_stream *s, int port, const struct text_request *r
 
     *s = (struct text_stream){0};
     s->fd = dial(port);
-    ic_buf_printf(&body, "{\"stream\":true,\"ignore_eos\":true,\"cache_prompt\":%s", r->cached ? "true" : "false");
+    ic_buf_printf(&body, "{\"stream\":true,\"ignore_eos\":true,\"cache_prompt\":%s",
+                  r->cached ? "true" : "false");
     ic_json_kstr(&body, "prompt", r->prompt);
     ic_buf_printf(
         &body, ",\"n_predict\":%d,\"seed\":1,%s}", r->max_tokens,

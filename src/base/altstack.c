@@ -28,11 +28,13 @@ void ic_altstack_here(void)
     pthread_once(&once, make_key);
     if (pthread_getspecific(key))
         return;
-    char *base = mmap(NULL, GUARD + IC_ALTSTACK_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    char *base =
+        mmap(NULL, GUARD + IC_ALTSTACK_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (base == MAP_FAILED)
         return;
     stack_t st = {.ss_sp = base + GUARD, .ss_size = IC_ALTSTACK_BYTES};
-    if (mprotect(base, GUARD, PROT_NONE) != 0 || pthread_setspecific(key, base) != 0 || sigaltstack(&st, NULL) != 0) {
+    if (mprotect(base, GUARD, PROT_NONE) != 0 || pthread_setspecific(key, base) != 0 ||
+        sigaltstack(&st, NULL) != 0) {
         pthread_setspecific(key, NULL);
         munmap(base, GUARD + IC_ALTSTACK_BYTES);
     }

@@ -1,5 +1,6 @@
-/* A stack of its own for the signal handlers of a thread, so that one that has used up its stack can still tell (the
- * handler of ops/crash.c). Each thread that wants one says so; the others handle signals on their own stack. */
+/* A stack of its own for the signal handlers of a thread, so that one that has used up its stack can still
+ * tell (the handler of ops/crash.c). Each thread that wants one says so; the others handle signals on their
+ * own stack. */
 #ifndef IC_BASE_ALTSTACK_H
 #define IC_BASE_ALTSTACK_H
 

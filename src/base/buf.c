@@ -174,7 +174,8 @@ void ic_buf_base64(struct ic_buf *b, const void *data, size_t n)
         return;
     char *o = b->data + b->len;
     for (size_t i = 0; i < n; i += 3) {
-        unsigned v = (unsigned)p[i] << 16 | (i + 1 < n ? (unsigned)p[i + 1] << 8 : 0) | (i + 2 < n ? p[i + 2] : 0);
+        unsigned v =
+            (unsigned)p[i] << 16 | (i + 1 < n ? (unsigned)p[i + 1] << 8 : 0) | (i + 2 < n ? p[i + 2] : 0);
         *o++ = set[v >> 18];
         *o++ = set[v >> 12 & 63];
         *o++ = i + 1 < n ? set[v >> 6 & 63] : '=';

@@ -20,13 +20,13 @@ struct ic_buf {
 
 #define IC_BUF_MAX_DEFAULT ((size_t)64 << 20)
 
-void ic_buf_deinit(struct ic_buf *b);                        /* frees; a zeroed buffer is fine */
-void ic_buf_clear(struct ic_buf *b);                         /* len = 0, keeps the memory */
-bool ic_buf_reserve(struct ic_buf *b, size_t extra);         /* room for `extra` more bytes */
-void ic_buf_put(struct ic_buf *b, const void *p, size_t n);  /* copies n bytes */
-void ic_buf_puts(struct ic_buf *b, const char *s);           /* copies up to the NUL */
+void ic_buf_deinit(struct ic_buf *b);                       /* frees; a zeroed buffer is fine */
+void ic_buf_clear(struct ic_buf *b);                        /* len = 0, keeps the memory */
+bool ic_buf_reserve(struct ic_buf *b, size_t extra);        /* room for `extra` more bytes */
+void ic_buf_put(struct ic_buf *b, const void *p, size_t n); /* copies n bytes */
+void ic_buf_puts(struct ic_buf *b, const char *s);          /* copies up to the NUL */
 void ic_buf_printf(struct ic_buf *b, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
-char *ic_buf_take(struct ic_buf *b, size_t *len);            /* caller frees; the buffer is empty after */
+char *ic_buf_take(struct ic_buf *b, size_t *len); /* caller frees; the buffer is empty after */
 void ic_buf_base64(struct ic_buf *b, const void *p, size_t n);
 
 /* JSON pieces. Strings are escaped, and bytes that are not UTF-8 become U+FFFD, so the output is

@@ -1,5 +1,5 @@
-/* Faults on order, for tests: IC_FAULT="text-hang:20,law-hang:5" makes the 20th decode and the 5th batch hang. Where the
- * variable is not set, which is normal, a question costs one load. Any thread. */
+/* Faults on order, for tests: IC_FAULT="text-hang:20,law-hang:5" makes the 20th decode and the 5th batch
+ * hang. Where the variable is not set, which is normal, a question costs one load. Any thread. */
 #ifndef IC_BASE_FAULT_H
 #define IC_BASE_FAULT_H
 

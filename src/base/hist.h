@@ -6,10 +6,10 @@
 #include <stdint.h>
 
 /* Upper bounds in seconds, Prometheus style (cumulative when printed); the last bucket is +Inf. */
-#define IC_HIST_BOUNDS                                                                                               \
-    {                                                                                                                \
-        0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, \
-            60.0, 120.0                                                                                              \
+#define IC_HIST_BOUNDS                                                                                     \
+    {                                                                                                      \
+        0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0,   \
+            10.0, 30.0, 60.0, 120.0                                                                        \
     }
 #define IC_HIST_N 19
 

@@ -1,12 +1,11 @@
-/* Authors format their line on their own stack and copy it into the ring under a lock held for that copy alone. The log
- * thread copies whole lines out, writes them without the lock, and only then moves `tail`: what a crash interrupts is
- * still in the ring.
+/* Authors format their line on their own stack and copy it into the ring under a lock held for that copy
+ * alone. The log thread copies whole lines out, writes them without the lock, and only then moves `tail`:
+ * what a crash interrupts is still in the ring.
  *
- *   ring    tail ≤ written … head: free running counts of bytes; authors move head (under the lock, after the bytes
- *           are there), the log thread alone moves tail.
- *   crash   reads [tail, head) without the lock, which the crashed thread may hold. `crashing` keeps the log
- *           thread from writing the same lines, and `writing` tells that it is at it. Both are seq_cst: one of the two
- *           sees the other's. */
+ *   ring    tail ≤ written … head: free running counts of bytes; authors move head (under the lock, after
+ * the bytes are there), the log thread alone moves tail. crash   reads [tail, head) without the lock, which
+ * the crashed thread may hold. `crashing` keeps the log thread from writing the same lines, and `writing`
+ * tells that it is at it. Both are seq_cst: one of the two sees the other's. */
 #include "base/log.h"
 
 #include <errno.h>
@@ -25,9 +24,9 @@
 #include "base/clock.h"
 #include "base/utf8.h"
 
-#define BATCH (64 << 10)          /* bytes written at once; every line fits */
-#define LINE_BYTES 16384          /* a text of IC_LOG_LINE_MAX with every byte escaped, and the rest */
-#define ID_MAX 128                /* bytes of a client's id that are shown */
+#define BATCH (64 << 10)            /* bytes written at once; every line fits */
+#define LINE_BYTES 16384            /* a text of IC_LOG_LINE_MAX with every byte escaped, and the rest */
+#define ID_MAX 128                  /* bytes of a client's id that are shown */
 #define CRASH_WAIT_NS (200 * IC_MS) /* for the log thread to end the write it is in */
 
 /* ---- levels ---- */
@@ -67,15 +66,17 @@ static enum ic_status parse_one(struct levels *l, const char *p, size_t len, boo
     int level = eq ? level_named(eq + 1, len - name - 1) : level_named(p, len);
 
     if (level < 0 || (!eq && !first))
-        return ic_fail(err, IC_BAD_REQUEST,
-                       "log levels are error, warn, info, debug, trace, and then MODULE=LEVEL, not \"%.*s\"",
-                       (int)(len > 40 ? 40 : len), p);
+        return ic_fail(
+            err, IC_BAD_REQUEST,
+            "log levels are error, warn, info, debug, trace, and then MODULE=LEVEL, not \"%.*s\"",
+            (int)(len > 40 ? 40 : len), p);
     if (!eq) {
         l->all = level;
         return IC_OK;
     }
     if (!name || name > IC_LOG_MODULE_LEN_MAX || strspn(p, "abcdefghijklmnopqrstuvwxyz") != name)
-        return ic_fail(err, IC_BAD_REQUEST, "a log module's name has 1 to %d small letters", IC_LOG_MODULE_LEN_MAX);
+        return ic_fail(err, IC_BAD_REQUEST, "a log module's name has 1 to %d small letters",
+                       IC_LOG_MODULE_LEN_MAX);
     if (l->n == IC_LOG_MODULES_MAX)
         return ic_fail(err, IC_BAD_REQUEST, "log levels of more than %d modules", IC_LOG_MODULES_MAX);
     memcpy(l->module[l->n].name, p, name);
@@ -122,7 +123,8 @@ enum mode { DIRECT, THREAD, MUTE };
 
 static struct {
     _Atomic(enum mode) mode;
-    pthread_mutex_t lock; /* guards all down to `thread`, but for tail and head, which a crash reads without it */
+    pthread_mutex_t
+        lock; /* guards all down to `thread`, but for tail and head, which a crash reads without it */
     pthread_cond_t wake, drained;
     bool open, asleep, stop, done, reopen;
     pthread_t thread;
@@ -210,8 +212,9 @@ static int own_fd_now(void *arg)
 
 /* ---- lines ---- */
 
-/* "2026-11-24T15:04:05.123Z" into out[25]. By hand, because gmtime_r takes a lock that a crash may hold. The date from
- * days since 1970: in years that begin in March the leap day is the last one, and 153 days are 5 months. */
+/* "2026-11-24T15:04:05.123Z" into out[25]. By hand, because gmtime_r takes a lock that a crash may hold.
+ * The date from days since 1970: in years that begin in March the leap day is the last one, and 153 days
+ * are 5 months. */
 static void put_time(char out[25])
 {
     struct timespec ts;
@@ -223,8 +226,8 @@ static void put_time(char out[25])
     int64_t yoe = (doe - doe / 1460 + doe / 36524 - doe / 146096) / 365;
     int64_t doy = doe - (365 * yoe + yoe / 4 - yoe / 100), mp = (5 * doy + 2) / 153;
     int64_t month = mp < 10 ? mp + 3 : mp - 9, year = yoe + era * 400 + (month <= 2);
-    const int64_t part[] = {year, month, doy - (153 * mp + 2) / 5 + 1, sec / 3600, sec / 60 % 60, sec % 60,
-                            ts.tv_nsec / 1000000};
+    const int64_t part[] = {year,          month,    doy - (153 * mp + 2) / 5 + 1, sec / 3600,
+                            sec / 60 % 60, sec % 60, ts.tv_nsec / 1000000};
     const int digits[] = {4, 2, 2, 2, 2, 2, 3};
     for (int i = 0; i < 7; i++) {
         int64_t v = part[i];
@@ -265,8 +268,8 @@ static void put_ids_plain(struct ic_buf *b, const struct ic_log_ids *ids)
     }
 }
 
-static void put_line(struct ic_buf *b, enum ic_log_level level, const char *module, const struct ic_log_ids *ids,
-                     const char *text, size_t len)
+static void put_line(struct ic_buf *b, enum ic_log_level level, const char *module,
+                     const struct ic_log_ids *ids, const char *text, size_t len)
 {
     static const struct ic_log_ids none;
     char now[25];
@@ -310,7 +313,8 @@ static bool put(const char *p, size_t len)
     return true;
 }
 
-static void log_v(const struct ic_log_ids *ids, enum ic_log_level level, const char *module, const char *fmt, va_list ap)
+static void log_v(const struct ic_log_ids *ids, enum ic_log_level level, const char *module,
+                  const char *fmt, va_list ap)
 {
     char text[IC_LOG_LINE_MAX], bytes[LINE_BYTES];
     /* as large as it may get: nothing is allocated */
@@ -344,7 +348,8 @@ void ic_log(enum ic_log_level level, const char *module, const char *fmt, ...)
     va_end(ap);
 }
 
-void ic_log_about(const struct ic_log_ids *ids, enum ic_log_level level, const char *module, const char *fmt, ...)
+void ic_log_about(const struct ic_log_ids *ids, enum ic_log_level level, const char *module,
+                  const char *fmt, ...)
 {
     va_list ap;
 
@@ -381,7 +386,8 @@ static bool tell_losses(void)
 
     if (!dropped && !lost)
         return true;
-    int n = snprintf(text, sizeof text, "log lines are missing here: %llu found the queue full, %llu could not be written%s%s",
+    int n = snprintf(text, sizeof text,
+                     "log lines are missing here: %llu found the queue full, %llu could not be written%s%s",
                      (unsigned long long)dropped, (unsigned long long)lost, lost ? ": " : "",
                      lost ? strerror_r(l.why, why, sizeof why) : "");
     put_line(&line, IC_LOG_WARN, "log", NULL, text, (size_t)n);
@@ -406,7 +412,8 @@ static void write_batch(const char *p, size_t len)
     }
 }
 
-/* The bytes [tail, head) without the lock; nobody but this thread moves tail. Whole lines, BATCH bytes at most. */
+/* The bytes [tail, head) without the lock; nobody but this thread moves tail. Whole lines, BATCH bytes at
+ * most. */
 static size_t take_batch(uint64_t tail, uint64_t head)
 {
     size_t len = head - tail < BATCH ? (size_t)(head - tail) : BATCH;
@@ -568,7 +575,8 @@ int ic_log_crash_begin(void)
     atomic_store(&l.crashing, true);
     if (!thread)
         return fd;
-    for (int64_t until = ic_now_ns() + CRASH_WAIT_NS; !pthread_equal(pthread_self(), l.thread) && ic_now_ns() < until;) {
+    for (int64_t until = ic_now_ns() + CRASH_WAIT_NS;
+         !pthread_equal(pthread_self(), l.thread) && ic_now_ns() < until;) {
         struct timespec ms = {.tv_nsec = IC_MS};
         if (!atomic_load(&l.writing))
             break;
@@ -576,7 +584,8 @@ int ic_log_crash_begin(void)
     }
     fd = l.sink.fd(l.sink.arg);
     uint64_t tail = atomic_load(&l.tail), head = atomic_load(&l.head);
-    size_t len = (size_t)(head - tail), at = tail % IC_LOG_RING, first = len < IC_LOG_RING - at ? len : IC_LOG_RING - at;
+    size_t len = (size_t)(head - tail), at = tail % IC_LOG_RING,
+           first = len < IC_LOG_RING - at ? len : IC_LOG_RING - at;
     write_all(fd, l.ring + at, first);
     write_all(fd, l.ring, len - first);
     atomic_store(&l.tail, head);

@@ -1,4 +1,5 @@
-/* The log's levels, lines and thread: nothing lost, nothing blocked, every loss told. Sinks are of memory. */
+/* The log's levels, lines and thread: nothing lost, nothing blocked, every loss told. Sinks are of memory.
+ */
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
@@ -22,7 +23,7 @@
 
 static char got[8 << 20];
 static size_t got_len;
-static atomic_int failing;         /* errno, 0: it takes all */
+static atomic_int failing; /* errno, 0: it takes all */
 static atomic_int reopened;
 static pthread_mutex_t gate = PTHREAD_MUTEX_INITIALIZER; /* held by a test: writes block */
 
@@ -92,10 +93,21 @@ static void levels_per_module(void **state)
     assert_false(ic_log_enabled(IC_LOG_DEBUG, "net"));
     assert_int_equal(ic_log_set_levels("error,net=info,net=warn", &err), IC_OK); /* the last counts */
     assert_false(ic_log_enabled(IC_LOG_INFO, "net"));
-    static const char *const bad[] = {"", "loud", "info,", ",info", "info,warn", "net=", "=info", "net=loud", "info,net",
-                                      "info net=debug", "INFO", "averyverylongname=info",
-                                      "a=info,b=info,c=info,d=info,e=info,f=info,g=info,h=info,i=info,j=info,k=info,"
-                                      "l=info,m=info,n=info,o=info,p=info,q=info"};
+    static const char *const bad[] = {
+        "",
+        "loud",
+        "info,",
+        ",info",
+        "info,warn",
+        "net=",
+        "=info",
+        "net=loud",
+        "info,net",
+        "info net=debug",
+        "INFO",
+        "averyverylongname=info",
+        "a=info,b=info,c=info,d=info,e=info,f=info,g=info,h=info,i=info,j=info,k=info,"
+        "l=info,m=info,n=info,o=info,p=info,q=info"};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         assert_int_equal(ic_log_set_levels(bad[i], &err), IC_BAD_REQUEST);
         assert_false(ic_log_enabled(IC_LOG_INFO, "net")); /* as before */
@@ -115,7 +127,9 @@ static void lines_are_json_and_say_whose_they_are(void **state)
 
     (void)state;
     start();
-    ic_log(IC_LOG_WARN, "net", "a \"quoted\" %s\n", "line\twith\x01" "controls");
+    ic_log(IC_LOG_WARN, "net", "a \"quoted\" %s\n",
+           "line\twith\x01"
+           "controls");
     ic_log_about(&ids, IC_LOG_INFO, "text", "ended");
     ic_log(IC_LOG_DEBUG, "net", "not at this level");
     memset(text, 1, sizeof text - 1); /* every byte becomes six */
@@ -128,15 +142,18 @@ static void lines_are_json_and_say_whose_they_are(void **state)
     snprintf(now, sizeof now, "20%02d-", tm.tm_year % 100);
     assert_memory_equal(line, "{\"time\":\"", 9);
     assert_memory_equal(line + 9, now, 5);
-    assert_string_equal(line + 9 + 24, "\",\"level\":\"warn\",\"module\":\"net\",\"msg\":\"a \\\"quoted\\\" "
-                                       "line\\twith\\u0001controls\"}");
+    assert_string_equal(line + 9 + 24,
+                        "\",\"level\":\"warn\",\"module\":\"net\",\"msg\":\"a \\\"quoted\\\" "
+                        "line\\twith\\u0001controls\"}");
     int y, mo, d, h, mi, s, ms;
     assert_int_equal(sscanf(line + 9, "%4d-%2d-%2dT%2d:%2d:%2d.%3dZ", &y, &mo, &d, &h, &mi, &s, &ms), 7);
-    struct tm back = {.tm_year = y - 1900, .tm_mon = mo - 1, .tm_mday = d, .tm_hour = h, .tm_min = mi, .tm_sec = s};
+    struct tm back = {
+        .tm_year = y - 1900, .tm_mon = mo - 1, .tm_mday = d, .tm_hour = h, .tm_min = mi, .tm_sec = s};
     assert_in_range(timegm(&back), t - 1, t + 600);
     line = strtok(NULL, "\n");
-    assert_string_equal(line + 33, "\",\"level\":\"info\",\"module\":\"text\",\"rid\":7,\"conn\":\"3.12\",\"sim\":9,"
-                                   "\"id\":\"cl\\\"ient\\n\xEF\xBF\xBD\",\"msg\":\"ended\"}");
+    assert_string_equal(line + 33,
+                        "\",\"level\":\"info\",\"module\":\"text\",\"rid\":7,\"conn\":\"3.12\",\"sim\":9,"
+                        "\"id\":\"cl\\\"ient\\n\xEF\xBF\xBD\",\"msg\":\"ended\"}");
     line = strtok(NULL, "\n");
     assert_int_equal(strlen(line), 33 + strlen("\",\"level\":\"error\",\"module\":\"net\",\"msg\":\"\"}") +
                                        6 * (IC_LOG_LINE_MAX - 1));
@@ -256,7 +273,8 @@ static void idle_is_idle(void **state)
     ic_log(IC_LOG_INFO, "test", "one");
     ic_log_flush(60000);
     usleep(100000); /* it lies down */
-    /* the thread has no timer: what it waits on is a condition, for ever. Seen from outside: its voluntary switches */
+    /* the thread has no timer: what it waits on is a condition, for ever. Seen from outside: its voluntary
+     * switches */
     char name[64], line[200];
     long was = -1, is = -1;
     for (int round = 0; round < 2; round++) {
@@ -343,7 +361,8 @@ static void a_crash_writes_what_is_left(void **state)
             assert_int_equal(n, i);
         }
         assert_non_null(fgets(line, sizeof line, f));
-        assert_non_null(strstr(line, "\"level\":\"error\",\"module\":\"crash\",\"msg\":\"it \\\"broke\\\"?\"}\n"));
+        assert_non_null(
+            strstr(line, "\"level\":\"error\",\"module\":\"crash\",\"msg\":\"it \\\"broke\\\"?\"}\n"));
         assert_null(fgets(line, sizeof line, f));
         fclose(f);
     }
@@ -351,8 +370,8 @@ static void a_crash_writes_what_is_left(void **state)
     unlink(path);
 }
 
-/* A sink that never comes back: the end of the process does not wait for it for ever. The thread stays behind, so this
- * is a process of its own. */
+/* A sink that never comes back: the end of the process does not wait for it for ever. The thread stays
+ * behind, so this is a process of its own. */
 static void the_end_does_not_wait_for_ever(void **state)
 {
     int status;

@@ -10,17 +10,17 @@
 #include <stddef.h>
 
 /* X(symbol, wire name, HTTP status) */
-#define IC_STATUS_TABLE(X)                                                                          \
-    X(OK, "ok", 200)                                                                                \
-    X(BAD_REQUEST, "bad_request", 400)   /* the input is wrong: do not repeat it */                 \
-    X(TOO_LARGE, "too_large", 413)       /* past a named limit: send less */                        \
-    X(UNAUTHORIZED, "unauthorized", 401) /* show valid credentials first */                         \
-    X(FORBIDDEN, "forbidden", 403)       /* these credentials never may */                          \
-    X(NOT_FOUND, "not_found", 404)       /* no such file, session, model or path */                 \
-    X(BUSY, "busy", 429)                 /* a queue is full: try again later */                     \
-    X(OOM, "oom", 507)                   /* memory of a device or pool is exhausted */              \
-    X(DEADLINE, "deadline", 504)         /* the caller's time ran out */                            \
-    X(UNAVAILABLE, "unavailable", 503)   /* loading, draining or switched off */                    \
+#define IC_STATUS_TABLE(X)                                                                                 \
+    X(OK, "ok", 200)                                                                                       \
+    X(BAD_REQUEST, "bad_request", 400)   /* the input is wrong: do not repeat it */                        \
+    X(TOO_LARGE, "too_large", 413)       /* past a named limit: send less */                               \
+    X(UNAUTHORIZED, "unauthorized", 401) /* show valid credentials first */                                \
+    X(FORBIDDEN, "forbidden", 403)       /* these credentials never may */                                 \
+    X(NOT_FOUND, "not_found", 404)       /* no such file, session, model or path */                        \
+    X(BUSY, "busy", 429)                 /* a queue is full: try again later */                            \
+    X(OOM, "oom", 507)                   /* memory of a device or pool is exhausted */                     \
+    X(DEADLINE, "deadline", 504)         /* the caller's time ran out */                                   \
+    X(UNAVAILABLE, "unavailable", 503)   /* loading, draining or switched off */                           \
     X(INTERNAL, "internal", 500)         /* our fault, or the machine's (I/O) */
 
 enum ic_status {

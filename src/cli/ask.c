@@ -58,7 +58,8 @@ static enum ic_status send_request(struct ic_ws *ws, const struct ask *a, struct
         ic_buf_puts(&b, "}]");
     }
     ic_buf_printf(&b, ",\"params\":{\"max_tokens\":%d}}", a->max_tokens);
-    enum ic_status st = b.failed ? ic_fail(err, IC_OOM, "out of memory") : ic_ws_send(ws, b.data, b.len, false, err);
+    enum ic_status st =
+        b.failed ? ic_fail(err, IC_OOM, "out of memory") : ic_ws_send(ws, b.data, b.len, false, err);
     ic_buf_deinit(&b);
     return st;
 }
@@ -89,7 +90,8 @@ static int show(struct ic_ws *ws)
             if (isatty(STDERR_FILENO))
                 fprintf(stderr, "(%lld tokens, first after %.0f ms, %.1f tokens/s)\n",
                         (long long)json_integer_value(json_object_get(st, "tokens")),
-                        json_number_value(json_object_get(st, "ttft_ms")), json_number_value(json_object_get(st, "tps")));
+                        json_number_value(json_object_get(st, "ttft_ms")),
+                        json_number_value(json_object_get(st, "tps")));
             rc = IC_EXIT_OK;
         }
         json_decref(o);

@@ -27,14 +27,16 @@ static const struct {
     const char *name, *args, *help;
     int (*run)(int, char **);
 } commands[] = {
-    {"serve", "[--model FILE.gguf] [--law PATH] [OPTIONS]", "serve a text model, laws, or both over WebSocket and HTTP",
-     ic_cli_serve},
-    {"supervise", "[OPTIONS] -- serve …", "keep a server running: start it again, with less where it keeps ending", ic_cli_supervise},
-    {"plan", "--model FILE.gguf [--vram 3GiB] [OPTIONS]", "show how serve would split a model between GPU and CPU, without loading it",
-     ic_cli_plan},
-    {"ask", "[--host H] [--port N] [--key K] [--max-tokens N] [--raw] TEXT", "stream one answer from a running server", ic_cli_ask},
-    {"law", "inspect FILE | step --checkpoint F --state IN --steps N --out OUT | …", "look at a Law M, or step a stored state",
-     ic_law_main},
+    {"serve", "[--model FILE.gguf] [--law PATH] [OPTIONS]",
+     "serve a text model, laws, or both over WebSocket and HTTP", ic_cli_serve},
+    {"supervise", "[OPTIONS] -- serve …",
+     "keep a server running: start it again, with less where it keeps ending", ic_cli_supervise},
+    {"plan", "--model FILE.gguf [--vram 3GiB] [OPTIONS]",
+     "show how serve would split a model between GPU and CPU, without loading it", ic_cli_plan},
+    {"ask", "[--host H] [--port N] [--key K] [--max-tokens N] [--raw] TEXT",
+     "stream one answer from a running server", ic_cli_ask},
+    {"law", "inspect FILE | step --checkpoint F --state IN --steps N --out OUT | …",
+     "look at a Law M, or step a stored state", ic_law_main},
     {"version", "", "print the version", cli_version},
     {"help", "", "print this", cli_help},
 };
@@ -51,7 +53,8 @@ static int cli_help(int argc, char **argv)
         printf("  %s %s\n      %s\n", commands[i].name, commands[i].args, commands[i].help);
     ic_options_help(&b);
     ic_buf_put(&b, "", 1);
-    printf("\noptions of serve and plan (also IC_NAME in the environment, and name = value in a --config file):\n%s",
+    printf("\noptions of serve and plan (also IC_NAME in the environment, and name = value in a --config "
+           "file):\n%s",
            b.data ? b.data : "");
     ic_buf_deinit(&b);
     return IC_EXIT_OK;

@@ -16,7 +16,8 @@ int ic_cli_plan(int argc, char **argv);
 
 /* What the options say about the text model. Strings are borrowed from them. IC_BAD_REQUEST: --gpu-layers,
  * --lora or --pooling make no sense. */
-enum ic_status ic_cli_text_config(const struct ic_options *o, struct ic_text_config *out, struct ic_err *err);
+enum ic_status ic_cli_text_config(const struct ic_options *o, struct ic_text_config *out,
+                                  struct ic_err *err);
 
 /* Prints "inference-core: text" on stderr and returns `code`. */
 int ic_cli_fail(enum ic_exit code, const char *text);

@@ -17,8 +17,9 @@ struct row {
 };
 
 static const struct row rows[] = {
-#define S(field, flag, def, unit, help) {flag, unit, help, def, true, offsetof(struct ic_options, field), 0, 0, 0},
-#define I(field, flag, def, lo, hi, unit, help)                                                                        \
+#define S(field, flag, def, unit, help)                                                                    \
+    {flag, unit, help, def, true, offsetof(struct ic_options, field), 0, 0, 0},
+#define I(field, flag, def, lo, hi, unit, help)                                                            \
     {flag, unit, help, NULL, false, offsetof(struct ic_options, field), def, lo, hi},
     IC_OPTIONS(S, I)
 #undef S
@@ -55,10 +56,12 @@ static enum ic_status set(struct ic_options *o, const struct row *r, const char 
     }
     const char *rest = end + (shift ? 1 : 0);
     if (end == value || errno || (*rest && (!shift || strcmp(rest, "iB") != 0)))
-        return ic_fail(err, IC_BAD_REQUEST, "%s%s takes a whole number, not \"%.60s\"", from, r->flag, value);
+        return ic_fail(err, IC_BAD_REQUEST, "%s%s takes a whole number, not \"%.60s\"", from, r->flag,
+                       value);
     int64_t unit = INT64_C(1) << shift; /* divided first, so that nothing can overflow */
     if (v > r->hi / unit || v < r->lo / unit || v * unit < r->lo)
-        return ic_fail(err, IC_BAD_REQUEST, "%s%s must be %lld to %lld", from, r->flag, (long long)r->lo, (long long)r->hi);
+        return ic_fail(err, IC_BAD_REQUEST, "%s%s must be %lld to %lld", from, r->flag, (long long)r->lo,
+                       (long long)r->hi);
     *(int64_t *)((char *)o + r->offset) = v * unit;
     return IC_OK;
 }
@@ -86,7 +89,8 @@ static int on_pair(void *arg, const char *section, const char *name, const char 
         return 0;
     }
     if (f->seen[r - rows]) {
-        ic_fail(f->err, IC_BAD_REQUEST, "configuration: %s stands twice (an indented line continues the one before)", name);
+        ic_fail(f->err, IC_BAD_REQUEST,
+                "configuration: %s stands twice (an indented line continues the one before)", name);
         return 0;
     }
     f->seen[r - rows] = true;
@@ -111,7 +115,9 @@ static enum ic_status read_file(struct ic_options *o, const char *path, struct i
         return ic_fail(err, first.code, "%s", first.msg);
     if (rc < 0)
         return ic_fail(err, IC_BAD_REQUEST, "configuration %s: %s", path, strerror(errno));
-    return rc == 0 ? IC_OK : ic_fail(err, IC_BAD_REQUEST, "configuration %s: line %d makes no sense or is too long", path, rc);
+    return rc == 0 ? IC_OK
+                   : ic_fail(err, IC_BAD_REQUEST, "configuration %s: line %d makes no sense or is too long",
+                             path, rc);
 }
 
 static const char *env_of(const struct row *r)
@@ -125,8 +131,10 @@ static const char *env_of(const struct row *r)
     return getenv(name);
 }
 
-/* One walk over the command line: with `r` it applies the options, without it looks only for --config and --help. */
-static enum ic_status walk(struct ic_options *o, int argc, char **argv, bool apply, bool *help, struct ic_err *err)
+/* One walk over the command line: with `r` it applies the options, without it looks only for --config and
+ * --help. */
+static enum ic_status walk(struct ic_options *o, int argc, char **argv, bool apply, bool *help,
+                           struct ic_err *err)
 {
     for (int i = 1; i < argc; i++) {
         const char *a = argv[i], *eq = strchr(a, '=');
@@ -137,7 +145,8 @@ static enum ic_status walk(struct ic_options *o, int argc, char **argv, bool app
         size_t len = eq ? (size_t)(eq - a) : strlen(a);
         const struct row *r = !strncmp(a, "--", 2) ? find(a + 2, len - 2) : NULL;
         if (!r)
-            return ic_fail(err, IC_BAD_REQUEST, "unknown option %.*s (see --help)", (int)(len > 80 ? 80 : len), a);
+            return ic_fail(err, IC_BAD_REQUEST, "unknown option %.*s (see --help)",
+                           (int)(len > 80 ? 80 : len), a);
         if (!eq && i + 1 >= argc)
             return ic_fail(err, IC_BAD_REQUEST, "--%s needs a value", r->flag);
         const char *value = eq ? eq + 1 : argv[++i];
@@ -168,7 +177,8 @@ enum ic_status ic_options_parse(struct ic_options *o, int argc, char **argv, boo
         return st;
     for (size_t i = 0; i < N_ROWS; i++) {
         const char *v = env_of(&rows[i]);
-        if (v && strcmp(rows[i].flag, "config") != 0 && (st = set(o, &rows[i], v, "environment: ", err)) != IC_OK)
+        if (v && strcmp(rows[i].flag, "config") != 0 &&
+            (st = set(o, &rows[i], v, "environment: ", err)) != IC_OK)
             return st;
     }
     return walk(o, argc, argv, true, help, err);
@@ -189,7 +199,8 @@ void ic_options_help(struct ic_buf *out)
         snprintf(left, sizeof left, "--%s %s", r->flag, r->text ? r->unit : "N");
         ic_buf_printf(out, "  %-26s %s", left, r->help);
         if (!r->text)
-            ic_buf_printf(out, " (%s%sdefault %lld)", *r->unit ? r->unit : "", *r->unit ? ", " : "", (long long)r->num);
+            ic_buf_printf(out, " (%s%sdefault %lld)", *r->unit ? r->unit : "", *r->unit ? ", " : "",
+                          (long long)r->num);
         else if (r->def)
             ic_buf_printf(out, " (default %s)", r->def);
         ic_buf_puts(out, "\n");

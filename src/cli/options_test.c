@@ -1,4 +1,5 @@
-/* Options of serve: which source wins, what is refused and in whose name, and that the help forgets none. */
+/* Options of serve: which source wins, what is refused and in whose name, and that the help forgets none.
+ */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -153,7 +154,8 @@ static void numbers_have_ranges_and_suffixes(void **state)
     ic_options_deinit(&o);
 }
 
-/* Every row of the table: its default lies in its range, its bounds are taken, what is just outside is not. */
+/* Every row of the table: its default lies in its range, its bounds are taken, what is just outside is not.
+ */
 static void every_number_keeps_to_its_range(void **state)
 {
     struct ic_options o;
@@ -163,15 +165,15 @@ static void every_number_keeps_to_its_range(void **state)
 
     (void)state;
 #define S(field, flag, def, unit, text)
-#define I(field, flag, def, lo, hi, unit, text)                                                                        \
-    assert_true((def) >= (lo) && (def) <= (hi));                                                                       \
-    for (int over = -1; over <= 2; over++) {                                                                           \
-        int64_t v = over < 1 ? (int64_t)(lo) + over : (int64_t)(hi) + over - 1;                                        \
-        snprintf(line, sizeof line, "--" flag " %lld", (long long)v);                                                  \
-        enum ic_status st = parse(&o, line, &help, &err);                                                              \
-        assert_int_equal(st, over == -1 || over == 2 ? IC_BAD_REQUEST : IC_OK);                                        \
-        assert_true(st != IC_OK || o.field == v);                                                                      \
-        ic_options_deinit(&o);                                                                                         \
+#define I(field, flag, def, lo, hi, unit, text)                                                            \
+    assert_true((def) >= (lo) && (def) <= (hi));                                                           \
+    for (int over = -1; over <= 2; over++) {                                                               \
+        int64_t v = over < 1 ? (int64_t)(lo) + over : (int64_t)(hi) + over - 1;                            \
+        snprintf(line, sizeof line, "--" flag " %lld", (long long)v);                                      \
+        enum ic_status st = parse(&o, line, &help, &err);                                                  \
+        assert_int_equal(st, over == -1 || over == 2 ? IC_BAD_REQUEST : IC_OK);                            \
+        assert_true(st != IC_OK || o.field == v);                                                          \
+        ic_options_deinit(&o);                                                                             \
     }
     IC_OPTIONS(S, I)
 #undef S
@@ -255,8 +257,8 @@ static void a_file_may_set_everything(void **state)
     bool help;
 
     (void)state;
-#define S(field, flag, def, unit, text)                                                                                \
-    if (strcmp(flag, "config") != 0)                                                                                   \
+#define S(field, flag, def, unit, text)                                                                    \
+    if (strcmp(flag, "config") != 0)                                                                       \
         ic_buf_puts(&b, flag " = text of " flag "\n");
 #define I(field, flag, def, lo, hi, unit, text) ic_buf_printf(&b, flag " = %lld\n", (long long)(hi));
     IC_OPTIONS(S, I)
@@ -265,8 +267,8 @@ static void a_file_may_set_everything(void **state)
     ic_buf_put(&b, "", 1);
     write_file(b.data);
     assert_int_equal(parse(&o, "--config %s", &help, &err), IC_OK);
-#define S(field, flag, def, unit, text)                                                                                \
-    if (strcmp(flag, "config") != 0)                                                                                   \
+#define S(field, flag, def, unit, text)                                                                    \
+    if (strcmp(flag, "config") != 0)                                                                       \
         assert_string_equal(o.field, "text of " flag);
 #define I(field, flag, def, lo, hi, unit, text) assert_true(o.field == (hi));
     IC_OPTIONS(S, I)
@@ -283,16 +285,18 @@ static void help_names_every_option(void **state)
     (void)state;
     ic_options_help(&b);
     ic_buf_put(&b, "", 1);
-#define S(field, flag, def, unit, text)                                                                                \
-    assert_non_null(strstr(b.data, "--" flag " "));                                                                    \
+#define S(field, flag, def, unit, text)                                                                    \
+    assert_non_null(strstr(b.data, "--" flag " "));                                                        \
     assert_non_null(strstr(b.data, text));
-#define I(field, flag, def, lo, hi, unit, text)                                                                        \
-    S(field, flag, def, unit, text) do                                                                                 \
-    {                                                                                                                  \
-        char want[64];                                                                                                 \
-        snprintf(want, sizeof want, "default %lld)", (long long)(def));                                                \
-        assert_non_null(strstr(strstr(b.data, "--" flag " "), want));                                                  \
-    } while (0);
+#define I(field, flag, def, lo, hi, unit, text)                                                            \
+    S(field, flag, def, unit, text) do                                                                     \
+    {                                                                                                      \
+        char want[64];                                                                                     \
+        snprintf(want, sizeof want, "default %lld)", (long long)(def));                                    \
+        assert_non_null(strstr(strstr(b.data, "--" flag " "), want));                                      \
+    }                                                                                                      \
+    while (0)                                                                                              \
+        ;
     IC_OPTIONS(S, I)
 #undef S
 #undef I

@@ -6,9 +6,9 @@
  *   ic-log        writes the log
  *   ic-signal     waits for signals; wakes the loop
  *
- *   starting ──model loaded──► serving ──SIGTERM/SIGINT──► draining ──nothing left, or time is up──► closing ──► exit 0
- *      └──model broken──► exit 4                      a second signal: exit at once
- *   SIGHUP reopens the log file.
+ *   starting ──model loaded──► serving ──SIGTERM/SIGINT──► draining ──nothing left, or time is up──►
+ * closing ──► exit 0 └──model broken──► exit 4                      a second signal: exit at once SIGHUP
+ * reopens the log file.
  */
 #include "cli/cli.h"
 
@@ -36,10 +36,10 @@
 #include "ops/notify.h"
 #include "proto/server.h"
 
-#define CANCEL_GRACE_MS 2000 /* after the drain time: for the engine to end what is left */
-#define FRAME_HEAD_MAX 8192  /* bytes of a frame's JSON header at most, metrics included */
-#define CLOSE_GRACE_MS 3000  /* for clients to answer the close frame */
-#define LAST_LINES_MS 500    /* for the log, when a second signal ends all at once */
+#define CANCEL_GRACE_MS 2000      /* after the drain time: for the engine to end what is left */
+#define FRAME_HEAD_MAX 8192       /* bytes of a frame's JSON header at most, metrics included */
+#define CLOSE_GRACE_MS 3000       /* for clients to answer the close frame */
+#define LAST_LINES_MS 500         /* for the log, when a second signal ends all at once */
 #define STATE_DUMP_MAX (16 << 20) /* bytes */
 #define HOUR_NS (3600 * 1000 * IC_MS)
 
@@ -56,13 +56,13 @@ struct serve {
     struct ic_monitor *monitor;
     struct ic_server *server;
     struct ic_net *net;
-    struct ic_notify notify; /* the service manager, where there is one */
+    struct ic_notify notify;    /* the service manager, where there is one */
     struct ic_logfile *logfile; /* NULL: the log goes to stderr */
     atomic_bool hung_up;        /* SIGHUP came, and the manager does not know yet */
     pthread_t signals;
-    atomic_int signal;  /* the first one received */
+    atomic_int signal; /* the first one received */
     enum phase phase;
-    int64_t phase_ns;   /* since when */
+    int64_t phase_ns; /* since when */
     bool announced, failed;
     int exit_code;
 };
@@ -113,7 +113,9 @@ static void finish(struct serve *s, int code)
 
 static int exit_for(enum ic_status st)
 {
-    return st == IC_OOM ? IC_EXIT_MEMORY : st == IC_NOT_FOUND || st == IC_BAD_REQUEST ? IC_EXIT_FILE : IC_EXIT_FAILED;
+    return st == IC_OOM                                 ? IC_EXIT_MEMORY
+           : st == IC_NOT_FOUND || st == IC_BAD_REQUEST ? IC_EXIT_FILE
+                                                        : IC_EXIT_FAILED;
 }
 
 /* The one line of a failure, on stderr and in the log's file. */
@@ -137,7 +139,8 @@ static void tell_ready(struct serve *s)
     ic_notify_ready(&s->notify, "serving on %s:%d", s->opt.host, ic_net_port(s->net));
 }
 
-/* An engine stands still, and there is no way to go on in this process. Whoever supervises it starts another. */
+/* An engine stands still, and there is no way to go on in this process. Whoever supervises it starts
+ * another. */
 static void lost(struct serve *s, const char *engine)
 {
     struct ic_buf b = {.max = STATE_DUMP_MAX};
@@ -179,7 +182,8 @@ static void advance(void *arg)
     int64_t for_ms = (ic_now_ns() - s->phase_ns) / IC_MS;
 
     ic_notify_tick(&s->notify, ic_now_ns(), NULL, NULL);
-    if (atomic_load(&s->hung_up) && atomic_exchange(&s->hung_up, false) && s->phase == PHASE_SERVING && s->announced) {
+    if (atomic_load(&s->hung_up) && atomic_exchange(&s->hung_up, false) && s->phase == PHASE_SERVING &&
+        s->announced) {
         ic_notify_reloading(&s->notify);
         ic_info("serve", "the log was reopened");
         tell_ready(s);
@@ -193,7 +197,8 @@ static void advance(void *arg)
         else if (!s->announced && (!s->text || ic_text_engine_state(s->text) == IC_ENGINE_READY) &&
                  (!s->law || ic_law_engine_state(s->law) == IC_ENGINE_READY)) {
             s->announced = true;
-            ic_info("serve", "ready on ws%s://%s:%d", s->opt.tls_cert ? "s" : "", s->opt.host, ic_net_port(s->net));
+            ic_info("serve", "ready on ws%s://%s:%d", s->opt.tls_cert ? "s" : "", s->opt.host,
+                    ic_net_port(s->net));
             tell_ready(s);
         }
         if (atomic_load(&s->signal)) {
@@ -215,7 +220,8 @@ static void advance(void *arg)
         }
         /* fall through */
     case PHASE_CANCELLING:
-        if (ic_server_active(s->server) == 0 || (s->phase == PHASE_CANCELLING && for_ms >= CANCEL_GRACE_MS)) {
+        if (ic_server_active(s->server) == 0 ||
+            (s->phase == PHASE_CANCELLING && for_ms >= CANCEL_GRACE_MS)) {
             ic_net_close_all(s->net, 1001, "server is shutting down");
             enter(s, PHASE_CLOSING);
         }
@@ -238,7 +244,8 @@ static unsigned add_nvml(void *arg, struct ic_sensor_source *sources, unsigned n
     return n;
 }
 
-static enum ic_status add_sources(const struct ic_options *o, struct ic_monitor_config *cfg, struct ic_err *err)
+static enum ic_status add_sources(const struct ic_options *o, struct ic_monitor_config *cfg,
+                                  struct ic_err *err)
 {
     cfg->n_sources = 1;
     if (!o->sensor_file) {
@@ -283,15 +290,19 @@ static void model_gone(void *arg)
 }
 
 /* --law-max-batch: auto, or a number. */
-static enum ic_status law_batch(const struct ic_options *o, struct ic_law_engine_config *law, struct ic_err *err)
+static enum ic_status law_batch(const struct ic_options *o, struct ic_law_engine_config *law,
+                                struct ic_err *err)
 {
     char *end;
 
     law->batch_auto = o->law_max_batch && !strcmp(o->law_max_batch, "auto");
-    long n = law->batch_auto ? IC_LAW_BATCH_MAX : o->law_max_batch ? strtol(o->law_max_batch, &end, 10) : 16;
-    if (!law->batch_auto && o->law_max_batch && (end == o->law_max_batch || *end || n < 1 || n > IC_LAW_BATCH_MAX))
-        return ic_fail(err, IC_BAD_REQUEST, "--law-max-batch takes auto, or 1 to %d, not \"%.60s\"", IC_LAW_BATCH_MAX,
-                       o->law_max_batch);
+    long n = law->batch_auto    ? IC_LAW_BATCH_MAX
+             : o->law_max_batch ? strtol(o->law_max_batch, &end, 10)
+                                : 16;
+    if (!law->batch_auto && o->law_max_batch &&
+        (end == o->law_max_batch || *end || n < 1 || n > IC_LAW_BATCH_MAX))
+        return ic_fail(err, IC_BAD_REQUEST, "--law-max-batch takes auto, or 1 to %d, not \"%.60s\"",
+                       IC_LAW_BATCH_MAX, o->law_max_batch);
     law->limits.max_batch = (unsigned)n;
     return ic_law_engine_check(o->precision, o->law_policy, err);
 }
@@ -357,17 +368,19 @@ static enum ic_status start(struct serve *s, struct ic_err *err)
     enum ic_status st;
 
     if (o->cache_disk && o->cache_ram == 0)
-        return ic_fail(err, IC_BAD_REQUEST, "--cache-disk takes what leaves --cache-ram, which is 0: there must be some");
+        return ic_fail(err, IC_BAD_REQUEST,
+                       "--cache-disk takes what leaves --cache-ram, which is 0: there must be some");
     if ((st = law_batch(o, &law, err)) != IC_OK || (st = ic_ledger_open(&s->ledger, err)) != IC_OK ||
         (st = ic_cli_text_config(o, &text.model, err)) != IC_OK)
         return st;
     text.model.ledger = law.ledger = s->ledger;
     text.model.gpu_free = gpu_free;
     text.model.gpu_free_arg = s;
-    if (!o->law || !strcmp(law.backend, "cpu") || !strcmp(law.backend, "ref")) /* else another's work is on the card */
+    if (!o->law || !strcmp(law.backend, "cpu") ||
+        !strcmp(law.backend, "ref")) /* else another's work is on the card */
         text.model_gone = model_gone;
-    /* The server exists before the network, which calls it, and after the engine, which it calls; the engine's
-     * thread starts last, when there is a loop to wake. */
+    /* The server exists before the network, which calls it, and after the engine, which it calls; the
+     * engine's thread starts last, when there is a loop to wake. */
     if ((st = ic_server_open(&s->server, &server, &s->events, err)) != IC_OK ||
         (st = ic_net_open(&s->net, &net, &ic_server_app, s->server, err)) != IC_OK ||
         (st = start_monitor(s, err)) != IC_OK)
@@ -423,8 +436,8 @@ static void stop_log(struct serve *s)
     if (ended)
         ic_logfile_close(&s->logfile); /* else the thread is still in there */
     if (n.dropped || n.lost)
-        ic_warn("log", "%llu lines found the queue full, %llu could not be written", (unsigned long long)n.dropped,
-                (unsigned long long)n.lost);
+        ic_warn("log", "%llu lines found the queue full, %llu could not be written",
+                (unsigned long long)n.dropped, (unsigned long long)n.lost);
 }
 
 static bool is_loopback(const char *host)
@@ -446,7 +459,8 @@ static int check_options(const struct ic_options *o)
         return ic_cli_fail(IC_EXIT_USAGE, text_of);
     }
     if (o->log_total / 3 < o->log_rotate)
-        return ic_cli_fail(IC_EXIT_USAGE, "--log-total-bytes must be at least three times --log-rotate-bytes");
+        return ic_cli_fail(IC_EXIT_USAGE,
+                           "--log-total-bytes must be at least three times --log-rotate-bytes");
     if (!o->model && !o->law)
         return ic_cli_fail(IC_EXIT_USAGE, "serve needs --model FILE.gguf, or --law PATH, or both");
     if (ic_cli_text_config(o, &text, &err) != IC_OK)
@@ -503,7 +517,8 @@ int ic_cli_serve(int argc, char **argv)
     ic_crash_install();
     ic_crash_arm_fault();
     if (!s.keys && !is_loopback(s.opt.host))
-        ic_warn("serve", "listening on %s without --keys: whoever reaches this port may use it", s.opt.host);
+        ic_warn("serve", "listening on %s without --keys: whoever reaches this port may use it",
+                s.opt.host);
     if (ic_notify_open(&s.notify, &err) != IC_OK)
         ic_warn("serve", "the service manager is not told how we are: %s", err.msg);
     ic_events_init(&s.events, wake_loop, &s);

@@ -1,14 +1,15 @@
-/* `inference-core supervise [OPTIONS] -- serve …`: starts the server, starts it again when it ends unbidden, asks for less
- * when it keeps ending, and tells a service manager and a file how it stands. What to do when is ops/restart.h's to say;
- * here are the process, its signals, its datagrams.
+/* `inference-core supervise [OPTIONS] -- serve …`: starts the server, starts it again when it ends
+ * unbidden, asks for less when it keeps ending, and tells a service manager and a file how it stands. What
+ * to do when is ops/restart.h's to say; here are the process, its signals, its datagrams.
  *
  *   starting ──READY=1──► running ──good-seconds──► good (remembered as last good)
  *      ▲  └──ends──┐         │ ends, or silent for watchdog-seconds: SIGABRT, then SIGKILL
- *      └── waiting ◄─────────┘                                exit 0, 2, 4, or a signal of ours: we end alike
+ *      └── waiting ◄─────────┘                                exit 0, 2, 4, or a signal of ours: we end
+ * alike
  *
- * The child tells us by sd_notify over a socket of ours, of which only its own process is believed; what it says goes
- * on to our manager. One thread, which sleeps in poll until something happens or falls due. The child ends with us
- * (PR_SET_PDEATHSIG). */
+ * The child tells us by sd_notify over a socket of ours, of which only its own process is believed; what it
+ * says goes on to our manager. One thread, which sleeps in poll until something happens or falls due. The
+ * child ends with us (PR_SET_PDEATHSIG). */
 #include "cli/cli.h"
 
 #include <errno.h>
@@ -34,22 +35,23 @@
 #include "ops/restart.h"
 
 #define SECOND (1000 * IC_MS)
-#define ABORT_GRACE_NS (5 * SECOND)   /* from SIGABRT, for its backtrace, to SIGKILL */
+#define ABORT_GRACE_NS (5 * SECOND) /* from SIGABRT, for its backtrace, to SIGKILL */
 #define DELAY_MIN_NS (200 * IC_MS)
-#define CTX_UNSAID 4096               /* what ctx-size 0 means at most */
-#define CTX_MIN 512                   /* half of it is no help any more */
+#define CTX_UNSAID 4096 /* what ctx-size 0 means at most */
+#define CTX_MIN 512     /* half of it is no help any more */
 #define STEPS_MAX 4
-#define WORDS_MAX 6                   /* that a step adds to the command line */
+#define WORDS_MAX 6 /* that a step adds to the command line */
 #define STATE_FILE "supervise.json"
 
 /* ---- options ---- */
 
 /* S(name, default, lowest, highest, help) */
-#define SUPERVISE_OPTIONS(I)                                                                                \
+#define SUPERVISE_OPTIONS(I)                                                                               \
     I(crashes, "crashes", 3, 1, IC_RESTART_CRASHES_MAX, "ends within …")                                   \
     I(within, "within-seconds", 300, 1, 86400, "… so many seconds: ask for less")                          \
     I(good, "good-seconds", 60, 1, 86400, "a run must be ready to count as good")                          \
-    I(retry, "retry-seconds", 21600, 0, 2592000, "of a good run with less, then the wished again; 0: never") \
+    I(retry, "retry-seconds", 21600, 0, 2592000,                                                           \
+      "of a good run with less, then the wished again; 0: never")                                          \
     I(max_delay, "max-delay-seconds", 30, 1, 3600, "between two starts")                                   \
     I(watchdog, "watchdog-seconds", 30, 0, 86400, "a server may be silent; 0: for ever")
 
@@ -91,7 +93,7 @@ struct supervise {
     int signals, inbox;
     struct sockaddr_un address;
     socklen_t address_len;
-    pid_t pid;           /* 0: none, waiting */
+    pid_t pid;                           /* 0: none, waiting */
     int64_t start_ns, beat_ns, abort_ns; /* beat 0: not ready yet; abort: SIGABRT was sent */
     bool stopping, ever_ready;
     char ended[80], said[300]; /* how the last run ended; the child's STATUS */
@@ -108,7 +110,8 @@ static void help(void)
     puts("usage: inference-core supervise [OPTIONS] -- serve …\n\noptions (--name=N or --name N):");
     for (size_t i = 0; i < N_ROWS; i++)
         printf("  --%-22s %s (default %lld)\n", rows[i].flag, rows[i].help, (long long)rows[i].def);
-    puts("  --state FILE             how it stands, as JSON (default: " STATE_FILE " in $STATE_DIRECTORY, if set)");
+    puts("  --state FILE             how it stands, as JSON (default: " STATE_FILE
+         " in $STATE_DIRECTORY, if set)");
 }
 
 static bool set_number(struct settings *s, const char *flag, size_t len, const char *value)
@@ -147,7 +150,8 @@ static int parse(struct supervise *s, int argc, char **argv, bool *shown)
         value = eq ? eq + 1 : i + 1 < argc ? argv[++i] : NULL;
         if (value && len == 7 && !strncmp(a, "--state", 7)) {
             s->set.state = value;
-        } else if (!value || len < 3 || strncmp(a, "--", 2) != 0 || !set_number(&s->set, a + 2, len - 2, value)) {
+        } else if (!value || len < 3 || strncmp(a, "--", 2) != 0 ||
+                   !set_number(&s->set, a + 2, len - 2, value)) {
             snprintf(text, sizeof text, "supervise: bad option or value: %.60s (see supervise --help)", a);
             return usage(text);
         }
@@ -245,7 +249,8 @@ static void read_state(struct supervise *s)
 
 static json_t *step_json(const struct step *p)
 {
-    return json_pack("{s:I,s:I,s:s}", "ctx_size", (json_int_t)p->ctx, "kv_size", (json_int_t)p->kv, "gpu_layers", p->layers);
+    return json_pack("{s:I,s:I,s:s}", "ctx_size", (json_int_t)p->ctx, "kv_size", (json_int_t)p->kv,
+                     "gpu_layers", p->layers);
 }
 
 /* Whole or not at all: written beside it and renamed. */
@@ -256,9 +261,10 @@ static void write_state(struct supervise *s, const char *state)
 
     if (!s->set.state || snprintf(beside, sizeof beside, "%s.new", s->set.state) >= (int)sizeof beside)
         return;
-    json_t *root = json_pack("{s:s,s:i,s:i,s:s,s:o,s:I,s:s,s:s,s:f}", "state", state, "pid", (int)s->pid, "step",
-                             s->restart.step, "configuration", s->ladder[s->restart.step].name, "in_force", step_json(&now),
-                             "restarts", (json_int_t)s->ends, "last_end", s->ended, "said", s->said, "time", ic_wall_s());
+    json_t *root = json_pack("{s:s,s:i,s:i,s:s,s:o,s:I,s:s,s:s,s:f}", "state", state, "pid", (int)s->pid,
+                             "step", s->restart.step, "configuration", s->ladder[s->restart.step].name,
+                             "in_force", step_json(&now), "restarts", (json_int_t)s->ends, "last_end",
+                             s->ended, "said", s->said, "time", ic_wall_s());
     if (root && s->have_good)
         json_object_set_new(root, "last_good", step_json(&s->last_good));
     if (!root || json_dump_file(root, beside, JSON_INDENT(2)) != 0 || rename(beside, s->set.state) != 0) {
@@ -274,9 +280,9 @@ static void tell(struct supervise *s, const char *state)
     const char *name = s->ladder[s->restart.step].name;
 
     if (!s->stopping)
-        ic_notify_status(&s->up, "%s%s%s%s%s; %llu restarts", s->pid ? s->said : state, s->restart.step ? "; " : "",
-                         s->restart.step ? name : "", *s->ended ? "; last ended by " : "", s->ended,
-                         (unsigned long long)s->ends);
+        ic_notify_status(&s->up, "%s%s%s%s%s; %llu restarts", s->pid ? s->said : state,
+                         s->restart.step ? "; " : "", s->restart.step ? name : "",
+                         *s->ended ? "; last ended by " : "", s->ended, (unsigned long long)s->ends);
     write_state(s, state);
 }
 
@@ -293,7 +299,8 @@ static _Noreturn void become_server(struct supervise *s, pid_t parent)
     prctl(PR_SET_PDEATHSIG, SIGTERM);
     if (getppid() != parent) /* it has gone before it could be tied to us */
         _exit(IC_EXIT_FAILED);
-    setpgid(0, 0); /* Ctrl-C reaches us alone, and through us the server: two signals would end it at once */
+    setpgid(0,
+            0); /* Ctrl-C reaches us alone, and through us the server: two signals would end it at once */
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, NULL);
     snprintf(name, sizeof name, "@%.*s", (int)(s->address_len - offsetof(struct sockaddr_un, sun_path) - 1),
@@ -350,21 +357,24 @@ static int ended(struct supervise *s, int status)
     if (WIFEXITED(status))
         snprintf(s->ended, sizeof s->ended, "exit code %d", code);
     else
-        snprintf(s->ended, sizeof s->ended, "signal %d (%s)%s", WTERMSIG(status), strsignal(WTERMSIG(status)),
-                 s->abort_ns ? ", because it was silent" : "");
+        snprintf(s->ended, sizeof s->ended, "signal %d (%s)%s", WTERMSIG(status),
+                 strsignal(WTERMSIG(status)), s->abort_ns ? ", because it was silent" : "");
     if (s->stopping || (!wanted && WIFEXITED(status) && ic_restart_final(code, s->ever_ready))) {
-        ic_log(code ? IC_LOG_ERROR : IC_LOG_INFO, "supervise", "the server ended by %s; so does its supervisor", s->ended);
+        ic_log(code ? IC_LOG_ERROR : IC_LOG_INFO, "supervise",
+               "the server ended by %s; so does its supervisor", s->ended);
         write_state(s, "ended");
         return code;
     }
     s->ends++;
     int64_t delay = ic_restart_ended(&s->restart, ic_now_ns());
     s->start_ns = ic_now_ns() + delay;
-    ic_log(wanted ? IC_LOG_INFO : IC_LOG_ERROR, "supervise", "the server ended by %s; starting it again in %.1f s", s->ended,
-           (double)delay * 1e-9);
+    ic_log(wanted ? IC_LOG_INFO : IC_LOG_ERROR, "supervise",
+           "the server ended by %s; starting it again in %.1f s", s->ended, (double)delay * 1e-9);
     if (s->restart.step != before)
-        ic_warn("supervise", wanted ? "back to the wished configuration: %s"
-                                    : "it keeps ending; from now on with less: %s", s->ladder[s->restart.step].name);
+        ic_warn("supervise",
+                wanted ? "back to the wished configuration: %s"
+                       : "it keeps ending; from now on with less: %s",
+                s->ladder[s->restart.step].name);
     tell(s, "waiting to start again");
     return -1;
 }
@@ -401,7 +411,8 @@ static bool take_datagram(struct supervise *s)
         struct cmsghdr align;
     } control;
     struct iovec iov = {text, sizeof text - 1};
-    struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
+    struct msghdr msg = {
+        .msg_iov = &iov, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
     struct ucred who = {.pid = -1};
     ssize_t n = recvmsg(s->inbox, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
 
@@ -469,7 +480,9 @@ static int64_t due(const struct supervise *s)
         return soonest(at, s->start_ns);
     if (s->abort_ns)
         return soonest(at, s->abort_ns + ABORT_GRACE_NS);
-    return s->beat_ns && s->set.watchdog && !s->stopping ? soonest(at, s->beat_ns + s->set.watchdog * SECOND) : at;
+    return s->beat_ns && s->set.watchdog && !s->stopping
+               ? soonest(at, s->beat_ns + s->set.watchdog * SECOND)
+               : at;
 }
 
 static void remember_good(struct supervise *s)
@@ -503,8 +516,10 @@ static void on_time(struct supervise *s)
     if (s->abort_ns) {
         if (now >= s->abort_ns + ABORT_GRACE_NS)
             kill(s->pid, SIGKILL);
-    } else if (s->beat_ns && s->set.watchdog && !s->stopping && now >= s->beat_ns + s->set.watchdog * SECOND) {
-        ic_error("supervise", "the server has been silent for %lld s: aborting it", (long long)s->set.watchdog);
+    } else if (s->beat_ns && s->set.watchdog && !s->stopping &&
+               now >= s->beat_ns + s->set.watchdog * SECOND) {
+        ic_error("supervise", "the server has been silent for %lld s: aborting it",
+                 (long long)s->set.watchdog);
         s->abort_ns = now;
         kill(s->pid, SIGABRT);
     }
@@ -556,7 +571,8 @@ static enum ic_status open_signals(struct supervise *s, struct ic_err *err)
     sigprocmask(SIG_BLOCK, &set, NULL);
     signal(SIGPIPE, SIG_IGN);
     s->signals = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
-    return s->signals >= 0 ? IC_OK : ic_fail(err, IC_INTERNAL, "no descriptor for signals: %s", strerror(errno));
+    return s->signals >= 0 ? IC_OK
+                           : ic_fail(err, IC_INTERNAL, "no descriptor for signals: %s", strerror(errno));
 }
 
 int ic_cli_supervise(int argc, char **argv)

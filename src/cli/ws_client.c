@@ -85,15 +85,16 @@ static enum ic_status connect_to(struct ic_ws *w, const char *host, int port, st
     }
     freeaddrinfo(list);
     if (w->fd < 0)
-        return ic_fail(err, IC_UNAVAILABLE, "cannot connect to %s port %d: %s", host, port, strerror(errno));
+        return ic_fail(err, IC_UNAVAILABLE, "cannot connect to %s port %d: %s", host, port,
+                       strerror(errno));
     setsockopt(w->fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
     return IC_OK;
 }
 
 #define HANDSHAKE_MS 30000
 
-static enum ic_status shake_hands(struct ic_ws *w, const char *host, int port, const char *path, const char *headers,
-                                  struct ic_err *err)
+static enum ic_status shake_hands(struct ic_ws *w, const char *host, int port, const char *path,
+                                  const char *headers, struct ic_err *err)
 {
     /* The key only guards against caches between browser and server; any 16 bytes do. */
     struct ic_buf req = {0};
@@ -121,8 +122,8 @@ static enum ic_status shake_hands(struct ic_ws *w, const char *host, int port, c
     return IC_OK;
 }
 
-enum ic_status ic_ws_open(struct ic_ws **out, const char *host, int port, const char *path, const char *headers,
-                          struct ic_err *err)
+enum ic_status ic_ws_open(struct ic_ws **out, const char *host, int port, const char *path,
+                          const char *headers, struct ic_err *err)
 {
     struct ic_ws *w = calloc(1, sizeof *w);
     enum ic_status st;
@@ -178,8 +179,8 @@ enum ic_status ic_ws_send(struct ic_ws *w, const void *data, size_t len, bool bi
 }
 
 /* One frame: payload stays in w->in at *at. */
-static enum ic_status next_frame(struct ic_ws *w, int64_t until, int *op, bool *fin, size_t *at, size_t *len,
-                                 struct ic_err *err)
+static enum ic_status next_frame(struct ic_ws *w, int64_t until, int *op, bool *fin, size_t *at,
+                                 size_t *len, struct ic_err *err)
 {
     enum ic_status st;
 
@@ -196,7 +197,8 @@ static enum ic_status next_frame(struct ic_ws *w, int64_t until, int *op, bool *
                         n = n << 8 | p[i];
                 }
                 if (n > IC_WS_MESSAGE_MAX)
-                    return ic_fail(err, IC_TOO_LARGE, "the server sent a frame of %llu bytes", (unsigned long long)n);
+                    return ic_fail(err, IC_TOO_LARGE, "the server sent a frame of %llu bytes",
+                                   (unsigned long long)n);
                 if (have >= head + n) {
                     *op = p[0] & 15;
                     *fin = p[0] & 0x80;
@@ -212,7 +214,8 @@ static enum ic_status next_frame(struct ic_ws *w, int64_t until, int *op, bool *
     }
 }
 
-enum ic_status ic_ws_recv(struct ic_ws *w, struct ic_buf *out, int timeout_ms, int *close_code, struct ic_err *err)
+enum ic_status ic_ws_recv(struct ic_ws *w, struct ic_buf *out, int timeout_ms, int *close_code,
+                          struct ic_err *err)
 {
     int64_t until = timeout_ms < 0 ? -1 : ic_now_ns() + timeout_ms * IC_MS;
     enum ic_status st;

@@ -13,7 +13,7 @@
 
 #define CPUS_MAX CPU_SETSIZE
 #define HURRY_NICE (-10)
-#define SLICE_NS (100000) /* the kernel's least; others have 3 ms */
+#define SLICE_NS (100000)           /* the kernel's least; others have 3 ms */
 #define WATCH_MIN_NS (100 * IC_MS)  /* /proc/stat counts in steps of 10 ms */
 #define WATCH_MAX_NS (1000 * IC_MS) /* what was true longer ago says nothing about now */
 
@@ -92,8 +92,8 @@ static int read_busy(const cpu_set_t *mine, double *busy, double *all)
         unsigned long long v[8] = {0};
         if (sscanf(line, "cpu%u%n", &cpu, &used) != 1 || cpu >= CPUS_MAX || !CPU_ISSET(cpu, mine))
             continue;
-        if (sscanf(line + used, "%llu %llu %llu %llu %llu %llu %llu %llu", &v[0], &v[1], &v[2], &v[3], &v[4], &v[5],
-                   &v[6], &v[7]) < 5)
+        if (sscanf(line + used, "%llu %llu %llu %llu %llu %llu %llu %llu", &v[0], &v[1], &v[2], &v[3],
+                   &v[4], &v[5], &v[6], &v[7]) < 5)
             continue;
         double idle = (double)(v[3] + v[4]), sum = 0;
         for (int i = 0; i < 8; i++)
@@ -123,8 +123,9 @@ int ic_cpu_cores_free(int sample_ms)
     return cores - taken > 0 ? cores - taken : 1;
 }
 
-/* A short slice means an early deadline in the kernel's EEVDF scheduler. With two compute threads on two cores the time
- * from sampling to the socket's write fell from 2.5 to 0.25 ms (p99); a nice value of -10 alone did not help. */
+/* A short slice means an early deadline in the kernel's EEVDF scheduler. With two compute threads on two
+ * cores the time from sampling to the socket's write fell from 2.5 to 0.25 ms (p99); a nice value of -10
+ * alone did not help. */
 void ic_cpu_hurry(void)
 {
     struct { /* glibc has no such call before 2.41 */

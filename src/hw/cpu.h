@@ -19,12 +19,12 @@ struct ic_cpu_watch {
     int64_t self_ns, at_ns;
 };
 
-/* Cores in use by other processes since the last call; negative when there is nothing to tell from (the first call, or
- * too short or too long ago). Reads /proc/stat: about a tenth of a millisecond. */
+/* Cores in use by other processes since the last call; negative when there is nothing to tell from (the
+ * first call, or too short or too long ago). Reads /proc/stat: about a tenth of a millisecond. */
 double ic_cpu_others(struct ic_cpu_watch *w);
-/* The calling thread does little at a time and wants to do it at once: where the kernel can (Linux 6.12; no rights
- * needed), it interrupts threads that compute instead of waiting for the end of their time slice. What it starts
- * afterwards is not affected. */
+/* The calling thread does little at a time and wants to do it at once: where the kernel can (Linux 6.12; no
+ * rights needed), it interrupts threads that compute instead of waiting for the end of their time slice.
+ * What it starts afterwards is not affected. */
 void ic_cpu_hurry(void);
 int64_t ic_cpu_self_ns(void); /* CPU time of this process, all threads */
 

@@ -1,4 +1,5 @@
-/* Giving CUDA contexts back, with a runtime of the test's (fake_cudart.c). A real one: tools/gpu-idle.sh. */
+/* Giving CUDA contexts back, with a runtime of the test's (fake_cudart.c). A real one: tools/gpu-idle.sh.
+ */
 #include "hw/cuda_context.h"
 
 #include <dlfcn.h>

@@ -95,8 +95,8 @@ uint64_t ic_ledger_room_now(struct ic_ledger *l, int device, uint64_t free)
 }
 
 /* With the lock held. */
-static enum ic_status reserve(struct ic_ledger *l, int device, const char *owner, const char *what, uint64_t bytes,
-                              bool force, struct ic_err *err)
+static enum ic_status reserve(struct ic_ledger *l, int device, const char *owner, const char *what,
+                              uint64_t bytes, bool force, struct ic_err *err)
 {
     IC_ASSERT(device >= 0 && device < l->n_devices);
     uint64_t left = room(l, device);
@@ -122,8 +122,8 @@ enum ic_status ic_ledger_reserve(struct ic_ledger *l, int device, const char *ow
     return st;
 }
 
-enum ic_status ic_ledger_resize(struct ic_ledger *l, int device, const char *owner, const char *what, uint64_t bytes,
-                                struct ic_err *err)
+enum ic_status ic_ledger_resize(struct ic_ledger *l, int device, const char *owner, const char *what,
+                                uint64_t bytes, struct ic_err *err)
 {
     struct ic_ledger_item old = {0};
     int i = 0;
@@ -174,7 +174,8 @@ int ic_ledger_items(struct ic_ledger *l, struct ic_ledger_item *out, int max)
     return n;
 }
 
-/* ---- the host ---------------------------------------------------------------------------------------------- */
+/* ---- the host
+ * ---------------------------------------------------------------------------------------------- */
 
 /* A file of one number. False: there is none, or it says "max". */
 static bool read_number(const char *path, uint64_t *out)

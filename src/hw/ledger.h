@@ -21,7 +21,8 @@ struct ic_ledger;
 struct ic_ledger_device {
     char name[64];  /* the back end's: "CUDA0", "Vulkan1" */
     char desc[128]; /* the maker's */
-    uint64_t total, free; /* bytes; free as found when the device was entered, what this process holds included */
+    uint64_t total,
+        free; /* bytes; free as found when the device was entered, what this process holds included */
     uint64_t margin; /* bytes of it that are never given out */
 };
 
@@ -43,17 +44,17 @@ int ic_ledger_enter(struct ic_ledger *l, const struct ic_ledger_device *d);
 
 /* Bytes that may still be reserved. */
 uint64_t ic_ledger_room(struct ic_ledger *l, int device);
-/* Likewise, and not more than is free right now (`free`, bytes, as the device tells) less the margin: others may have
- * come meanwhile, of whom the ledger does not know. */
+/* Likewise, and not more than is free right now (`free`, bytes, as the device tells) less the margin:
+ * others may have come meanwhile, of whom the ledger does not know. */
 uint64_t ic_ledger_room_now(struct ic_ledger *l, int device, uint64_t free);
 /* Copies `what`; `owner` is kept as it is. Zero bytes are no item. IC_OOM: not that much room, or too many
  * items; nothing is taken. `force`: takes it all the same (somebody asked for exactly that). */
 enum ic_status ic_ledger_reserve(struct ic_ledger *l, int device, const char *owner, const char *what,
                                  uint64_t bytes, bool force, struct ic_err *err);
-/* Makes the owner hold `bytes` under this name in place of what it held there (at first nothing), in one step. IC_OOM as
- * above when that is more; nothing changes then. 0: the item goes. */
-enum ic_status ic_ledger_resize(struct ic_ledger *l, int device, const char *owner, const char *what, uint64_t bytes,
-                                struct ic_err *err);
+/* Makes the owner hold `bytes` under this name in place of what it held there (at first nothing), in one
+ * step. IC_OOM as above when that is more; nothing changes then. 0: the item goes. */
+enum ic_status ic_ledger_resize(struct ic_ledger *l, int device, const char *owner, const char *what,
+                                uint64_t bytes, struct ic_err *err);
 /* Gives back all items of an owner. */
 void ic_ledger_release(struct ic_ledger *l, const char *owner);
 

@@ -57,7 +57,8 @@ static void what_is_held_can_change_in_size(void **state)
     int id = ic_ledger_enter(l, &d);
     assert_int_equal(ic_ledger_reserve(l, id, "text", "plans", 1000 * MIB, false, &err), IC_OK);
     assert_int_equal(ic_ledger_resize(l, id, "law", "plans", 400 * MIB, &err), IC_OK);
-    assert_int_equal(ic_ledger_resize(l, id, "law", "plans", 1488 * MIB, &err), IC_OK); /* its own 400 count as free */
+    assert_int_equal(ic_ledger_resize(l, id, "law", "plans", 1488 * MIB, &err),
+                     IC_OK); /* its own 400 count as free */
     assert_int_equal(ic_ledger_room(l, id), 0);
     assert_int_equal(ic_ledger_resize(l, id, "law", "plans", 1489 * MIB, &err), IC_OOM);
     assert_int_equal(ic_ledger_items(l, items, 4), 2);
@@ -94,7 +95,8 @@ static void a_device_entered_again_does_not_grow(void **state)
     ic_ledger_close(&l);
 }
 
-/* Room is what the ledger says, unless the device has less: then others took it, and the margin stays free all the same. */
+/* Room is what the ledger says, unless the device has less: then others took it, and the margin stays free
+ * all the same. */
 static void room_is_no_more_than_what_is_free_now(void **state)
 {
     struct ic_ledger *l;
@@ -105,11 +107,13 @@ static void room_is_no_more_than_what_is_free_now(void **state)
     assert_int_equal(ic_ledger_open(&l, &err), IC_OK);
     int id = ic_ledger_enter(l, &d);
     assert_int_equal(ic_ledger_reserve(l, id, "text", "weights", 1000 * MIB, false, &err), IC_OK);
-    assert_int_equal(ic_ledger_room_now(l, id, 3000 * MIB) / MIB, 1488); /* not yet allocated: the ledger knows */
+    assert_int_equal(ic_ledger_room_now(l, id, 3000 * MIB) / MIB,
+                     1488); /* not yet allocated: the ledger knows */
     assert_int_equal(ic_ledger_room_now(l, id, 2000 * MIB) / MIB, 1488); /* allocated */
-    assert_int_equal(ic_ledger_room_now(l, id, 1500 * MIB) / MIB, 988);  /* and another process has taken 500 */
-    assert_int_equal(ic_ledger_room_now(l, id, 500 * MIB), 0);           /* less than the margin */
-    assert_int_equal(ic_ledger_room(l, id) / MIB, 1488);                 /* nothing was changed by asking */
+    assert_int_equal(ic_ledger_room_now(l, id, 1500 * MIB) / MIB,
+                     988);                                     /* and another process has taken 500 */
+    assert_int_equal(ic_ledger_room_now(l, id, 500 * MIB), 0); /* less than the margin */
+    assert_int_equal(ic_ledger_room(l, id) / MIB, 1488);       /* nothing was changed by asking */
     ic_ledger_close(&l);
 }
 

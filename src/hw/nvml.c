@@ -294,8 +294,8 @@ bool ic_nvml_free_memory(const char *library, const char *pci, uint64_t *bytes)
     if (!n)
         return false;
     n->now_ns = ic_now_ns;
-    bool ok = load(n, library, &err) == IC_OK && n->by_pci && n->memory && n->by_pci(pci, &dev) == NVML_SUCCESS &&
-              n->memory(dev, &mem) == NVML_SUCCESS;
+    bool ok = load(n, library, &err) == IC_OK && n->by_pci && n->memory &&
+              n->by_pci(pci, &dev) == NVML_SUCCESS && n->memory(dev, &mem) == NVML_SUCCESS;
     nvml_close(n);
     if (ok)
         *bytes = mem.free;

@@ -9,8 +9,9 @@
  * IC_NOT_FOUND: no library, no driver or no device (nothing stays open); IC_OOM. */
 enum ic_status ic_nvml_source(struct ic_sensor_source *out, const char *library, struct ic_err *err);
 
-/* Bytes that are free on the device at this PCI address ("0000:01:00.0"), other processes' and the driver's own use taken
- * off. False: NVML is not there or does not know. Opens and closes NVML for it (tens of ms). Any thread. */
+/* Bytes that are free on the device at this PCI address ("0000:01:00.0"), other processes' and the driver's
+ * own use taken off. False: NVML is not there or does not know. Opens and closes NVML for it (tens of ms).
+ * Any thread. */
 bool ic_nvml_free_memory(const char *library, const char *pci, uint64_t *bytes);
 
 #define IC_NVML_RETRY_S 30 /* seconds after which a lost device is tried again */

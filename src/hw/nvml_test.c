@@ -265,7 +265,12 @@ int main(void)
 {
 #define T(f) cmocka_unit_test_setup_teardown(f, load_fake, unload_fake)
     const struct CMUnitTest tests[] = {
-        T(everything), T(one_by_one), T(lost_and_found), T(absence), T(free_memory_by_address), cmocka_unit_test(the_real_one),
+        T(everything),
+        T(one_by_one),
+        T(lost_and_found),
+        T(absence),
+        T(free_memory_by_address),
+        cmocka_unit_test(the_real_one),
     };
     ic_log_set_level(IC_LOG_ERROR);
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,6 +1,6 @@
-/* Turns on the CPU's cores. Both engines compute with as many threads as there are free cores; side by side they
- * would have twice as many, and spinning threads on a full machine are ruinous. So one computes at a time, in the
- * order of asking, for one decode or one batch. Any thread. */
+/* Turns on the CPU's cores. Both engines compute with as many threads as there are free cores; side by side
+ * they would have twice as many, and spinning threads on a full machine are ruinous. So one computes at a
+ * time, in the order of asking, for one decode or one batch. Any thread. */
 #ifndef IC_HW_TURN_H
 #define IC_HW_TURN_H
 

@@ -1,8 +1,7 @@
-/* A plug-in without a GPU, for tests: its back end "cuda" is the reference behind a device's manners. The environment
- * says what the device is like:
- *   FAKE_GPU_MIB=N   its memory, of which weights and plans take their share (default 1024)
- *   FAKE_GPU_OOM=N   the Nth step finds no memory, once
- * FAKE_ABI and FAKE_SYMBOL, at compile time, make a plug-in that must be refused. */
+/* A plug-in without a GPU, for tests: its back end "cuda" is the reference behind a device's manners. The
+ * environment says what the device is like: FAKE_GPU_MIB=N   its memory, of which weights and plans take
+ * their share (default 1024) FAKE_GPU_OOM=N   the Nth step finds no memory, once FAKE_ABI and FAKE_SYMBOL,
+ * at compile time, make a plug-in that must be refused. */
 #include <stdatomic.h>
 #include <stdlib.h>
 
@@ -56,7 +55,8 @@ static void unpack(struct ic_law_packed **packed)
     ic_law_backend_ref.unpack(packed);
 }
 
-static enum ic_status pack(const struct ic_law *law, unsigned threads, struct ic_law_packed **out, struct ic_err *err)
+static enum ic_status pack(const struct ic_law *law, unsigned threads, struct ic_law_packed **out,
+                           struct ic_err *err)
 {
     enum ic_status st = ic_law_backend_ref.pack(law, threads, out, err);
 
@@ -99,7 +99,8 @@ static void close_exec(struct ic_law_exec **exec)
     ic_law_backend_ref.close(exec);
 }
 
-static enum ic_status run(struct ic_law_exec *exec, const struct ic_law_io *io, unsigned n, unsigned times, struct ic_err *err)
+static enum ic_status run(struct ic_law_exec *exec, const struct ic_law_io *io, unsigned n, unsigned times,
+                          struct ic_err *err)
 {
     if (atomic_fetch_add(&steps, 1) + 1 == setting("FAKE_GPU_OOM", 0))
         return ic_fail(err, IC_OOM, "the fake GPU's memory is exhausted");

@@ -56,7 +56,8 @@ static const struct ic_law_backend *cpu_backend(void)
     return be ? be : &ic_law_backend_ref;
 }
 
-static enum ic_status packed_for_cpu(const struct ic_law_packed *p, struct ic_law_packed **out, struct ic_err *err)
+static enum ic_status packed_for_cpu(const struct ic_law_packed *p, struct ic_law_packed **out,
+                                     struct ic_err *err)
 {
     enum ic_status s = IC_OK;
     pthread_mutex_lock(&p->inner->lock);
@@ -202,7 +203,8 @@ static enum ic_status fb_open(const struct ic_law_packed *packed, const struct i
     const bool device = ic_law_fallback_on_device(packed);
     if (!device || open_on_device(e, &why) != IC_OK) {
         if (device)
-            ic_warn("law", "%s, %u x %u, runs on the CPU: %s", plan->law->name, plan->height, plan->width, why.msg);
+            ic_warn("law", "%s, %u x %u, runs on the CPU: %s", plan->law->name, plan->height, plan->width,
+                    why.msg);
         if (device && why.code == IC_UNAVAILABLE)
             atomic_store(&packed->inner->lost, true);
         s = open_on_cpu(e, err);
@@ -257,8 +259,8 @@ static enum ic_status fb_run(struct ic_law_exec *e, const struct ic_law_io *io, 
     if (e->device) {
         if (first->run(e->device, io, n, steps, &why) == IC_OK)
             return IC_OK;
-        ic_warn("law", "%s, %u x %u: the simulations move to the CPU: %s", e->plan->law->name, e->plan->height,
-                e->plan->width, why.msg);
+        ic_warn("law", "%s, %u x %u: the simulations move to the CPU: %s", e->plan->law->name,
+                e->plan->height, e->plan->width, why.msg);
         if (why.code != IC_OOM)
             atomic_store(&e->packed->inner->lost, true);
         first->close(&e->device);

@@ -1,15 +1,17 @@
 /* A back end that may lose its device, with the CPU behind it.
  *
  * Where the device has no room for a plan, or is lost in the middle of a step, the simulations go on on the
- * CPU from the state before that step; a law that the device cannot pack (no device; an architecture it does
- * not run) is on the CPU from the start. Each move is logged once. A lost device is not asked again. */
+ * CPU from the state before that step; a law that the device cannot pack (no device; an architecture it
+ * does not run) is on the CPU from the start. Each move is logged once. A lost device is not asked again.
+ */
 #ifndef IC_LAW_FALLBACK_H
 #define IC_LAW_FALLBACK_H
 
 #include "law/plan.h"
 
-/* Others take memory of the same device: what a law or a plan wants there is asked for before and given back
- * afterwards. take: false, with the reason, when it may not be had; then the CPU is used. Any thread. */
+/* Others take memory of the same device: what a law or a plan wants there is asked for before and given
+ * back afterwards. take: false, with the reason, when it may not be had; then the CPU is used. Any thread.
+ */
 struct ic_law_gate {
     bool (*take)(void *arg, const char *what, size_t bytes, struct ic_err *why);
     void (*give)(void *arg, size_t bytes);
@@ -23,13 +25,15 @@ void ic_law_fallback_gate(const struct ic_law_gate *gate);
  * `run` fails, with the state as it was, only where the CPU has no memory either: IC_OOM. */
 const struct ic_law_backend *ic_law_backend_with_cpu(const struct ic_law_backend *first);
 
-/* Of that back end's. Where a plan of this law would be opened now: on the device, if there is room. Any thread. */
+/* Of that back end's. Where a plan of this law would be opened now: on the device, if there is room. Any
+ * thread. */
 bool ic_law_fallback_on_device(const struct ic_law_packed *packed);
-/* Bytes of host memory that a plan takes, wherever it is: all of it on the CPU, what is copied to and fro for a device.
- * As exec_bytes otherwise; changes in `run`. */
+/* Bytes of host memory that a plan takes, wherever it is: all of it on the CPU, what is copied to and fro
+ * for a device. As exec_bytes otherwise; changes in `run`. */
 size_t ic_law_fallback_host_bytes(const struct ic_law_exec *exec);
-/* The back end that steps in, and the law as packed for it (made now, if it was not yet; owned by `packed`). NULL: no
- * memory. Any thread. */
-const struct ic_law_backend *ic_law_fallback_cpu(const struct ic_law_packed *packed, struct ic_law_packed **out);
+/* The back end that steps in, and the law as packed for it (made now, if it was not yet; owned by
+ * `packed`). NULL: no memory. Any thread. */
+const struct ic_law_backend *ic_law_fallback_cpu(const struct ic_law_packed *packed,
+                                                 struct ic_law_packed **out);
 
 #endif

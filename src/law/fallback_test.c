@@ -1,5 +1,5 @@
-/* A device that is not there, has no room, or is lost: the simulations go on on the CPU, to the same states.
- * The device here is the reference back end with faults. */
+/* A device that is not there, has no room, or is lost: the simulations go on on the CPU, to the same
+ * states. The device here is the reference back end with faults. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -16,7 +16,7 @@
 static struct {
     bool no_device, no_room;
     bool without_memory; /* what is lost at lost_at is memory, not the device */
-    int lost_at; /* run, counted from 0; -1: never */
+    int lost_at;         /* run, counted from 0; -1: never */
     int runs, opens;
 } fault;
 
@@ -37,8 +37,8 @@ static enum ic_status fake_open(const struct ic_law_packed *packed, const struct
     return ic_law_backend_ref.open(packed, plan, out, err);
 }
 
-static enum ic_status fake_run(struct ic_law_exec *e, const struct ic_law_io *io, unsigned n, unsigned steps,
-                               struct ic_err *err)
+static enum ic_status fake_run(struct ic_law_exec *e, const struct ic_law_io *io, unsigned n,
+                               unsigned steps, struct ic_err *err)
 {
     if (fault.runs++ == fault.lost_at)
         return ic_fail(err, fault.without_memory ? IC_OOM : IC_UNAVAILABLE, "lost");
@@ -95,7 +95,8 @@ static void five_steps(void)
     assert_int_equal(be->run(exec, io, 2, 2, &err), IC_OK);
     be->step(exec, io, 2);
     be->step(exec, io, 2);
-    /* Two back ends round differently and the law amplifies that; a step too many or too few shows far more. */
+    /* Two back ends round differently and the law amplifies that; a step too many or too few shows far
+     * more. */
     for (int i = 0; i < 4; i++)
         ref->step(ref_exec, want, 2);
     for (int i = 0; i < 2; i++)
@@ -106,7 +107,8 @@ static void five_steps(void)
         free(io[i].psi);
         free(want[i].psi);
     }
-    if (!ic_law_fallback_on_device(packed)) { /* lost, or never there: what a plan takes is what the CPU's takes */
+    if (!ic_law_fallback_on_device(
+            packed)) { /* lost, or never there: what a plan takes is what the CPU's takes */
         struct ic_law_exec *again;
         assert_int_equal(be->open(packed, plan, &again, &err), IC_OK);
         assert_int_equal(be->exec_size(packed, plan), be->exec_bytes(again));
@@ -224,8 +226,8 @@ static void others_memory_is_left_to_them(void **state)
     ic_law_fallback_gate(NULL);
 }
 
-/* Neither the device nor the CPU has memory: the step fails, nothing has changed, nothing is held of the device; the next
- * try finds memory on the CPU and goes on there. */
+/* Neither the device nor the CPU has memory: the step fails, nothing has changed, nothing is held of the
+ * device; the next try finds memory on the CPU and goes on there. */
 static void no_memory_anywhere(void **state)
 {
     const struct ic_law_gate gate = {take_some, give_back, NULL};
@@ -261,7 +263,8 @@ static void no_memory_anywhere(void **state)
     assert_int_equal(purse.held, weights);
     assert_int_equal(be->run(exec, &io, 1, 1, &err), IC_OK);
     assert_int_equal(fault.runs, 1); /* the device was left alone */
-    assert_int_equal(ic_law_fallback_host_bytes(exec), be->exec_bytes(exec)); /* all of it is the host's now */
+    assert_int_equal(ic_law_fallback_host_bytes(exec),
+                     be->exec_bytes(exec)); /* all of it is the host's now */
     assert_true(ic_law_fallback_host_bytes(exec) > staged);
     assert_true(relative(before, psi, plan->psi_bytes) > 0.01);
     be->close(&exec);
@@ -278,10 +281,9 @@ int main(void)
 {
     setenv("IC_FAULT", "law-oom:1", 1); /* for the first test, which takes it */
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(no_memory_anywhere),
-        cmocka_unit_test(without_faults_the_device_does_all), cmocka_unit_test(lost_in_any_run),
-        cmocka_unit_test(no_room_on_the_device),              cmocka_unit_test(no_device_at_all),
-        cmocka_unit_test(others_memory_is_left_to_them),
+        cmocka_unit_test(no_memory_anywhere), cmocka_unit_test(without_faults_the_device_does_all),
+        cmocka_unit_test(lost_in_any_run),    cmocka_unit_test(no_room_on_the_device),
+        cmocka_unit_test(no_device_at_all),   cmocka_unit_test(others_memory_is_left_to_them),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -13,11 +13,11 @@
 
 #define ROWS (IC_LAW_FIDELITY_ROWS_MAX + 1) /* row 0 is float32 */
 #define SEEDS IC_LAW_FIDELITY_SEEDS_MAX
-#define TIMES 24     /* at which the overlap is taken, at most */
-#define SAMPLES 160  /* of the metrics, about */
-#define BATCHES 8    /* that the samples of a run are cut into (law/stats.h), at most */
+#define TIMES 24        /* at which the overlap is taken, at most */
+#define SAMPLES 160     /* of the metrics, about */
+#define BATCHES 8       /* that the samples of a run are cut into (law/stats.h), at most */
 #define SEEDS_TOLD 9999 /* more are not reckoned */
-#define ONE_STEPS 10 /* states from which the one-step error is taken, about */
+#define ONE_STEPS 10    /* states from which the one-step error is taken, about */
 
 /* What is judged; a mean smaller than `least` does not make a deviation larger than by it. */
 static const struct {
@@ -53,7 +53,7 @@ struct run {
     unsigned spin_up, every;              /* steps before the first sample; between samples */
     unsigned samples, batches, one_steps; /* samples taken so far */
     unsigned planned, in_batch[BATCHES];  /* samples in all; of each batch */
-    size_t floats, memory; /* of psi; of each of h, c */
+    size_t floats, memory;                /* of psi; of each of h, c */
     struct row row[ROWS];
     struct ic_law_io from[SEEDS], to[SEEDS]; /* scratch: the float32 state, and where a row takes it */
     FILE *csv;
@@ -163,14 +163,16 @@ static void sample_metrics(struct run *r)
             if (ic_law_metrics_compute(r->row[i].io[s].psi, NULL, shape, 0, &m, NULL) != IC_OK)
                 continue;
             for (size_t k = 0; k < JUDGED; k++)
-                r->row[i].sum[k][s][batch] += *(const double *)(const void *)((const char *)&m + judged[k].at);
+                r->row[i].sum[k][s][batch] +=
+                    *(const double *)(const void *)((const char *)&m + judged[k].at);
         }
     r->in_batch[batch]++;
     r->samples++;
 }
 
 /* One step of every seed; a device may fail. */
-static enum ic_status step_all(const struct run *r, const struct row *w, const struct ic_law_io *io, struct ic_err *err)
+static enum ic_status step_all(const struct run *r, const struct row *w, const struct ic_law_io *io,
+                               struct ic_err *err)
 {
     const struct ic_law_backend *be = r->o->backend;
     if (be->run)
@@ -179,8 +181,8 @@ static enum ic_status step_all(const struct run *r, const struct row *w, const s
     return IC_OK;
 }
 
-/* One step of `w` from the float32 run's states against float32's own step; *out: mean over seeds of the squared
- * error. r->from holds the states before, row 0 those after. */
+/* One step of `w` from the float32 run's states against float32's own step; *out: mean over seeds of the
+ * squared error. r->from holds the states before, row 0 those after. */
 static enum ic_status one_step(struct run *r, struct row *w, double *out, struct ic_err *err)
 {
     *out = 0;
@@ -209,7 +211,8 @@ static enum ic_status one_steps(struct run *r, unsigned step, struct ic_err *err
     return st;
 }
 
-/* Each seed's difference from float32, batch by batch: what both runs of a seed have in common falls out. */
+/* Each seed's difference from float32, batch by batch: what both runs of a seed have in common falls out.
+ */
 static void judge(struct run *r)
 {
     const unsigned n = r->o->seeds, batches = r->batches;
@@ -230,7 +233,8 @@ static void judge(struct run *r)
             const double scale = fmax(fabs(r->row[0].mean[k]), judged[k].least);
             for (unsigned s = 0; s < n; s++)
                 for (unsigned b = 0; b < batches; b++)
-                    x[s * batches + b] = (w->sum[k][s][b] - r->row[0].sum[k][s][b]) / r->in_batch[b] / scale;
+                    x[s * batches + b] =
+                        (w->sum[k][s][b] - r->row[0].sum[k][s][b]) / r->in_batch[b] / scale;
             w->dev[k] = ic_law_estimate_of(x, n, batches);
         }
 }
@@ -318,8 +322,8 @@ static enum ic_status step_through(struct run *r, struct ic_err *err)
 
 /* ---- Telling ----------------------------------------------------------------------------------- */
 
-/* *seeds: about how many would decide, if the deviations are what they seem to be (and for one that is next to the
- * threshold a tenth of it is told apart). */
+/* *seeds: about how many would decide, if the deviations are what they seem to be (and for one that is next
+ * to the threshold a tenth of it is told apart). */
 static enum ic_law_fidelity_verdict judge_row(const struct run *r, const struct row *w, unsigned *seeds)
 {
     const double most = r->o->threshold;
@@ -328,7 +332,7 @@ static enum ic_law_fidelity_verdict judge_row(const struct run *r, const struct 
     for (size_t k = 0; k < JUDGED; k++) {
         const struct ic_law_estimate *e = &w->dev[k];
         const double dev = fabs(e->mean);
-        enum ic_law_fidelity_verdict one = dev + e->half <= most   ? IC_LAW_FIDELITY_PASS /* a NaN does not */
+        enum ic_law_fidelity_verdict one = dev + e->half <= most ? IC_LAW_FIDELITY_PASS /* a NaN does not */
                                            : dev - e->half <= most ? IC_LAW_FIDELITY_UNDECIDED
                                                                    : IC_LAW_FIDELITY_FAIL;
         v = one > v ? one : v;
@@ -344,8 +348,10 @@ static enum ic_law_fidelity_verdict print_grid(const struct run *r)
 {
     enum ic_law_fidelity_verdict worst = IC_LAW_FIDELITY_PASS;
     printf("\ngrid %ux%u, %u seeds, %u steps; means over steps %u to %u; deviations from fp32 with their "
-           "95 %% interval\n(b: over the %u batches of every run, among which seeds do not show; else over seeds)\n%-12s %10s",
-           r->grid, r->grid, r->o->seeds, r->o->steps, r->spin_up + 1, r->o->steps, r->batches, "", "one step");
+           "95 %% interval\n(b: over the %u batches of every run, among which seeds do not show; else over "
+           "seeds)\n%-12s %10s",
+           r->grid, r->grid, r->o->seeds, r->o->steps, r->spin_up + 1, r->o->steps, r->batches, "",
+           "one step");
     for (size_t k = 0; k < JUDGED; k++)
         printf("  %21s", judged[k].name);
     printf("\n%-12s %10s", "fp32", "");
@@ -355,7 +361,8 @@ static enum ic_law_fidelity_verdict print_grid(const struct run *r)
         const struct row *w = &r->row[i];
         printf("\n%-12s %9.3f%%", w->name, 100 * sqrt(w->one_sum / r->one_steps));
         for (size_t k = 0; k < JUDGED; k++)
-            printf("  %+8.2f%% +- %6.2f%%%c", 100 * w->dev[k].mean, 100 * w->dev[k].half, w->dev[k].pooled ? 'b' : ' ');
+            printf("  %+8.2f%% +- %6.2f%%%c", 100 * w->dev[k].mean, 100 * w->dev[k].half,
+                   w->dev[k].pooled ? 'b' : ' ');
     }
     printf("\noverlap with fp32 after steps\n%-12s", "");
     for (unsigned t = 0; t < r->times; t++)
@@ -379,7 +386,8 @@ static enum ic_law_fidelity_verdict print_grid(const struct run *r)
         if (v == IC_LAW_FIDELITY_UNDECIDED && r->o->seeds == 1)
             printf("; one seed says nothing about others");
         else if (v == IC_LAW_FIDELITY_UNDECIDED)
-            printf("; it would take %s %u seeds of so many steps", seeds < SEEDS_TOLD ? "about" : "more than", seeds);
+            printf("; it would take %s %u seeds of so many steps",
+                   seeds < SEEDS_TOLD ? "about" : "more than", seeds);
         printf("\n");
         worst = v > worst ? v : worst;
     }

@@ -15,9 +15,9 @@
 #include "law/field.h"
 
 /* X(symbol, wire name, definition) */
-#define IC_LAW_INIT_TABLE(X)                                                                        \
-    X(COMPLEX_NOISE, "complex_noise", "psi = exp(i n), n ~ N(0, 0.1); cell norm^2 is d")            \
-    X(RANDOM, "random", "Re, Im ~ N(0, 1), each cell divided by its norm; cell norm^2 is 1")        \
+#define IC_LAW_INIT_TABLE(X)                                                                               \
+    X(COMPLEX_NOISE, "complex_noise", "psi = exp(i n), n ~ N(0, 0.1); cell norm^2 is d")                   \
+    X(RANDOM, "random", "Re, Im ~ N(0, 1), each cell divided by its norm; cell norm^2 is 1")               \
     X(ZEROS, "zeros", "all zero")
 
 enum ic_law_init_mode {
@@ -45,11 +45,11 @@ enum ic_status ic_law_init_fill(float *psi, struct ic_law_shape shape, enum ic_l
  * Counter-based, so there is no state to carry: a number is named by (seed, stream, index). ---- */
 
 enum ic_law_stream { /* who draws; equal indices in different streams are unrelated */
-    IC_LAW_STREAM_COMPLEX_NOISE,
-    IC_LAW_STREAM_RANDOM,
-    IC_LAW_STREAM_COLLAPSE,
-    IC_LAW_STREAM_INJECT,
-    IC_LAW_STREAM_CLICK_OUT,
+                     IC_LAW_STREAM_COMPLEX_NOISE,
+                     IC_LAW_STREAM_RANDOM,
+                     IC_LAW_STREAM_COLLAPSE,
+                     IC_LAW_STREAM_INJECT,
+                     IC_LAW_STREAM_CLICK_OUT,
 };
 
 /* 128 random bits. */

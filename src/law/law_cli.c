@@ -508,8 +508,9 @@ static int quantize(int argc, char **argv)
 
 struct plan_options {
     const struct ic_law_backend *be;
-    unsigned long grid, batch, memory, threads; /* batch 0: the largest that fits; memory (the host's) in MiB */
-    unsigned long vram;                         /* MiB of a device's memory; 0: what is free but for the margin */
+    unsigned long grid, batch, memory,
+        threads;        /* batch 0: the largest that fits; memory (the host's) in MiB */
+    unsigned long vram; /* MiB of a device's memory; 0: what is free but for the margin */
 };
 
 #define PLAN_MARGIN_MIB 512 /* as serve's --vram-margin is by default */
@@ -532,9 +533,11 @@ static struct ic_law_room plan_room(const struct plan_options *po, const struct 
     return room;
 }
 
-static void print_largest(const struct plan_options *po, const struct ic_law_room *room, const struct ic_law_fit *fit)
+static void print_largest(const struct plan_options *po, const struct ic_law_room *room,
+                          const struct ic_law_fit *fit)
 {
-    static const char *const limits[] = {"no larger one is made", "bound by host memory", "bound by the device's memory"};
+    static const char *const limits[] = {"no larger one is made", "bound by host memory",
+                                         "bound by the device's memory"};
     printf("  largest batch in %lu MiB", po->memory);
     if (room->on_device)
         printf(" of host memory and %zu MiB of the device's (%s)", room->device >> 20,
@@ -582,10 +585,11 @@ static int plan(int argc, char **argv)
     static const char *const all[] = {"fp32", "fp16", "bf16", "nf4"};
     struct options o = {0};
     struct plan_options po = {.grid = 64, .batch = 16, .memory = 2048};
-    int rc = parse(argc, argv,
-                   " --grid --batch --memory --vram --precision --law-policy --backend --law-plugin --threads "
-                   "--config --arch ",
-                   1, &o);
+    int rc =
+        parse(argc, argv,
+              " --grid --batch --memory --vram --precision --law-policy --backend --law-plugin --threads "
+              "--config --arch ",
+              1, &o);
     if (rc == IC_EXIT_OK)
         rc = choose_backend(&o, &po.be);
     if (rc != IC_EXIT_OK)
@@ -697,11 +701,11 @@ static int fidelity(int argc, char **argv)
     struct options o = {0};
     char store[128];
     enum ic_law_fidelity_verdict worst;
-    int rc =
-        parse(argc, argv,
-              " --law --grids --seeds --steps --spin-up --precisions --law-policy --threshold --layers --csv --plot "
-              "--backend --law-plugin --threads --config --arch ",
-              0, &o);
+    int rc = parse(argc, argv,
+                   " --law --grids --seeds --steps --spin-up --precisions --law-policy --threshold "
+                   "--layers --csv --plot "
+                   "--backend --law-plugin --threads --config --arch ",
+                   0, &o);
     if (rc == IC_EXIT_OK && !o.law)
         rc = usage_error("fidelity: which --law?", NULL);
     struct ic_law_fidelity_opts fo = {

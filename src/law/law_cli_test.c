@@ -298,7 +298,7 @@ static void fidelity_judges(void **state)
     SAYS("verdict: nf4 passes");
     SAYS("grid 12x12, 2 seeds, 40 steps");
     SAYS("each layer alone in NF4");
-    assert_int_equal(lines_of(csv, "8,nf4,mean,entropy"), 2);   /* a line per seed */
+    assert_int_equal(lines_of(csv, "8,nf4,mean,entropy"), 2); /* a line per seed */
     assert_int_equal(lines_of(csv, "8,nf4,batch,entropy"), 2 * 8);
     assert_int_equal(lines_of(csv, "12,bf16,overlap,"), 2 * 6); /* after 1, 2, 5, 10, 20, 40 steps */
     assert_int_equal(lines_of(svg, "<polyline"), 2 * 4);        /* grids, precisions */
@@ -314,9 +314,10 @@ static void fidelity_judges(void **state)
                      IC_EXIT_FAILED);
     SAYS("verdict: fp32 passes");
     SAYS("verdict: nf4+policy FAILS");
-    /* averages begin where they are told to; one seed says nothing about others, however small the deviation */
-    assert_int_equal(RUN("fidelity", "--law", law, "--grids", "8", "--seeds", "1", "--steps", "40", "--spin-up",
-                         "30", "--threshold", "900", "--precisions", "bf16"),
+    /* averages begin where they are told to; one seed says nothing about others, however small the
+     * deviation */
+    assert_int_equal(RUN("fidelity", "--law", law, "--grids", "8", "--seeds", "1", "--steps", "40",
+                         "--spin-up", "30", "--threshold", "900", "--precisions", "bf16"),
                      IC_EXIT_OK);
     SAYS("means over steps 31 to 40");
     SAYS("verdict: bf16 is undecided");

@@ -173,7 +173,8 @@ struct ic_law_backend {
      * time per exec; execs of the same packed weights may run side by side. */
     void (*step)(struct ic_law_exec *exec, const struct ic_law_io *io, unsigned n);
     /* Copies the network output Y of sample i after a step to out [2d,H,W], NCHW float32. For tests;
-     * NULL where the back end fuses Y away. The CPU's keeps those of the last micro-batch: law/cpu/cpu.h. */
+     * NULL where the back end fuses Y away. The CPU's keeps those of the last micro-batch: law/cpu/cpu.h.
+     */
     void (*net_out)(const struct ic_law_exec *exec, unsigned sample, float *out);
     /* As `step`, `steps` (>= 1) times in a row, on a back end that can lose its device; NULL where `step`
      * cannot fail. delta, where wanted, is the last step's. On failure psi, h and c are as before the
@@ -202,7 +203,8 @@ struct ic_law_room {
 
 struct ic_law_fit {
     unsigned n; /* 0: not even one */
-    /* Why it is not larger: nobody asked for more (or no plan may be larger), the host's memory, the device's. */
+    /* Why it is not larger: nobody asked for more (or no plan may be larger), the host's memory, the
+     * device's. */
     enum ic_law_fit_limit { IC_LAW_FIT_MOST, IC_LAW_FIT_HOST, IC_LAW_FIT_DEVICE } limit;
     size_t host, device; /* bytes that n take */
 };

@@ -628,8 +628,8 @@ static void living_tensors_never_overlap(void **state)
 }
 
 static struct ic_law_fit expect_fit(const struct ic_law_backend *be, const struct ic_law_packed *packed,
-                                    const struct ic_law *law, struct ic_law_room room, unsigned most, unsigned n,
-                                    enum ic_law_fit_limit limit)
+                                    const struct ic_law *law, struct ic_law_room room, unsigned most,
+                                    unsigned n, enum ic_law_fit_limit limit)
 {
     const struct ic_law_fit fit = ic_law_batch_fit(be, packed, law, 8, 12, &room, most);
     if (fit.n != n || fit.limit != limit)
@@ -647,13 +647,14 @@ static size_t fake_exec_size(const struct ic_law_packed *packed, const struct ic
     return FAKE_PLAN + FAKE_EACH * (size_t)plan->batch;
 }
 
-/* On a device the plan counts there, the states and what is copied to and fro in the host's memory; the smaller of the
- * two decides. */
+/* On a device the plan counts there, the states and what is copied to and fro in the host's memory; the
+ * smaller of the two decides. */
 static void a_device_and_its_host_both_bound_a_batch(void **state)
 {
     struct ic_law_backend be = ic_law_backend_ref;
     struct ic_law *law = fixture_law(IC_LAW_UNET_CONVLSTM, 2, 4, 3);
-    const size_t psi = 8 * 12 * 2 * 2 * sizeof(float), memory = 2 * (4 * 4) * (8 / 4) * (12 / 4) * sizeof(float);
+    const size_t psi = 8 * 12 * 2 * 2 * sizeof(float),
+                 memory = 2 * (4 * 4) * (8 / 4) * (12 / 4) * sizeof(float);
     const size_t each = 2 * psi + memory + (2 * psi + memory), much = (size_t)1 << 40;
     struct ic_law_fit fit;
     (void)state;
@@ -672,7 +673,8 @@ static void a_device_and_its_host_both_bound_a_batch(void **state)
     expect_fit(&be, NULL, law, (struct ic_law_room){much, FAKE_PLAN, true}, 1024, 0, IC_LAW_FIT_DEVICE);
     expect_fit(&be, NULL, law, (struct ic_law_room){0, much, true}, 1024, 0, IC_LAW_FIT_HOST);
     /* without a device the same plan counts beside the states, and what a device has does not matter */
-    expect_fit(&be, NULL, law, (struct ic_law_room){seven + 7 * (2 * psi + memory), 0, false}, 1024, 7, IC_LAW_FIT_HOST);
+    expect_fit(&be, NULL, law, (struct ic_law_room){seven + 7 * (2 * psi + memory), 0, false}, 1024, 7,
+               IC_LAW_FIT_HOST);
     ic_law_close(&law);
 }
 
@@ -700,9 +702,12 @@ static void sizes_are_told_beforehand(void **state)
             assert_int_equal(be->exec_size(packed, p), size);
             assert_int_equal(ic_law_exec_size(be, packed, law, 8, 12, 5), size);
             const size_t each = 2 * ((p->psi_bytes + 63) / 64 * 64) + p->memory_bytes;
-            expect_fit(be, packed, law, (struct ic_law_room){.host = size + 5 * each}, 1024, 5, IC_LAW_FIT_HOST);
-            expect_fit(be, packed, law, (struct ic_law_room){.host = size + 5 * each - 1}, 1024, 4, IC_LAW_FIT_HOST);
-            expect_fit(be, packed, law, (struct ic_law_room){.host = size + 5 * each}, 3, 3, IC_LAW_FIT_MOST);
+            expect_fit(be, packed, law, (struct ic_law_room){.host = size + 5 * each}, 1024, 5,
+                       IC_LAW_FIT_HOST);
+            expect_fit(be, packed, law, (struct ic_law_room){.host = size + 5 * each - 1}, 1024, 4,
+                       IC_LAW_FIT_HOST);
+            expect_fit(be, packed, law, (struct ic_law_room){.host = size + 5 * each}, 3, 3,
+                       IC_LAW_FIT_MOST);
             expect_fit(be, packed, law, (struct ic_law_room){.host = 100}, 1024, 0, IC_LAW_FIT_HOST);
             struct ic_buf text = {0};
             char want[64];

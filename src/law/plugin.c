@@ -27,7 +27,8 @@ static bool is_there(const char *path)
     return stat(path, &st) == 0;
 }
 
-/* Where it lies when nobody says so: beside this program, as it was built, or else where it is installed. */
+/* Where it lies when nobody says so: beside this program, as it was built, or else where it is installed.
+ */
 static enum ic_status find_default(char *out, size_t size, struct ic_err *err)
 {
     static const char *const places[] = {"", IC_LAW_PLUGIN_LIB "/"};
@@ -40,10 +41,11 @@ static enum ic_status find_default(char *out, size_t size, struct ic_err *err)
         return ic_fail(err, IC_NOT_FOUND, "law plug-in: where this program lies is not known");
     slash[1] = 0;
     for (size_t i = 0; i < sizeof places / sizeof *places; i++)
-        if ((size_t)snprintf(out, size, "%s%s%s", self, places[i], IC_LAW_PLUGIN_FILE) < size && is_there(out))
+        if ((size_t)snprintf(out, size, "%s%s%s", self, places[i], IC_LAW_PLUGIN_FILE) < size &&
+            is_there(out))
             return IC_OK;
-    return ic_fail(err, IC_NOT_FOUND, "law plug-in %s: neither in %s nor in %s%s", IC_LAW_PLUGIN_FILE, self, self,
-                   IC_LAW_PLUGIN_LIB);
+    return ic_fail(err, IC_NOT_FOUND, "law plug-in %s: neither in %s nor in %s%s", IC_LAW_PLUGIN_FILE, self,
+                   self, IC_LAW_PLUGIN_LIB);
 }
 
 static enum ic_status find_file(char *out, size_t size, struct ic_err *err)
@@ -66,22 +68,26 @@ static enum ic_status check_file(const char *path, struct ic_err *err)
     FILE *f = fopen(path, "re");
 
     if (!f)
-        return ic_fail(err, errno == ENOENT ? IC_NOT_FOUND : IC_BAD_REQUEST, "law plug-in %s: %s", path, strerror(errno));
+        return ic_fail(err, errno == ENOENT ? IC_NOT_FOUND : IC_BAD_REQUEST, "law plug-in %s: %s", path,
+                       strerror(errno));
     const bool file = fstat(fileno(f), &st) == 0 && S_ISREG(st.st_mode);
-    const bool elf = file && fread(head, 1, sizeof head, f) == sizeof head && memcmp(head, "\177ELF", 4) == 0;
+    const bool elf =
+        file && fread(head, 1, sizeof head, f) == sizeof head && memcmp(head, "\177ELF", 4) == 0;
     fclose(f);
-    return elf ? IC_OK : ic_fail(err, IC_BAD_REQUEST, "law plug-in %s: no shared library (%s)", path,
-                                 file ? "not ELF" : "not a file");
+    return elf ? IC_OK
+               : ic_fail(err, IC_BAD_REQUEST, "law plug-in %s: no shared library (%s)", path,
+                         file ? "not ELF" : "not a file");
 }
 
 static enum ic_status check_table(const char *path, const struct ic_law_plugin *p, struct ic_err *err)
 {
     if (!p)
-        return ic_fail(err, IC_BAD_REQUEST, "law plug-in %s: not one of Inference-Core's (no %s in it)", path,
-                       IC_LAW_PLUGIN_SYMBOL);
+        return ic_fail(err, IC_BAD_REQUEST, "law plug-in %s: not one of Inference-Core's (no %s in it)",
+                       path, IC_LAW_PLUGIN_SYMBOL);
     if (p->abi != IC_LAW_PLUGIN_ABI)
-        return ic_fail(err, IC_BAD_REQUEST, "law plug-in %s: its interface has version %u, this program's has %u", path,
-                       p->abi, IC_LAW_PLUGIN_ABI);
+        return ic_fail(err, IC_BAD_REQUEST,
+                       "law plug-in %s: its interface has version %u, this program's has %u", path, p->abi,
+                       IC_LAW_PLUGIN_ABI);
     if (p->backend_size != sizeof(struct ic_law_backend) || p->plan_size != sizeof(struct ic_law_plan) ||
         p->law_size != sizeof(struct ic_law))
         return ic_fail(err, IC_BAD_REQUEST, "law plug-in %s: made for another build of this program", path);

@@ -24,8 +24,8 @@ struct ic_law_plugin {
     enum ic_status (*set_states)(struct ic_law_exec *exec, const struct ic_law_io *io, unsigned n,
                                  struct ic_err *err);
     /* Milliseconds per step of the first n places, device time, states left on the device. */
-    enum ic_status (*time_steps)(struct ic_law_exec *exec, unsigned n, unsigned steps, bool graphs, double *ms,
-                                 struct ic_err *err);
+    enum ic_status (*time_steps)(struct ic_law_exec *exec, unsigned n, unsigned steps, bool graphs,
+                                 double *ms, struct ic_err *err);
     size_t (*launches)(const struct ic_law_exec *exec); /* kernels of one step */
 };
 
@@ -33,8 +33,8 @@ struct ic_law_plugin {
  * standard places. */
 void ic_law_plugin_path(const char *path);
 
-/* The loaded library, loading it first if need be; NULL with the reason, which names the file: NOT_FOUND (no
- * such file), BAD_REQUEST (no library, does not load, of another version or build). Never unloaded. Any
+/* The loaded library, loading it first if need be; NULL with the reason, which names the file: NOT_FOUND
+ * (no such file), BAD_REQUEST (no library, does not load, of another version or build). Never unloaded. Any
  * thread. */
 const struct ic_law_plugin *ic_law_plugin_load(struct ic_err *err);
 

@@ -1,5 +1,6 @@
-/* The plug-in's file: missing, no library, of another interface, somebody else's, and one that is right; by name and
- * in the standard places. The plug-ins are fake_plugin.c. Order matters: what is loaded once stays. */
+/* The plug-in's file: missing, no library, of another interface, somebody else's, and one that is right; by
+ * name and in the standard places. The plug-ins are fake_plugin.c. Order matters: what is loaded once
+ * stays. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -107,8 +108,8 @@ static void copy(const char *from, const char *to)
     assert_int_equal(system(cmd), 0);
 }
 
-/* Beside this program comes first, then the folder of an installation; a broken one in the first is told, and the second
- * is not taken in its place. The one that is right is loaded last, and steps. */
+/* Beside this program comes first, then the folder of an installation; a broken one in the first is told,
+ * and the second is not taken in its place. The one that is right is loaded last, and steps. */
 static void the_standard_places(void **state)
 {
     char beside[5000], lib[5000], folder[5000];

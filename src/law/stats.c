@@ -1,13 +1,15 @@
-/* When to pool. With S runs of B batches, MSB = B * variance of the runs' means and MSW = variance of batches within
- * their runs both estimate the same where runs do not differ, MSB with S - 1 degrees of freedom, MSW with S(B - 1).
- * Pooled is only where MSB <= MSW: the wider of the two then decides, with the degrees of freedom that belong to it.
+/* When to pool. With S runs of B batches, MSB = B * variance of the runs' means and MSW = variance of
+ * batches within their runs both estimate the same where runs do not differ, MSB with S - 1 degrees of
+ * freedom, MSW with S(B - 1). Pooled is only where MSB <= MSW: the wider of the two then decides, with the
+ * degrees of freedom that belong to it.
  *
- * To choose by the data has a price: where runs do differ, MSB is the smaller one by chance sometimes, and the interval
- * is too narrow then. It is small, because that chance is small where runs differ much and the error is small where they
- * differ little, and because MSB > MSW, the other branch, is wide with few runs. Drawn, 4 runs of 8 batches (nominal 95 %)
- * hold 94.3 to 97.5 % whatever the runs' difference or the batches' correlation (stats_test.c), and where runs are alike
- * the median interval is a sixth narrower than over runs alone. To pool unless an F test finds a difference would narrow
- * more and hold less: 92 % with the test at 25 %, 87 % at 5 %. With 2 or 3 runs the chance is not small: not pooled. */
+ * To choose by the data has a price: where runs do differ, MSB is the smaller one by chance sometimes, and
+ * the interval is too narrow then. It is small, because that chance is small where runs differ much and the
+ * error is small where they differ little, and because MSB > MSW, the other branch, is wide with few runs.
+ * Drawn, 4 runs of 8 batches (nominal 95 %) hold 94.3 to 97.5 % whatever the runs' difference or the
+ * batches' correlation (stats_test.c), and where runs are alike the median interval is a sixth narrower
+ * than over runs alone. To pool unless an F test finds a difference would narrow more and hold less: 92 %
+ * with the test at 25 %, 87 % at 5 %. With 2 or 3 runs the chance is not small: not pooled. */
 #include "law/stats.h"
 
 #include <math.h>
@@ -39,7 +41,8 @@ static double spread(const double *x, unsigned n, double m)
 
 struct ic_law_estimate ic_law_estimate_of(const double *x, unsigned runs, unsigned batches)
 {
-    struct ic_law_estimate e = {.mean = mean_of(x, runs * batches), .half = (double)INFINITY, .sd = (double)INFINITY};
+    struct ic_law_estimate e = {
+        .mean = mean_of(x, runs * batches), .half = (double)INFINITY, .sd = (double)INFINITY};
     double between = 0, within = 0; /* sums of squares */
 
     if (runs < 2 || !isfinite(e.mean))

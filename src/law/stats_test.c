@@ -1,4 +1,5 @@
-/* Intervals over synthetic series, thousands of times: how often they hold what they promise, and what pooling gains. */
+/* Intervals over synthetic series, thousands of times: how often they hold what they promise, and what
+ * pooling gains. */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -28,8 +29,8 @@ static double normal(void)
     return sqrt(-2 * log(uniform())) * cos(6.283185307179586 * uniform());
 }
 
-/* Batch means of runs about `mean`: samples that remember the one before by `phi` (AR(1), deviation 1), and what a run
- * keeps for all its length, of deviation `kept`. */
+/* Batch means of runs about `mean`: samples that remember the one before by `phi` (AR(1), deviation 1), and
+ * what a run keeps for all its length, of deviation `kept`. */
 static void draw(double *x, unsigned runs, double mean, double phi, double kept)
 {
     for (unsigned r = 0; r < runs; r++) {
@@ -72,8 +73,8 @@ static struct quality judge(unsigned runs, double phi, double kept)
     q.covered /= DRAWS;
     q.pooled /= DRAWS;
     q.half = half[DRAWS / 2];
-    printf("%u runs, memory %.2f, kept %.2f: covered %.3f, pooled %.3f, half %.4f\n", runs, phi, kept, q.covered,
-           q.pooled, q.half);
+    printf("%u runs, memory %.2f, kept %.2f: covered %.3f, pooled %.3f, half %.4f\n", runs, phi, kept,
+           q.covered, q.pooled, q.half);
     return q;
 }
 
@@ -86,9 +87,10 @@ static void small_numbers_are_right(void **state)
     assert_true(e.mean == 4);
     assert_false(e.pooled);
     assert_int_equal(e.freedom, 1);
-    assert_true(fabs(e.sd - sqrt(8)) < 1e-12);           /* of 2 and 6 */
+    assert_true(fabs(e.sd - sqrt(8)) < 1e-12); /* of 2 and 6 */
     assert_true(fabs(e.half - 12.706 * sqrt(8 / 2.0)) < 1e-9);
-    /* four runs that agree although their batches do not: the batches count, 4 (2 - 1) degrees of freedom */
+    /* four runs that agree although their batches do not: the batches count, 4 (2 - 1) degrees of freedom
+     */
     const double y[] = {1, 3, 3, 1, 1, 3, 3, 1};
     e = ic_law_estimate_of(y, 4, 2);
     assert_true(e.pooled && e.mean == 2);
@@ -161,10 +163,8 @@ static void a_number_of_runs_is_enough(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(small_numbers_are_right),
-        cmocka_unit_test(what_cannot_be_told_is_infinite),
-        cmocka_unit_test(the_promise_is_held),
-        cmocka_unit_test(pooling_gains_where_runs_are_alike),
+        cmocka_unit_test(small_numbers_are_right),    cmocka_unit_test(what_cannot_be_told_is_infinite),
+        cmocka_unit_test(the_promise_is_held),        cmocka_unit_test(pooling_gains_where_runs_are_alike),
         cmocka_unit_test(a_number_of_runs_is_enough),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -27,29 +27,28 @@
 #include "law/field.h"
 
 /* X(symbol, wire name, values per cell, normalisation, needs delta, formula). e = sum_k |psi_k|^2. */
-#define IC_VIEW_TABLE(X)                                                                               \
-    X(DENSITY, "density", 1, FIXED, 0, "e")                                                            \
-    X(PHASE, "phase", 1, FIXED, 0,                                                                     \
-      "(theta + pi)/(2 pi), theta = atan2(mean_k sin arg psi_k, mean_k cos arg psi_k); arg 0 = 0")     \
-    X(PHASE_HSV, "phase_hsv", 3, FIXED, 0,                                                             \
-      "RGB of hue = phase, saturation 1, value = min-max of e (1 where e is even to 1e-5)")            \
-    X(REAL, "real", 1, MINMAX, 0, "mean_k Re psi_k")                                                   \
-    X(IMAG, "imag", 1, MINMAX, 0, "mean_k Im psi_k")                                                   \
-    X(FIELDS, "fields", 3, MINMAX, 0, "|psi_0|, |psi_1|, |psi_2| (absent channels 0), one range")      \
-    X(PHYSICS, "physics", 1, MINMAX, 1,                                                                \
-      "mean_k |delta_k|/(|psi_k| + 1e-10), a term with |psi_k| <= 1e-10 being 0")                      \
-    X(FLOW, "flow", 3, SYMMETRIC, 1,                                                                   \
-      "mean_k Re delta_k, mean_k Im delta_k, mean_k |delta_k|; min = -max, max = largest size of all") \
-    X(ENTROPY, "entropy", 1, MINMAX, 0,                                                                \
-      "-sum_k p_k ln(p_k + 1e-10)/ln d, p_k = |psi_k|^2/e (1/d where e = 0); 0 where d = 1")           \
-    X(COHERENCE, "coherence", 1, MINMAX, 0,                                                            \
-      "|<psi(y,x), psi(y,x+1)>|/(norm norm + 1e-10); last column of the grid 0")                       \
-    X(CHANNEL_ACTIVITY, "channel_activity", 1, MINMAX, 0,                                              \
-      "max_k |psi_k|^2 / max_k (mean over the grid of |psi_k|^2); 0 where that is 0")                  \
-    X(GRADIENT, "gradient", 1, MINMAX, 0,                                                              \
-      "|grad e|, central differences, one-sided at the borders")                                       \
-    X(SPECTRAL, "spectral", 1, MINMAX, 0,                                                              \
-      "ln(1 + |fftshift(FFT2(e))|), centre bin = largest of its 8 neighbours")                         \
+#define IC_VIEW_TABLE(X)                                                                                   \
+    X(DENSITY, "density", 1, FIXED, 0, "e")                                                                \
+    X(PHASE, "phase", 1, FIXED, 0,                                                                         \
+      "(theta + pi)/(2 pi), theta = atan2(mean_k sin arg psi_k, mean_k cos arg psi_k); arg 0 = 0")         \
+    X(PHASE_HSV, "phase_hsv", 3, FIXED, 0,                                                                 \
+      "RGB of hue = phase, saturation 1, value = min-max of e (1 where e is even to 1e-5)")                \
+    X(REAL, "real", 1, MINMAX, 0, "mean_k Re psi_k")                                                       \
+    X(IMAG, "imag", 1, MINMAX, 0, "mean_k Im psi_k")                                                       \
+    X(FIELDS, "fields", 3, MINMAX, 0, "|psi_0|, |psi_1|, |psi_2| (absent channels 0), one range")          \
+    X(PHYSICS, "physics", 1, MINMAX, 1,                                                                    \
+      "mean_k |delta_k|/(|psi_k| + 1e-10), a term with |psi_k| <= 1e-10 being 0")                          \
+    X(FLOW, "flow", 3, SYMMETRIC, 1,                                                                       \
+      "mean_k Re delta_k, mean_k Im delta_k, mean_k |delta_k|; min = -max, max = largest size of all")     \
+    X(ENTROPY, "entropy", 1, MINMAX, 0,                                                                    \
+      "-sum_k p_k ln(p_k + 1e-10)/ln d, p_k = |psi_k|^2/e (1/d where e = 0); 0 where d = 1")               \
+    X(COHERENCE, "coherence", 1, MINMAX, 0,                                                                \
+      "|<psi(y,x), psi(y,x+1)>|/(norm norm + 1e-10); last column of the grid 0")                           \
+    X(CHANNEL_ACTIVITY, "channel_activity", 1, MINMAX, 0,                                                  \
+      "max_k |psi_k|^2 / max_k (mean over the grid of |psi_k|^2); 0 where that is 0")                      \
+    X(GRADIENT, "gradient", 1, MINMAX, 0, "|grad e|, central differences, one-sided at the borders")       \
+    X(SPECTRAL, "spectral", 1, MINMAX, 0,                                                                  \
+      "ln(1 + |fftshift(FFT2(e))|), centre bin = largest of its 8 neighbours")                             \
     X(ENERGY, "energy", 1, MINMAX, 0, "e")
 
 enum ic_view {
@@ -96,7 +95,7 @@ struct ic_view_ctx;
 
 /* IC_OOM leaves *out NULL. */
 enum ic_status ic_view_ctx_open(struct ic_view_ctx **out, struct ic_err *err);
-void ic_view_ctx_close(struct ic_view_ctx **ctx); /* NULL and *ctx == NULL are fine */
+void ic_view_ctx_close(struct ic_view_ctx **ctx);        /* NULL and *ctx == NULL are fine */
 size_t ic_view_ctx_bytes(const struct ic_view_ctx *ctx); /* scratch held now, transform plans aside */
 
 /* Checks a request against a shape and gives the frame's shape, dtype and bytes (min = max = 0), so that
@@ -108,8 +107,8 @@ enum ic_status ic_view_plan(const struct ic_view_request *request, struct ic_law
  * read. Errors: those of ic_view_plan, IC_TOO_LARGE where out is too small, IC_OOM; out is unspecified
  * then, the context stays usable.
  *
- * The phase of a u8 frame uses a polynomial arc tangent in float32: within 4e-6 rad (1/6000 of a u8 step) of
- * the exact angle of the same mean vector, so a byte differs from the exact one only within that
+ * The phase of a u8 frame uses a polynomial arc tangent in float32: within 4e-6 rad (1/6000 of a u8 step)
+ * of the exact angle of the same mean vector, so a byte differs from the exact one only within that
  * distance of a step; a component below 1e-19 counts as zero. An f32 frame uses double precision and
  * libm. */
 enum ic_status ic_view_render(struct ic_view_ctx *ctx, const struct ic_view_request *request,

@@ -314,22 +314,13 @@ static void feed(struct conn *c, const uint8_t *p, size_t len)
     while (len) {
         size_t used = len;
         switch (c->state) {
-        case C_HEAD:
-            used = http_feed_head(c, p, len);
-            break;
-        case C_BODY:
-            used = http_feed_body(c, p, len);
-            break;
-        case C_APP:
-            stash(c, p, len);
-            break;
+        case C_HEAD: used = http_feed_head(c, p, len); break;
+        case C_BODY: used = http_feed_body(c, p, len); break;
+        case C_APP: stash(c, p, len); break;
         case C_OPEN:
-        case C_CLOSING:
-            used = ws_feed(c, p, len);
-            break;
+        case C_CLOSING: used = ws_feed(c, p, len); break;
         case C_LINGER:
-        case C_DEAD:
-            break;
+        case C_DEAD: break;
         }
         p += used;
         len -= used;
@@ -430,17 +421,11 @@ static void timed_out(struct conn *c, int64_t now)
     switch (c->state) {
     case C_HEAD:
     case C_BODY:
-    case C_APP:
-        http_timeout(c);
-        break;
+    case C_APP: http_timeout(c); break;
     case C_OPEN:
-    case C_CLOSING:
-        ws_timeout(c, now);
-        break;
+    case C_CLOSING: ws_timeout(c, now); break;
     case C_LINGER:
-    case C_DEAD:
-        conn_dead(c);
-        break;
+    case C_DEAD: conn_dead(c); break;
     }
 }
 

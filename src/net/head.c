@@ -141,8 +141,8 @@ static int parse_request_line(struct ic_req *r, char *line, const char **why)
     return decode_path(target) ? 0 : 400;
 }
 
-static const char *const kept_names[] = {"authorization", "x-client-id", "x-api-key", "content-type", "origin",
-                                         "accept"};
+static const char *const kept_names[] = {"authorization", "x-client-id", "x-api-key",
+                                         "content-type",  "origin",      "accept"};
 
 static bool is_kept(const char *name)
 {
@@ -188,7 +188,8 @@ static void copy_fitting(char *dst, size_t size, const char *src, size_t len)
 }
 
 /* Remembers what a field says. 0 or the HTTP status to refuse with. */
-static int take_field(struct ic_req *r, struct head_scan *s, const char *name, const char *v, const char **why)
+static int take_field(struct ic_req *r, struct head_scan *s, const char *name, const char *v,
+                      const char **why)
 {
     if (is_kept(name) && s->kept < IC_HEAD_FIELDS_MAX) {
         s->name[s->kept] = name;
@@ -365,7 +366,8 @@ static bool chunked_byte(struct ic_chunked *s, uint8_t b)
     }
 }
 
-long ic_chunked_feed(struct ic_chunked *s, const uint8_t *p, size_t len, const uint8_t **data, size_t *data_len)
+long ic_chunked_feed(struct ic_chunked *s, const uint8_t *p, size_t len, const uint8_t **data,
+                     size_t *data_len)
 {
     size_t used = 0;
     *data_len = 0;

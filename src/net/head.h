@@ -43,6 +43,7 @@ struct ic_chunked {
 
 /* Takes bytes of a chunked body from p[0..len). At most one piece of content is returned per call:
  * *data, *data_len (0: none). Returns bytes used; -1: malformed. */
-long ic_chunked_feed(struct ic_chunked *s, const uint8_t *p, size_t len, const uint8_t **data, size_t *data_len);
+long ic_chunked_feed(struct ic_chunked *s, const uint8_t *p, size_t len, const uint8_t **data,
+                     size_t *data_len);
 
 #endif

@@ -20,13 +20,32 @@ static const char *reason_of(int status)
         int status;
         const char *text;
     } table[] = {
-        {200, "OK"}, {201, "Created"}, {202, "Accepted"}, {204, "No Content"}, {301, "Moved Permanently"},
-        {302, "Found"}, {304, "Not Modified"}, {400, "Bad Request"}, {401, "Unauthorized"}, {403, "Forbidden"},
-        {404, "Not Found"}, {405, "Method Not Allowed"}, {408, "Request Timeout"}, {409, "Conflict"},
-        {411, "Length Required"}, {413, "Content Too Large"}, {415, "Unsupported Media Type"},
-        {422, "Unprocessable Content"}, {426, "Upgrade Required"}, {429, "Too Many Requests"},
-        {431, "Request Header Fields Too Large"}, {500, "Internal Server Error"}, {501, "Not Implemented"},
-        {503, "Service Unavailable"}, {504, "Gateway Timeout"}, {505, "HTTP Version Not Supported"},
+        {200, "OK"},
+        {201, "Created"},
+        {202, "Accepted"},
+        {204, "No Content"},
+        {301, "Moved Permanently"},
+        {302, "Found"},
+        {304, "Not Modified"},
+        {400, "Bad Request"},
+        {401, "Unauthorized"},
+        {403, "Forbidden"},
+        {404, "Not Found"},
+        {405, "Method Not Allowed"},
+        {408, "Request Timeout"},
+        {409, "Conflict"},
+        {411, "Length Required"},
+        {413, "Content Too Large"},
+        {415, "Unsupported Media Type"},
+        {422, "Unprocessable Content"},
+        {426, "Upgrade Required"},
+        {429, "Too Many Requests"},
+        {431, "Request Header Fields Too Large"},
+        {500, "Internal Server Error"},
+        {501, "Not Implemented"},
+        {503, "Service Unavailable"},
+        {504, "Gateway Timeout"},
+        {505, "HTTP Version Not Supported"},
         {507, "Insufficient Storage"},
     };
     for (size_t i = 0; i < sizeof table / sizeof *table; i++)
@@ -50,7 +69,8 @@ static const char *date_now(void)
     return text;
 }
 
-static void queue_bytes(struct conn *c, const void *a, size_t a_len, const void *b, size_t b_len, int64_t stamp)
+static void queue_bytes(struct conn *c, const void *a, size_t a_len, const void *b, size_t b_len,
+                        int64_t stamp)
 {
     struct out_msg *m = conn_msg(a_len + b_len);
     if (!m) {
@@ -65,7 +85,8 @@ static void queue_bytes(struct conn *c, const void *a, size_t a_len, const void 
 }
 
 /* Status line and fields, without the blank line; length < 0: a body of unknown length follows. */
-static void put_head(struct conn *c, struct ic_buf *b, int status, const char *type, const char *extra, long length)
+static void put_head(struct conn *c, struct ic_buf *b, int status, const char *type, const char *extra,
+                     long length)
 {
     struct ic_req *r = &c->http.req;
     if (c->net->draining || c->lobby)
@@ -91,14 +112,16 @@ static void put_head(struct conn *c, struct ic_buf *b, int status, const char *t
 }
 
 /* A whole answer. The caller decides on the state. */
-void http_answer(struct conn *c, int status, const char *type, const char *extra, const void *body, size_t len)
+void http_answer(struct conn *c, int status, const char *type, const char *extra, const void *body,
+                 size_t len)
 {
     struct ic_buf b = {0};
     put_head(c, &b, status, type, extra, (long)len);
     if (b.failed)
         conn_dead(c);
     else
-        queue_bytes(c, b.data, b.len, body, c->http.req.head || status == 204 || status == 304 ? 0 : len, 0);
+        queue_bytes(c, b.data, b.len, body, c->http.req.head || status == 204 || status == 304 ? 0 : len,
+                    0);
     ic_buf_deinit(&b);
     c->http.begun = c->http.ended = true;
 }
@@ -280,7 +303,8 @@ void http_timeout(struct conn *c)
             conn_dead(c);
         return;
     }
-    http_error(c, 408, c->state == C_HEAD ? "the request head took too long" : "the request body took too long");
+    http_error(c, 408,
+               c->state == C_HEAD ? "the request head took too long" : "the request body took too long");
 }
 
 void http_deinit(struct conn *c)
@@ -297,7 +321,8 @@ static bool may_answer(struct conn *c)
     return c->state == C_APP && c->app_live && !c->http.ended;
 }
 
-void http_reply(struct ic_peer *p, int status, const char *type, const char *extra, const void *body, size_t len)
+void http_reply(struct ic_peer *p, int status, const char *type, const char *extra, const void *body,
+                size_t len)
 {
     struct conn *c = conn_of(p);
     if (!may_answer(c) || c->http.begun)

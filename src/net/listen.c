@@ -1,9 +1,9 @@
 /* Listening sockets: binding exclusively, and accepting.
  *
- * The sockets are made here and handed to lws as descriptors it knows nothing about: lws' own listener sets SO_REUSEPORT
- * in some builds, reports a taken port only in its log, and offers no place to refuse a connection
- * politely. SO_REUSEADDR lets a restart bind over connections in TIME_WAIT; on Linux it never lets two
- * processes listen on one port.
+ * The sockets are made here and handed to lws as descriptors it knows nothing about: lws' own listener sets
+ * SO_REUSEPORT in some builds, reports a taken port only in its log, and offers no place to refuse a
+ * connection politely. SO_REUSEADDR lets a restart bind over connections in TIME_WAIT; on Linux it never
+ * lets two processes listen on one port.
  *
  * A name such as "localhost" may stand for several addresses; all that exist here are bound, on one port.
  *
@@ -59,7 +59,8 @@ static int listen_on(const struct addrinfo *ai, int port)
     return fd;
 }
 
-static enum ic_status bind_failed(const struct ic_net_config *cfg, const char *host, int e, struct ic_err *err)
+static enum ic_status bind_failed(const struct ic_net_config *cfg, const char *host, int e,
+                                  struct ic_err *err)
 {
     if (e == EADDRINUSE)
         return ic_fail(err, IC_BUSY, "port %d on %s is in use", cfg->port, host);
@@ -68,7 +69,8 @@ static enum ic_status bind_failed(const struct ic_net_config *cfg, const char *h
     return ic_fail(err, IC_BAD_REQUEST, "cannot listen on port %d of %s: %s", cfg->port, host, strerror(e));
 }
 
-static enum ic_status bind_all(struct ic_net *n, const char *host, const struct addrinfo *list, struct ic_err *err)
+static enum ic_status bind_all(struct ic_net *n, const char *host, const struct addrinfo *list,
+                               struct ic_err *err)
 {
     int skipped = 0;
     for (const struct addrinfo *ai = list; ai && n->listener_count < IC_NET_LISTEN_MAX; ai = ai->ai_next) {
@@ -167,7 +169,8 @@ static void adopt(struct ic_net *n, int fd)
         conn_free(c);
 }
 
-/* No descriptor is left: the waiting connection has to be taken and closed, else poll reports it for ever. */
+/* No descriptor is left: the waiting connection has to be taken and closed, else poll reports it for ever.
+ */
 static void refuse_one(struct ic_net *n, int listen_fd)
 {
     close(n->spare_fd);

@@ -75,22 +75,16 @@ static int net_callback(struct lws *wsi, enum lws_callback_reasons why, void *us
 {
     (void)user;
     switch (why) {
-    case LWS_CALLBACK_RAW_RX:
-        return on_rx(wsi, in, len);
-    case LWS_CALLBACK_RAW_WRITEABLE:
-        on_writable(wsi);
-        break;
+    case LWS_CALLBACK_RAW_RX: return on_rx(wsi, in, len);
+    case LWS_CALLBACK_RAW_WRITEABLE: on_writable(wsi); break;
     case LWS_CALLBACK_RAW_CLOSE:
     case LWS_CALLBACK_RAW_SKT_DROP_PROTOCOL:
     case LWS_CALLBACK_WSI_DESTROY:
         if (lws_get_context(wsi) && lws_get_opaque_user_data(wsi))
             on_gone(wsi);
         break;
-    case LWS_CALLBACK_EVENT_WAIT_CANCELLED:
-        on_cancelled(wsi);
-        break;
-    default:
-        break;
+    case LWS_CALLBACK_EVENT_WAIT_CANCELLED: on_cancelled(wsi); break;
+    default: break;
     }
     return 0;
 }
@@ -108,7 +102,8 @@ static int source_callback(struct lws *wsi, enum lws_callback_reasons why, void 
     } else if (why == LWS_CALLBACK_RAW_CLOSE_FILE && s) {
         s->wsi = NULL;
         s->fd = -1; /* lws closes it */
-        lws_set_opaque_user_data(wsi, NULL); /* WSI_DESTROY goes to the first protocol, whosever the wsi is */
+        lws_set_opaque_user_data(wsi,
+                                 NULL); /* WSI_DESTROY goes to the first protocol, whosever the wsi is */
     }
     return 0;
 }
@@ -126,8 +121,8 @@ static void on_lws_log(int level, const char *line)
     ic_log(to, "net", "%.*s", (int)(len > 1000 ? 1000 : len), line);
 }
 
-/* A timer of the kernel's, not one of lws': that one counts in whole milliseconds while it waits, and spins for the
- * rest. Set anew at each tick and when something falls due before it. */
+/* A timer of the kernel's, not one of lws': that one counts in whole milliseconds while it waits, and spins
+ * for the rest. Set anew at each tick and when something falls due before it. */
 void net_tick_by(struct ic_net *n, int64_t at_ns)
 {
     if (at_ns >= n->tick_ns)
@@ -173,8 +168,8 @@ static bool open_tables(struct ic_net *n)
     n->free_lobby = calloc(IC_NET_LOBBY, sizeof *n->free_lobby);
     n->rx = malloc(IC_NET_RX);
     n->tx = malloc(LWS_PRE + IC_NET_TX_TLS);
-    if (!n->slots || !n->due || !n->gens || !n->free_slots || !n->free_lobby || !n->rx || !n->tx || n->poller.fd < 0 ||
-        n->ticker.fd < 0)
+    if (!n->slots || !n->due || !n->gens || !n->free_slots || !n->free_lobby || !n->rx || !n->tx ||
+        n->poller.fd < 0 || n->ticker.fd < 0)
         return false;
     for (unsigned i = n->slot_count; i > n->cfg->connections_max; i--)
         n->free_lobby[n->lobby_count++] = i - 1;
@@ -240,9 +235,10 @@ static enum ic_status open_lws(struct ic_net *n, struct ic_err *err)
     }
     n->vhost = lws_create_vhost(n->ctx, &info);
     if (!n->vhost)
-        return n->cfg->tls_cert ? ic_fail(err, IC_BAD_REQUEST, "TLS certificate %s and key %s do not work together",
-                                          n->cfg->tls_cert, n->cfg->tls_key)
-                                : ic_fail(err, IC_INTERNAL, "the network library did not start");
+        return n->cfg->tls_cert
+                   ? ic_fail(err, IC_BAD_REQUEST, "TLS certificate %s and key %s do not work together",
+                             n->cfg->tls_cert, n->cfg->tls_key)
+                   : ic_fail(err, IC_INTERNAL, "the network library did not start");
     return IC_OK;
 }
 
@@ -270,8 +266,8 @@ static enum ic_status adopt_sources(struct ic_net *n, struct ic_err *err)
     return st;
 }
 
-enum ic_status ic_net_open(struct ic_net **out, const struct ic_net_config *cfg, const struct ic_peer_app *app,
-                           void *app_arg, struct ic_err *err)
+enum ic_status ic_net_open(struct ic_net **out, const struct ic_net_config *cfg,
+                           const struct ic_peer_app *app, void *app_arg, struct ic_err *err)
 {
     *out = NULL;
     struct ic_net *n = calloc(1, sizeof *n);
@@ -283,11 +279,13 @@ enum ic_status ic_net_open(struct ic_net **out, const struct ic_net_config *cfg,
     n->arg = app_arg;
     n->spare_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
     n->poller = (struct source){.net = n, .fd = epoll_create1(EPOLL_CLOEXEC), .ready = plain_ready};
-    n->ticker = (struct source){.net = n, .fd = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC), .ready = on_tick};
+    n->ticker = (struct source){
+        .net = n, .fd = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC), .ready = on_tick};
     n->tick_ns = INT64_MAX;
     net_tick_by(n, ic_now_ns() + IC_NET_TICK_MS * IC_MS);
     raise_fd_limit(cfg->connections_max + FDS_BESIDE);
-    enum ic_status st = open_tables(n) ? check_tls_files(cfg, err) : ic_fail(err, IC_OOM, "no memory for connections");
+    enum ic_status st =
+        open_tables(n) ? check_tls_files(cfg, err) : ic_fail(err, IC_OOM, "no memory for connections");
     if (!st)
         st = ic_listen(n, err);
     if (!st)

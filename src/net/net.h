@@ -9,9 +9,9 @@
 #include "proto/peer.h"
 
 struct ic_net_config {
-    const char *host;         /* address to bind: "127.0.0.1", "::1", "0.0.0.0", "::", a name */
-    int port;                 /* 0: any free one (see ic_net_port) */
-    const char *tls_cert;     /* PEM paths, both or neither (NULL) */
+    const char *host;     /* address to bind: "127.0.0.1", "::1", "0.0.0.0", "::", a name */
+    int port;             /* 0: any free one (see ic_net_port) */
+    const char *tls_cert; /* PEM paths, both or neither (NULL) */
     const char *tls_key;
     const char *web_root;     /* folder of static files served at '/' for GET, NULL: none */
     unsigned connections_max; /* sockets at once; one more is refused with 503 or closed */
@@ -22,15 +22,15 @@ struct ic_net_config {
     unsigned request_s;       /* handshake, request head and body must arrive within this, else 408/close */
 };
 
-#define IC_NET_TICK_MS 1000 /* between ticks while nothing falls due */
+#define IC_NET_TICK_MS 1000  /* between ticks while nothing falls due */
 #define IC_NET_CLOSE_MS 2000 /* how long a closing peer may take to read what is queued */
 
 struct ic_net;
 
 /* Binds and listens. IC_BUSY: the address is in use (never shared: no SO_REUSEPORT). IC_BAD_REQUEST: bad
  * address or certificate. `app` and the strings must outlive the net. On error *out is NULL. */
-enum ic_status ic_net_open(struct ic_net **out, const struct ic_net_config *cfg, const struct ic_peer_app *app,
-                           void *app_arg, struct ic_err *err);
+enum ic_status ic_net_open(struct ic_net **out, const struct ic_net_config *cfg,
+                           const struct ic_peer_app *app, void *app_arg, struct ic_err *err);
 int ic_net_port(const struct ic_net *n); /* the bound TCP port */
 
 /* Serves until ic_net_stop. */

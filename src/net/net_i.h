@@ -1,11 +1,12 @@
 /* Inside the network layer: what net.c, conn.c, http.c, ws.c and their helpers share. Nobody else
  * includes this.
  *
- * What libwebsockets does here: the loop, TLS, timers and the wake-up from other threads. What it does not do: speak HTTP and WebSocket. Its 4.1 roles accept unmasked client frames,
- * drop a client that names an unknown subprotocol, know no chunked request bodies, answer no 408, and
- * give no way to throw the rest of a too long message away and go on; all of that is promised by
- * peer.h. So head.c, http.c and ws.c read the bytes. TLS connections are adopted in lws' raw role; plain
- * ones lie beside it, for lws' poll(2) is slow with many of them (plain.c).
+ * What libwebsockets does here: the loop, TLS, timers and the wake-up from other threads. What it does not
+ * do: speak HTTP and WebSocket. Its 4.1 roles accept unmasked client frames, drop a client that names an
+ * unknown subprotocol, know no chunked request bodies, answer no 408, and give no way to throw the rest of
+ * a too long message away and go on; all of that is promised by peer.h. So head.c, http.c and ws.c read the
+ * bytes. TLS connections are adopted in lws' raw role; plain ones lie beside it, for lws' poll(2) is slow
+ * with many of them (plain.c).
  *
  * Thread: the loop. Only ic_net.wake and ic_net.stop are touched by others (atomic).
  *
@@ -94,14 +95,15 @@ struct conn {
     bool dirty, settling;
     bool rx_paused;
     bool fin_sent;
-    bool eof;        /* plain: the client has sent its FIN, but may still read */
+    bool eof; /* plain: the client has sent its FIN, but may still read */
     struct conn *dirty_next, *dirty_prev;
     struct out_msg *out, *out_tail;
-    size_t pending;  /* bytes in out, less what left */
-    size_t frames;   /* of those, bytes of FRAMEs that have not begun to leave: they give way to anything else */
-    size_t held;     /* TLS: bytes lws keeps for itself after a partial write */
+    size_t pending; /* bytes in out, less what left */
+    size_t
+        frames; /* of those, bytes of FRAMEs that have not begun to leave: they give way to anything else */
+    size_t held; /* TLS: bytes lws keeps for itself after a partial write */
     unsigned pongs;
-    uint8_t *stash;  /* read ahead of the answer under way */
+    uint8_t *stash; /* read ahead of the answer under way */
     size_t stash_len;
     struct http_state http;
     struct ws_state ws;
@@ -133,13 +135,14 @@ struct ic_net {
     int64_t tick_ns; /* when it goes off */
     bool busy_ticks;
     struct conn **slots;
-    int64_t *due;   /* when to look at the connection in this slot; INT64_MAX: never */
+    int64_t *due; /* when to look at the connection in this slot; INT64_MAX: never */
     uint32_t *gens;
-    uint32_t *free_slots, *free_lobby; /* the app has room for slots below connections_max; the lobby lies above */
+    uint32_t *free_slots,
+        *free_lobby; /* the app has room for slots below connections_max; the lobby lies above */
     unsigned slot_count, free_count, lobby_count, used;
     struct conn *dirty;
-    uint8_t *rx;    /* IC_NET_RX */
-    uint8_t *tx;    /* LWS_PRE + IC_NET_TX_TLS */
+    uint8_t *rx; /* IC_NET_RX */
+    uint8_t *tx; /* LWS_PRE + IC_NET_TX_TLS */
 };
 
 #define IC_CONN_MAGIC 0x1cc0117eu
@@ -173,10 +176,10 @@ void plain_ready(struct source *s);
 struct conn *conn_new(struct ic_net *n, int fd);
 void conn_free(struct conn *c);
 void conn_rx(struct conn *c, const uint8_t *p, size_t len);
-void conn_eof(struct conn *c); /* the client will send no more */
+void conn_eof(struct conn *c);   /* the client will send no more */
 void conn_touch(struct conn *c); /* settle this one before lws gets the thread back */
 void conn_settle_all(struct ic_net *n);
-int64_t conn_tick(struct ic_net *n); /* when the next one is due (ic_now_ns) */
+int64_t conn_tick(struct ic_net *n);               /* when the next one is due (ic_now_ns) */
 void net_tick_by(struct ic_net *n, int64_t at_ns); /* the next tick comes then at the latest */
 void conn_set_due(struct conn *c, int64_t ms);
 void conn_linger(struct conn *c);
@@ -190,12 +193,14 @@ void conn_drop_frame(struct conn *c, struct out_msg *prev);
 /* http.c: all return bytes used */
 size_t http_feed_head(struct conn *c, const uint8_t *p, size_t len);
 size_t http_feed_body(struct conn *c, const uint8_t *p, size_t len);
-void http_written(struct conn *c); /* the outbox has been emptied */
+void http_written(struct conn *c);                            /* the outbox has been emptied */
 void http_error(struct conn *c, int status, const char *msg); /* net's own answer, then closes */
-void http_answer(struct conn *c, int status, const char *type, const char *extra, const void *body, size_t len);
+void http_answer(struct conn *c, int status, const char *type, const char *extra, const void *body,
+                 size_t len);
 void http_timeout(struct conn *c);
 void http_deinit(struct conn *c);
-void http_reply(struct ic_peer *p, int status, const char *type, const char *extra, const void *body, size_t len);
+void http_reply(struct ic_peer *p, int status, const char *type, const char *extra, const void *body,
+                size_t len);
 void http_begin(struct ic_peer *p, int status, const char *type, const char *extra);
 enum ic_status http_chunk(struct ic_peer *p, const void *data, size_t len, int64_t stamp_ns);
 void http_end(struct ic_peer *p);
@@ -205,7 +210,8 @@ void ws_upgrade(struct conn *c);
 size_t ws_feed(struct conn *c, const uint8_t *p, size_t len);
 void ws_written(struct conn *c);
 void ws_timeout(struct conn *c, int64_t now);
-enum ic_status ws_send(struct ic_peer *p, enum ic_peer_msg kind, const void *data, size_t len, int64_t stamp_ns);
+enum ic_status ws_send(struct ic_peer *p, enum ic_peer_msg kind, const void *data, size_t len,
+                       int64_t stamp_ns);
 void ws_close(struct ic_peer *p, uint16_t code, const char *reason);
 
 /* static.c: true when the request has been answered with a file of web_root */

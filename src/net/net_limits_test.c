@@ -68,7 +68,8 @@ static void too_many(void **state)
         close(more[i]);
     close(fds[1]);
     int again = -1;
-    for (int i = 0; i < 1000 && again < 0; i++, usleep(5000)) /* the slot becomes free when the loop sees it */
+    for (int i = 0; i < 1000 && again < 0;
+         i++, usleep(5000)) /* the slot becomes free when the loop sees it */
         again = cl_ws_open(s.port, "/x", "");
     assert_true(again >= 0);
     close(again);
@@ -162,8 +163,11 @@ static void static_files(void **state)
     assert_non_null(mkdtemp(dir));
     snprintf(path, sizeof path, "%s/root", dir);
     mkdir(path, 0755);
-    static const char *const files[][2] = {{"secret", "secret"}, {"root/index.html", "<html>"},
-                                           {"root/a.js", "1"}, {"root/.env", "secret"}, {"root/health", "fake"}};
+    static const char *const files[][2] = {{"secret", "secret"},
+                                           {"root/index.html", "<html>"},
+                                           {"root/a.js", "1"},
+                                           {"root/.env", "secret"},
+                                           {"root/health", "fake"}};
     for (size_t i = 0; i < 5; i++) {
         snprintf(path, sizeof path, "%s/%s", dir, files[i][0]);
         write_file(path, files[i][1]);
@@ -177,9 +181,11 @@ static void static_files(void **state)
         const char *path;
         int status;
         const char *text;
-    } cases[] = {{"/", 200, "text/html"}, {"/a.js", 200, "text/javascript"}, {"/../secret", 404, "GET"},
-                 {"/%2e%2e/secret", 404, "GET"}, {"/..%2fsecret", 404, "GET"}, {"/.env", 404, "GET"},
-                 {"/link", 404, "GET"}, {"/health", 404, "GET"}, {"/none", 404, "GET"}, {"//a.js", 200, "1"},
+    } cases[] = {{"/", 200, "text/html"},      {"/a.js", 200, "text/javascript"},
+                 {"/../secret", 404, "GET"},   {"/%2e%2e/secret", 404, "GET"},
+                 {"/..%2fsecret", 404, "GET"}, {"/.env", 404, "GET"},
+                 {"/link", 404, "GET"},        {"/health", 404, "GET"},
+                 {"/none", 404, "GET"},        {"//a.js", 200, "1"},
                  {"/a.js/", 404, "GET"}};
     struct cl_answer a = {0};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
@@ -226,8 +232,10 @@ static void tls(void **state)
     assert_non_null(mkdtemp(dir));
     snprintf(key, sizeof key, "%s/key.pem", dir);
     snprintf(cert, sizeof cert, "%s/cert.pem", dir);
-    snprintf(cmd, sizeof cmd, "openssl req -x509 -newkey rsa:2048 -nodes -keyout %s -out %s -days 2 -subj /CN=localhost "
-                              "2>/dev/null", key, cert);
+    snprintf(cmd, sizeof cmd,
+             "openssl req -x509 -newkey rsa:2048 -nodes -keyout %s -out %s -days 2 -subj /CN=localhost "
+             "2>/dev/null",
+             key, cert);
     if (system(cmd)) {
         rmdir(dir);
         skip();
@@ -296,8 +304,12 @@ static void abrupt(void **state)
 {
     (void)state;
     static const char *const starts[] = {
-        "", "G", "GET / HTTP/1.1\r\nHost", "POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nabc",
-        "GET /big HTTP/1.1\r\nHost: x\r\n\r\n", "GET /later HTTP/1.1\r\nHost: x\r\n\r\n",
+        "",
+        "G",
+        "GET / HTTP/1.1\r\nHost",
+        "POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nabc",
+        "GET /big HTTP/1.1\r\nHost: x\r\n\r\n",
+        "GET /later HTTP/1.1\r\nHost: x\r\n\r\n",
         "GET /sse HTTP/1.1\r\nHost: x\r\n\r\nGET /big HTTP/1.1\r\nHost: x\r\n\r\nGET /big",
     };
     uint32_t seed = 7;
@@ -308,9 +320,7 @@ static void abrupt(void **state)
             for (size_t k = 0; k < sizeof junk; k++)
                 junk[k] = (uint8_t)rnd(&seed);
             switch (i % 4) {
-            case 1:
-                cl_write(fd, junk, rnd(&seed) % sizeof junk);
-                break;
+            case 1: cl_write(fd, junk, rnd(&seed) % sizeof junk); break;
             default:
                 cl_ws_text(fd, "flood t 64 65536");
                 cl_ws_frame(fd, 0x01, junk, 20);
@@ -418,7 +428,8 @@ static void wake_latency(struct srv *s, const char *what)
     }
     print_times("wake to client ", what, ns, N);
     srv_wait(&s->written, first + N);
-    srv_wait(&s->written_at_settled, first + N); /* on_settled comes after the writing, and after the last one too */
+    srv_wait(&s->written_at_settled,
+             first + N); /* on_settled comes after the writing, and after the last one too */
     for (int i = 0; i < N; i++)
         ns[i] = s->written_ns[(first + i) % SRV_TIMES];
     print_times("wake to written", what, ns, N);
@@ -470,8 +481,8 @@ static void latency(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(too_many), cmocka_unit_test(addresses), cmocka_unit_test(restart),
-        cmocka_unit_test(static_files), cmocka_unit_test(tls), cmocka_unit_test(abrupt),
+        cmocka_unit_test(too_many),      cmocka_unit_test(addresses),   cmocka_unit_test(restart),
+        cmocka_unit_test(static_files),  cmocka_unit_test(tls),         cmocka_unit_test(abrupt),
         cmocka_unit_test(paused_client), cmocka_unit_test(idle_memory), cmocka_unit_test(latency),
     };
     return cmocka_run_group_tests(tests, shared_start, shared_stop);

@@ -55,7 +55,8 @@ static void http_basics(void **state)
     assert_non_null(strstr(a.head, "Content-Length: 0\r\n"));
     cl_puts(fd, "POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc"
                 "GET /sse HTTP/1.1\r\nHost: x\r\n\r\n"
-                "POST /echo HTTP/1.1\nHost: x\nTransfer-Encoding: chunked\n\n3;e=1\r\nabc\r\n2\r\nde\r\n0\r\nT: x\r\n\r\n");
+                "POST /echo HTTP/1.1\nHost: x\nTransfer-Encoding: "
+                "chunked\n\n3;e=1\r\nabc\r\n2\r\nde\r\n0\r\nT: x\r\n\r\n");
     assert_int_equal(cl_answer(fd, &a, false), 200);
     assert_string_equal(a.body, "abc");
     assert_int_equal(cl_answer(fd, &a, false), 200);
@@ -231,7 +232,8 @@ static void ws_echo(void **state)
 {
     (void)state;
     static const size_t sizes[] = {0, 1, 125, 126, 127, 65535, 65536, 300000};
-    int fd = cl_ws_open(srv.port, "/hello", "Sec-WebSocket-Extensions: permessage-deflate\r\nX-IC-Test: v\r\n");
+    int fd =
+        cl_ws_open(srv.port, "/hello", "Sec-WebSocket-Extensions: permessage-deflate\r\nX-IC-Test: v\r\n");
     assert_true(cl_ws_expect(fd, 0x81, "hello"));
     char *msg = malloc(300000), *got;
     size_t len;
@@ -275,30 +277,39 @@ static void ws_handshakes(void **state)
     int fd = cl_connect(srv.port);
     cl_puts(fd, "GET /any/path?q=1 HTTP/1.1\r\nHost: x\r\nUpgrade: WebSocket\r\nConnection: upgrade\r\n"
                 "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
-                "Sec-WebSocket-Protocol: unknown.v1, other\r\nSec-WebSocket-Extensions: permessage-deflate\r\n\r\n");
+                "Sec-WebSocket-Protocol: unknown.v1, other\r\nSec-WebSocket-Extensions: "
+                "permessage-deflate\r\n\r\n");
     assert_int_equal(cl_answer(fd, &a, true), 101);
     assert_non_null(strstr(a.head, "Sec-WebSocket-Protocol: unknown.v1\r\n"));
     assert_null(strstr(a.head, "Extensions"));
     close(fd);
-    assert_int_equal(cl_get(srv.port,
-                            "GET /deny HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: upgrade\r\nX-Client-ID: me\r\n"
-                            "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n", &a),
-                     401);
+    assert_int_equal(
+        cl_get(srv.port,
+               "GET /deny HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: upgrade\r\nX-Client-ID: "
+               "me\r\n"
+               "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
+               &a),
+        401);
     assert_string_equal(a.body, "{\"error\":\"who is me?\"}");
-    assert_int_equal(cl_get(srv.port,
-                            "GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: upgrade\r\n"
-                            "Sec-WebSocket-Version: 8\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n", &a),
-                     426);
+    assert_int_equal(
+        cl_get(srv.port,
+               "GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: upgrade\r\n"
+               "Sec-WebSocket-Version: 8\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
+               &a),
+        426);
     assert_non_null(strstr(a.head, "Sec-WebSocket-Version: 13"));
     assert_int_equal(cl_get(srv.port,
                             "GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: upgrade\r\n"
-                            "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: short\r\n\r\n", &a),
+                            "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: short\r\n\r\n",
+                            &a),
                      400);
     /* curl's offer of HTTP/2 is to be ignored */
-    assert_int_equal(cl_get(srv.port,
-                            "GET /echo HTTP/1.1\r\nHost: x\r\nUpgrade: h2c\r\nConnection: Upgrade, HTTP2-Settings\r\n"
-                            "HTTP2-Settings: AAMAAABkAAQAAP__\r\n\r\n", &a),
-                     200);
+    assert_int_equal(
+        cl_get(srv.port,
+               "GET /echo HTTP/1.1\r\nHost: x\r\nUpgrade: h2c\r\nConnection: Upgrade, HTTP2-Settings\r\n"
+               "HTTP2-Settings: AAMAAABkAAQAAP__\r\n\r\n",
+               &a),
+        200);
     free(a.body);
 }
 
@@ -345,25 +356,25 @@ static void ws_protocol_errors(void **state)
         const char *bytes;
         int code;
     } cases[] = {
-        {2, "\x81\x01", 1002},                                         /* unmasked */
-        {6, "\xc1\x80mask", 1002},                                     /* RSV1 */
-        {6, "\xa1\x80mask", 1002},                                     /* RSV2 */
-        {6, "\x83\x80mask", 1002},                                     /* unknown data opcode */
-        {6, "\x8b\x80mask", 1002},                                     /* unknown control opcode */
-        {6, "\x09\x80mask", 1002},                                     /* fragmented ping */
-        {4, "\x89\xfe\x00\x7e", 1002},                                 /* long ping */
-        {6, "\x80\x80mask", 1002},                                     /* continuation of nothing */
-        {12, "\x01\x80mask\x81\x80mask", 1002},                        /* message in a message */
-        {14, "\x82\xff\xff\xff\xff\xff\xff\xff\xff\xffmask", 1002},    /* negative length */
-        {7, "\x88\x81\0\0\0\0\x03", 1002},                             /* close of one byte */
-        {8, "\x88\x82\0\0\0\0\x03\xed", 1002},                         /* 1005 */
-        {8, "\x88\x82\0\0\0\0\x03\xe7", 1002},                         /* 999 */
-        {8, "\x88\x82\0\0\0\0\x0b\xb7", 1002},                         /* 2999 */
-        {8, "\x88\x82\0\0\0\0\x13\x88", 1002},                         /* 5000 */
-        {9, "\x88\x83\0\0\0\0\x03\xe8\xff", 1007},                     /* reason not UTF-8 */
-        {6, "\x88\x80mask", 0},                                        /* fine: close without a code */
-        {8, "\x88\x82\0\0\0\0\x0b\xb8", 3000},                         /* fine */
-        {8, "\x88\x82\0\0\0\0\x03\xf5", 1013},                         /* fine */
+        {2, "\x81\x01", 1002},                                      /* unmasked */
+        {6, "\xc1\x80mask", 1002},                                  /* RSV1 */
+        {6, "\xa1\x80mask", 1002},                                  /* RSV2 */
+        {6, "\x83\x80mask", 1002},                                  /* unknown data opcode */
+        {6, "\x8b\x80mask", 1002},                                  /* unknown control opcode */
+        {6, "\x09\x80mask", 1002},                                  /* fragmented ping */
+        {4, "\x89\xfe\x00\x7e", 1002},                              /* long ping */
+        {6, "\x80\x80mask", 1002},                                  /* continuation of nothing */
+        {12, "\x01\x80mask\x81\x80mask", 1002},                     /* message in a message */
+        {14, "\x82\xff\xff\xff\xff\xff\xff\xff\xff\xffmask", 1002}, /* negative length */
+        {7, "\x88\x81\0\0\0\0\x03", 1002},                          /* close of one byte */
+        {8, "\x88\x82\0\0\0\0\x03\xed", 1002},                      /* 1005 */
+        {8, "\x88\x82\0\0\0\0\x03\xe7", 1002},                      /* 999 */
+        {8, "\x88\x82\0\0\0\0\x0b\xb7", 1002},                      /* 2999 */
+        {8, "\x88\x82\0\0\0\0\x13\x88", 1002},                      /* 5000 */
+        {9, "\x88\x83\0\0\0\0\x03\xe8\xff", 1007},                  /* reason not UTF-8 */
+        {6, "\x88\x80mask", 0},                                     /* fine: close without a code */
+        {8, "\x88\x82\0\0\0\0\x0b\xb8", 3000},                      /* fine */
+        {8, "\x88\x82\0\0\0\0\x03\xf5", 1013},                      /* fine */
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         int fd = cl_ws_open(srv.port, "/x", "");
@@ -502,12 +513,25 @@ static void close_all(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(http_basics), cmocka_unit_test(http_1_0), cmocka_unit_test(http_bad_requests),
-        cmocka_unit_test(http_expect), cmocka_unit_test(http_later), cmocka_unit_test(http_big_answer),
-        cmocka_unit_test(http_half_close), cmocka_unit_test(http_slow), cmocka_unit_test(ws_echo), cmocka_unit_test(ws_handshakes),
-        cmocka_unit_test(ws_too_large), cmocka_unit_test(ws_bad_text), cmocka_unit_test(ws_protocol_errors),
-        cmocka_unit_test(ws_app_closes), cmocka_unit_test(ws_outbox), cmocka_unit_test(ws_frames_dropped),
-        cmocka_unit_test(ws_stuck_client), cmocka_unit_test(ws_idle), cmocka_unit_test(close_all),
+        cmocka_unit_test(http_basics),
+        cmocka_unit_test(http_1_0),
+        cmocka_unit_test(http_bad_requests),
+        cmocka_unit_test(http_expect),
+        cmocka_unit_test(http_later),
+        cmocka_unit_test(http_big_answer),
+        cmocka_unit_test(http_half_close),
+        cmocka_unit_test(http_slow),
+        cmocka_unit_test(ws_echo),
+        cmocka_unit_test(ws_handshakes),
+        cmocka_unit_test(ws_too_large),
+        cmocka_unit_test(ws_bad_text),
+        cmocka_unit_test(ws_protocol_errors),
+        cmocka_unit_test(ws_app_closes),
+        cmocka_unit_test(ws_outbox),
+        cmocka_unit_test(ws_frames_dropped),
+        cmocka_unit_test(ws_stuck_client),
+        cmocka_unit_test(ws_idle),
+        cmocka_unit_test(close_all),
     };
     return cmocka_run_group_tests(tests, shared_start, shared_stop);
 }

@@ -209,7 +209,8 @@ bool cl_ws_expect(int fd, uint8_t first, const char *payload)
     int got = cl_ws_next(fd, &data, &len);
     bool ok = got == first && len == strlen(payload) && !memcmp(data, payload, len);
     if (!ok)
-        fprintf(stderr, "expected %02x \"%.60s\", got %02x \"%.60s\"\n", (unsigned)first, payload, (unsigned)got, data ? data : "");
+        fprintf(stderr, "expected %02x \"%.60s\", got %02x \"%.60s\"\n", (unsigned)first, payload,
+                (unsigned)got, data ? data : "");
     free(data);
     return ok;
 }
@@ -315,7 +316,8 @@ static void on_http(void *app, struct ic_peer *p, const struct ic_http_req *r)
         free(big);
     } else {
         char text[512];
-        int n = snprintf(text, sizeof text, "%s %s ?%s %s", r->method, r->path, r->query, p->vt->header(p, "x-ic-test"));
+        int n = snprintf(text, sizeof text, "%s %s ?%s %s", r->method, r->path, r->query,
+                         p->vt->header(p, "x-ic-test"));
         p->vt->reply(p, 404, "text/plain", NULL, text, (size_t)n);
     }
     s->http++;
@@ -329,12 +331,8 @@ static void on_wake(void *app)
     s->wakes++;
     s->peers = ic_net_peers(s->net);
     switch (command) {
-    case CMD_CLOSE_ALL:
-        ic_net_close_all(s->net, 1001, "bye");
-        break;
-    case CMD_STOP_ACCEPTING:
-        ic_net_stop_accepting(s->net);
-        break;
+    case CMD_CLOSE_ALL: ic_net_close_all(s->net, 1001, "bye"); break;
+    case CMD_STOP_ACCEPTING: ic_net_stop_accepting(s->net); break;
     case CMD_ANSWER_LATER:
         if ((p = ic_net_peer(s->net, s->later)))
             p->vt->reply(p, 200, NULL, NULL, "late", 4);
@@ -343,8 +341,7 @@ static void on_wake(void *app)
         if ((p = ic_net_peer(s->net, s->target)))
             p->vt->send(p, IC_MSG_TEXT, "token", 5, s->wake_ns);
         break;
-    default:
-        break;
+    default: break;
     }
     s->command = CMD_NONE;
 }
@@ -372,14 +369,19 @@ static void on_written(void *app, int64_t ns)
 }
 
 static const struct ic_peer_app test_app = {on_handshake, on_open, on_message, on_refused, on_close,
-                                            on_http, on_wake, on_settled, on_tick, on_written};
+                                            on_http,      on_wake, on_settled, on_tick,    on_written};
 
 /* ---- server ---- */
 
 struct ic_net_config srv_config(void)
 {
-    return (struct ic_net_config){.host = "127.0.0.1", .connections_max = 2000, .message_max = 300000,
-                                  .body_max = 100000, .outbox_max = 1 << 20, .idle_s = 60, .request_s = 60};
+    return (struct ic_net_config){.host = "127.0.0.1",
+                                  .connections_max = 2000,
+                                  .message_max = 300000,
+                                  .body_max = 100000,
+                                  .outbox_max = 1 << 20,
+                                  .idle_s = 60,
+                                  .request_s = 60};
 }
 
 static void *loop(void *arg)

@@ -21,8 +21,8 @@ struct cl_answer {
     size_t len;
 };
 int cl_answer(int fd, struct cl_answer *a, bool is_head);
-int cl_get(int port, const char *request, struct cl_answer *a); /* connect, send, answer, close */
-int cl_ws_open(int port, const char *path, const char *extra); /* the fd after a 101 */
+int cl_get(int port, const char *request, struct cl_answer *a);        /* connect, send, answer, close */
+int cl_ws_open(int port, const char *path, const char *extra);         /* the fd after a 101 */
 bool cl_ws_frame(int fd, uint8_t first, const void *data, size_t len); /* masked */
 bool cl_ws_text(int fd, const char *s);
 /* The next frame: first byte, or -1; *len bytes of payload (malloc, NUL-terminated) in *data. */

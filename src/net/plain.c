@@ -24,7 +24,8 @@ bool plain_add(struct conn *c)
 
 void plain_watch(struct conn *c)
 {
-    uint32_t events = (c->rx_paused || c->eof ? 0u : (uint32_t)EPOLLIN) | (c->out ? (uint32_t)EPOLLOUT : 0u);
+    uint32_t events =
+        (c->rx_paused || c->eof ? 0u : (uint32_t)EPOLLIN) | (c->out ? (uint32_t)EPOLLOUT : 0u);
     if (events == c->events)
         return;
     struct epoll_event ev = {.events = events, .data.ptr = c};

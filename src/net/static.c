@@ -21,7 +21,7 @@
 
 static bool is_api(const char *path)
 {
-    static const char *const names[] = {"/health", "/ready",    "/metrics",   "/predict",
+    static const char *const names[] = {"/health", "/ready",    "/metrics",    "/predict",
                                         "/ws",     "/tokenize", "/detokenize", "/v1"};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
         size_t n = strlen(names[i]);
@@ -36,12 +36,22 @@ static const char *type_of(const char *path)
     static const struct {
         const char *ext, *type;
     } table[] = {
-        {"html", "text/html; charset=utf-8"}, {"js", "text/javascript; charset=utf-8"},
-        {"mjs", "text/javascript; charset=utf-8"}, {"css", "text/css; charset=utf-8"},
-        {"json", "application/json"}, {"map", "application/json"}, {"svg", "image/svg+xml"},
-        {"png", "image/png"}, {"jpg", "image/jpeg"}, {"ico", "image/x-icon"}, {"webp", "image/webp"},
-        {"woff2", "font/woff2"}, {"wasm", "application/wasm"}, {"txt", "text/plain; charset=utf-8"},
-        {"md", "text/plain; charset=utf-8"}, {"webmanifest", "application/manifest+json"},
+        {"html", "text/html; charset=utf-8"},
+        {"js", "text/javascript; charset=utf-8"},
+        {"mjs", "text/javascript; charset=utf-8"},
+        {"css", "text/css; charset=utf-8"},
+        {"json", "application/json"},
+        {"map", "application/json"},
+        {"svg", "image/svg+xml"},
+        {"png", "image/png"},
+        {"jpg", "image/jpeg"},
+        {"ico", "image/x-icon"},
+        {"webp", "image/webp"},
+        {"woff2", "font/woff2"},
+        {"wasm", "application/wasm"},
+        {"txt", "text/plain; charset=utf-8"},
+        {"md", "text/plain; charset=utf-8"},
+        {"webmanifest", "application/manifest+json"},
     };
     const char *dot = strrchr(path, '.');
     for (size_t i = 0; dot && i < sizeof table / sizeof *table; i++)
@@ -97,7 +107,8 @@ static bool serve_fd(struct conn *c, int fd, const char *path)
     char etag[48], extra[160];
     snprintf(etag, sizeof etag, "\"%llx-%llx%08lx\"", (unsigned long long)st.st_size,
              (unsigned long long)st.st_mtim.tv_sec, (unsigned long)st.st_mtim.tv_nsec);
-    snprintf(extra, sizeof extra, "ETag: %s\r\nCache-Control: no-cache\r\nX-Content-Type-Options: nosniff\r\n", etag);
+    snprintf(extra, sizeof extra,
+             "ETag: %s\r\nCache-Control: no-cache\r\nX-Content-Type-Options: nosniff\r\n", etag);
     if (!strcmp(etag, c->http.req.etag)) {
         http_answer(c, 304, NULL, extra, NULL, 0);
         return true;

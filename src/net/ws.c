@@ -62,8 +62,8 @@ static void send_control(struct conn *c, uint8_t op, const void *data, size_t le
     conn_queue(c, m);
 }
 
-/* Drops frames that have not begun to leave, oldest first, until `need` bytes fit; none when they would not fit even
- * without them. */
+/* Drops frames that have not begun to leave, oldest first, until `need` bytes fit; none when they would not
+ * fit even without them. */
 static bool make_room(struct conn *c, size_t need, size_t max)
 {
     if (c->pending + c->held - c->frames + need > max)
@@ -82,7 +82,8 @@ static bool make_room(struct conn *c, size_t need, size_t max)
     return c->pending + c->held + need <= max;
 }
 
-enum ic_status ws_send(struct ic_peer *p, enum ic_peer_msg kind, const void *data, size_t len, int64_t stamp_ns)
+enum ic_status ws_send(struct ic_peer *p, enum ic_peer_msg kind, const void *data, size_t len,
+                       int64_t stamp_ns)
 {
     struct conn *c = conn_of(p);
     size_t max = c->net->cfg->outbox_max;
@@ -251,15 +252,12 @@ static void control_done(struct conn *c)
 {
     struct ws_state *w = &c->ws;
     switch (w->hdr[0] & 15) {
-    case OP_CLOSE:
-        got_close(c);
-        break;
+    case OP_CLOSE: got_close(c); break;
     case OP_PING:
         if (c->state == C_OPEN && c->pongs < IC_NET_PONGS_MAX)
             send_control(c, OP_PONG, w->control, w->control_len);
         break;
-    default:
-        break;
+    default: break;
     }
 }
 
@@ -404,9 +402,9 @@ static void refuse_handshake(struct conn *c, const struct ic_err *err)
     ic_buf_puts(&b, "{");
     ic_json_kstr(&b, "error", err->msg);
     ic_buf_puts(&b, "}");
-    const char *extra = err->code == IC_UNAUTHORIZED                              ? "WWW-Authenticate: Bearer\r\n"
+    const char *extra = err->code == IC_UNAUTHORIZED ? "WWW-Authenticate: Bearer\r\n"
                         : err->code == IC_UNAVAILABLE || err->code == IC_BUSY ? "Retry-After: 1\r\n"
-                                                                                  : NULL;
+                                                                              : NULL;
     c->http.req.keep_alive = false;
     if (b.failed)
         conn_dead(c);

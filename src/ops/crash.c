@@ -1,7 +1,9 @@
-/* All below `on_crash` runs in a process that is broken: no allocation, no lock that somebody may hold, no stdio.
+/* All below `on_crash` runs in a process that is broken: no allocation, no lock that somebody may hold, no
+ * stdio.
  *
- * The first thread to crash reports; others that crash meanwhile wait for the end. A second crash of the reporting
- * thread ends the process at once with the first signal's default, and an alarm ends it should the report hang.
+ * The first thread to crash reports; others that crash meanwhile wait for the end. A second crash of the
+ * reporting thread ends the process at once with the first signal's default, and an alarm ends it should
+ * the report hang.
  *
  * glibc's backtrace loads libgcc when first called, so it is called once at the start. Frames are named by
  * backtrace_symbols_fd into a pipe made beforehand, whose text then becomes lines of the log. */
@@ -30,9 +32,9 @@
 #include "base/log.h"
 
 #define FRAMES_MAX 64
-#define REPORT_S 5          /* a report may take */
+#define REPORT_S 5 /* a report may take */
 #define FAULT_MS_MAX 600000
-#define BUILD_ID_MAX 20     /* bytes shown */
+#define BUILD_ID_MAX 20 /* bytes shown */
 
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 #define SANITIZED true
@@ -43,7 +45,8 @@
 static const struct {
     int sig;
     const char *name;
-} signals[] = {{SIGSEGV, "SIGSEGV"}, {SIGBUS, "SIGBUS"}, {SIGFPE, "SIGFPE"}, {SIGILL, "SIGILL"}, {SIGABRT, "SIGABRT"}};
+} signals[] = {
+    {SIGSEGV, "SIGSEGV"}, {SIGBUS, "SIGBUS"}, {SIGFPE, "SIGFPE"}, {SIGILL, "SIGILL"}, {SIGABRT, "SIGABRT"}};
 #define N_SIGNALS (sizeof signals / sizeof *signals)
 
 static atomic_int reporter; /* thread id; 0: nobody has crashed */
@@ -172,7 +175,8 @@ static int find_build_id(struct dl_phdr_info *info, size_t size, void *arg)
         const char *at = (const char *)info->dlpi_addr + p->p_vaddr, *end = at + p->p_memsz;
         while (p->p_type == PT_NOTE && (size_t)(end - at) > sizeof(ElfW(Nhdr))) {
             const ElfW(Nhdr) *note = (const void *)at;
-            const unsigned char *desc = (const unsigned char *)at + sizeof *note + ((note->n_namesz + 3u) & ~3u);
+            const unsigned char *desc =
+                (const unsigned char *)at + sizeof *note + ((note->n_namesz + 3u) & ~3u);
             if (note->n_type == NT_GNU_BUILD_ID && note->n_namesz == 4)
                 for (unsigned k = 0; k < note->n_descsz && k < BUILD_ID_MAX; k++)
                     snprintf(build_id + (size_t)(2 * k), 3, "%02x", desc[k]);

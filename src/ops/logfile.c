@@ -1,10 +1,11 @@
-/* Rotation is a rename, a new file, and pruning; each of them may fail, and then the old file is simply gone on with
- * until the next line. Compression runs in slices of SLICE bytes when no line waits (log.h: work), into PATH.N.gz.tmp,
- * which becomes PATH.N.gz when it is complete; whatever is interrupted is begun anew by the next one to look.
+/* Rotation is a rename, a new file, and pruning; each of them may fail, and then the old file is simply
+ * gone on with until the next line. Compression runs in slices of SLICE bytes when no line waits (log.h:
+ * work), into PATH.N.gz.tmp, which becomes PATH.N.gz when it is complete; whatever is interrupted is begun
+ * anew by the next one to look.
  *
- * The folder is looked through when something has rotated, not kept in memory: what an operator moves or deletes there
- * is then known. Ages are of the monotonic clock; only a file found at the start is asked for its birth by the wall
- * clock, and a birth in the future counts as now. */
+ * The folder is looked through when something has rotated, not kept in memory: what an operator moves or
+ * deletes there is then known. Ages are of the monotonic clock; only a file found at the start is asked for
+ * its birth by the wall clock, and a birth in the future counts as now. */
 #include "ops/logfile.h"
 
 #include <dirent.h>
@@ -71,7 +72,8 @@ static enum kind parse_name(const struct ic_logfile *f, const char *name, unsign
     return !*name ? PLAIN : !strcmp(name, ".gz") ? PACKED : !strcmp(name, ".gz.tmp") ? HALF : OTHER;
 }
 
-static const char *name_of(const struct ic_logfile *f, unsigned number, enum kind kind, char out[PATH_BYTES])
+static const char *name_of(const struct ic_logfile *f, unsigned number, enum kind kind,
+                           char out[PATH_BYTES])
 {
     static const char *const ends[] = {"", ".gz", ".gz.tmp"};
     snprintf(out, PATH_BYTES, "%s.%06u%s", f->path, number, ends[kind]);
@@ -79,9 +81,9 @@ static const char *name_of(const struct ic_logfile *f, unsigned number, enum kin
 }
 
 struct view {
-    unsigned last, first;         /* highest and lowest number; 0: there is none */
-    unsigned plain;               /* lowest that is not compressed, 0: none */
-    int64_t bytes;                /* of all but half ones */
+    unsigned last, first; /* highest and lowest number; 0: there is none */
+    unsigned plain;       /* lowest that is not compressed, 0: none */
+    int64_t bytes;        /* of all but half ones */
 };
 
 static struct view look_around(const struct ic_logfile *f)
@@ -126,7 +128,8 @@ static void stop_packing(struct ic_logfile *f)
     f->packing = 0;
 }
 
-/* Removes the oldest until all, a current file at its largest and the compressed twin of one are within the bound. */
+/* Removes the oldest until all, a current file at its largest and the compressed twin of one are within the
+ * bound. */
 static void prune(struct ic_logfile *f)
 {
     struct view v;
@@ -173,7 +176,8 @@ static int64_t age_of(const struct ic_logfile *f, int fd)
 {
     struct statx sx;
 
-    if (!f->cfg.rotate_ns || statx(fd, "", AT_EMPTY_PATH, STATX_BTIME, &sx) != 0 || !(sx.stx_mask & STATX_BTIME))
+    if (!f->cfg.rotate_ns || statx(fd, "", AT_EMPTY_PATH, STATX_BTIME, &sx) != 0 ||
+        !(sx.stx_mask & STATX_BTIME))
         return 0;
     double s = f->cfg.wall_s() - (double)sx.stx_btime.tv_sec, max = (double)f->cfg.rotate_ns * 1e-9;
     return s <= 0 ? 0 : s >= max ? f->cfg.rotate_ns : (int64_t)(s * 1e9);
@@ -193,16 +197,19 @@ static void adopt(struct ic_logfile *f, int fd)
         close(old);
 }
 
-enum ic_status ic_logfile_open(struct ic_logfile **out, const struct ic_logfile_config *cfg, struct ic_err *err)
+enum ic_status ic_logfile_open(struct ic_logfile **out, const struct ic_logfile_config *cfg,
+                               struct ic_err *err)
 {
     struct ic_logfile *f;
     const char *slash = strrchr(cfg->path, '/');
 
     *out = NULL;
     if (strlen(cfg->path) > IC_LOGFILE_PATH_MAX)
-        return ic_fail(err, IC_BAD_REQUEST, "the log file's path is longer than %d bytes", IC_LOGFILE_PATH_MAX);
+        return ic_fail(err, IC_BAD_REQUEST, "the log file's path is longer than %d bytes",
+                       IC_LOGFILE_PATH_MAX);
     if (cfg->rotate_bytes <= 0 || cfg->total_bytes / 3 < cfg->rotate_bytes)
-        return ic_fail(err, IC_BAD_REQUEST, "all log files together need at least three times what one may have");
+        return ic_fail(err, IC_BAD_REQUEST,
+                       "all log files together need at least three times what one may have");
     if (!(f = calloc(1, sizeof *f)))
         return ic_fail(err, IC_OOM, "out of memory");
     f->cfg = *cfg;
@@ -251,8 +258,8 @@ uint64_t ic_logfile_rotations(const struct ic_logfile *f)
 static bool path_is_ours(const struct ic_logfile *f)
 {
     struct stat ours, there;
-    return fstat(atomic_load(&f->fd), &ours) == 0 && stat(f->path, &there) == 0 && ours.st_ino == there.st_ino &&
-           ours.st_dev == there.st_dev;
+    return fstat(atomic_load(&f->fd), &ours) == 0 && stat(f->path, &there) == 0 &&
+           ours.st_ino == there.st_ino && ours.st_dev == there.st_dev;
 }
 
 static void reopen(void *arg)
@@ -347,7 +354,8 @@ static void take_back(struct ic_logfile *f, size_t n)
     int fd = atomic_load(&f->fd);
 
     f->torn = n > 0;
-    if (!n || !f->regular || fstat(fd, &st) != 0 || st.st_size != f->size) /* somebody else has cut or added to it */
+    if (!n || !f->regular || fstat(fd, &st) != 0 ||
+        st.st_size != f->size) /* somebody else has cut or added to it */
         return;
     if (ftruncate(fd, f->size - (off_t)n) == 0) {
         f->size -= (int64_t)n;
@@ -462,5 +470,6 @@ static int current_fd(void *arg)
 
 struct ic_log_sink ic_logfile_sink(struct ic_logfile *f)
 {
-    return (struct ic_log_sink){.arg = f, .write = write_sink, .work = work, .reopen = reopen, .fd = current_fd};
+    return (struct ic_log_sink){
+        .arg = f, .write = write_sink, .work = work, .reopen = reopen, .fd = current_fd};
 }

@@ -1,5 +1,6 @@
-/* The log's file: rotation by size and age, compression, the bound of all, disks that are full or gone, clocks that jump.
- * No test waits for anything: the clock, the wall clock and write(2) are replaced where they matter. */
+/* The log's file: rotation by size and age, compression, the bound of all, disks that are full or gone,
+ * clocks that jump. No test waits for anything: the clock, the wall clock and write(2) are replaced where
+ * they matter. */
 #include <errno.h>
 #include <fcntl.h>
 #include <setjmp.h>
@@ -128,7 +129,8 @@ static int64_t total_size(int *files, int *packed)
     return sum;
 }
 
-/* Reads a file of the log (gzread reads plain ones too); its lines must rise. Returns the next number expected. */
+/* Reads a file of the log (gzread reads plain ones too); its lines must rise. Returns the next number
+ * expected. */
 static unsigned check_lines(const char *name, unsigned *first)
 {
     char line[200];
@@ -412,7 +414,8 @@ static void reopens_what_was_moved(void **state)
 
 static void bad_paths_and_sizes_are_refused(void **state)
 {
-    struct ic_logfile_config cfg = {.path = "/nonexistent/folder/log", .rotate_bytes = 1 << 20, .total_bytes = 1 << 24};
+    struct ic_logfile_config cfg = {
+        .path = "/nonexistent/folder/log", .rotate_bytes = 1 << 20, .total_bytes = 1 << 24};
     struct ic_logfile *f;
     struct ic_err err = {0};
 

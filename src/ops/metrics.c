@@ -36,27 +36,34 @@ void ic_prom_hist(struct ic_buf *b, const char *name, const char *help, struct i
 }
 
 /* X(field, metric, type, help) */
-#define TEXT_METRICS(X)                                                                                                \
-    X(running, "ic_text_requests_running", "gauge", "Requests being decoded")                                          \
-    X(waiting, "ic_text_requests_waiting", "gauge", "Requests in the queue")                                           \
-    X(sessions, "ic_text_sessions", "gauge", "Conversations that are kept")                                            \
-    X(kv_used, "ic_text_kv_tokens_used", "gauge", "Tokens held in the KV cache")                                       \
-    X(requests, "ic_text_requests_total", "counter", "Requests taken")                                                 \
-    X(refused, "ic_text_requests_refused_total", "counter", "Requests refused by the engine")                          \
-    X(tokens, "ic_text_tokens_total", "counter", "Tokens generated")                                                   \
-    X(prompt_tokens, "ic_text_prompt_tokens_total", "counter", "Prompt tokens of admitted requests")                   \
-    X(cached_tokens, "ic_text_cached_tokens_total", "counter", "Prompt tokens not computed because their KV was there") \
-    X(preempted, "ic_text_preemptions_total", "counter", "Requests put back into the queue, for want of KV cells or for a higher priority") \
-    X(spill_bytes, "ic_text_kv_spill_bytes", "gauge", "KV that had to leave the cache, kept in host memory")            \
-    X(spilled, "ic_text_kv_spilled_tokens_total", "counter", "Tokens whose KV went to host memory")                     \
-    X(restored, "ic_text_kv_restored_tokens_total", "counter", "Tokens whose KV came back from there")                  \
-    X(disk_bytes, "ic_text_kv_disk_bytes", "gauge", "Files of KV that had to leave host memory, those still to be written included") \
-    X(disk_put, "ic_text_kv_disk_written_tokens_total", "counter", "Tokens whose KV went from host memory to the disk") \
-    X(disk_got, "ic_text_kv_disk_read_tokens_total", "counter", "Tokens whose KV came back from there")                \
-    X(disk_lost, "ic_text_kv_disk_lost_tokens_total", "counter", "Tokens whose KV could not be written or read, and was given up") \
-    X(drafted, "ic_text_drafted_tokens_total", "counter", "Tokens guessed and computed beside the next one")            \
-    X(accepted, "ic_text_accepted_tokens_total", "counter", "Those of them that were right")                             \
-    X(ticks, "ic_text_decodes_total", "counter", "Decodes")                                                            \
+#define TEXT_METRICS(X)                                                                                    \
+    X(running, "ic_text_requests_running", "gauge", "Requests being decoded")                              \
+    X(waiting, "ic_text_requests_waiting", "gauge", "Requests in the queue")                               \
+    X(sessions, "ic_text_sessions", "gauge", "Conversations that are kept")                                \
+    X(kv_used, "ic_text_kv_tokens_used", "gauge", "Tokens held in the KV cache")                           \
+    X(requests, "ic_text_requests_total", "counter", "Requests taken")                                     \
+    X(refused, "ic_text_requests_refused_total", "counter", "Requests refused by the engine")              \
+    X(tokens, "ic_text_tokens_total", "counter", "Tokens generated")                                       \
+    X(prompt_tokens, "ic_text_prompt_tokens_total", "counter", "Prompt tokens of admitted requests")       \
+    X(cached_tokens, "ic_text_cached_tokens_total", "counter",                                             \
+      "Prompt tokens not computed because their KV was there")                                             \
+    X(preempted, "ic_text_preemptions_total", "counter",                                                   \
+      "Requests put back into the queue, for want of KV cells or for a higher priority")                   \
+    X(spill_bytes, "ic_text_kv_spill_bytes", "gauge",                                                      \
+      "KV that had to leave the cache, kept in host memory")                                               \
+    X(spilled, "ic_text_kv_spilled_tokens_total", "counter", "Tokens whose KV went to host memory")        \
+    X(restored, "ic_text_kv_restored_tokens_total", "counter", "Tokens whose KV came back from there")     \
+    X(disk_bytes, "ic_text_kv_disk_bytes", "gauge",                                                        \
+      "Files of KV that had to leave host memory, those still to be written included")                     \
+    X(disk_put, "ic_text_kv_disk_written_tokens_total", "counter",                                         \
+      "Tokens whose KV went from host memory to the disk")                                                 \
+    X(disk_got, "ic_text_kv_disk_read_tokens_total", "counter", "Tokens whose KV came back from there")    \
+    X(disk_lost, "ic_text_kv_disk_lost_tokens_total", "counter",                                           \
+      "Tokens whose KV could not be written or read, and was given up")                                    \
+    X(drafted, "ic_text_drafted_tokens_total", "counter",                                                  \
+      "Tokens guessed and computed beside the next one")                                                   \
+    X(accepted, "ic_text_accepted_tokens_total", "counter", "Those of them that were right")               \
+    X(ticks, "ic_text_decodes_total", "counter", "Decodes")                                                \
     X(rows, "ic_text_decode_rows_total", "counter", "Tokens decoded, prompts included")
 
 void ic_prom_text(struct ic_buf *b, struct ic_text_counters *c)
@@ -66,47 +73,50 @@ void ic_prom_text(struct ic_buf *b, struct ic_text_counters *c)
 #undef X
     head(b, "ic_text_requests_ended_total", "counter", "Requests ended, by reason");
     for (int i = 0; i <= IC_END_ERROR; i++)
-        ic_buf_printf(b, "ic_text_requests_ended_total{reason=\"%s\"} %llu\n", ic_end_name((enum ic_end_reason)i),
-                      (unsigned long long)atomic_load(&c->ended[i]));
+        ic_buf_printf(b, "ic_text_requests_ended_total{reason=\"%s\"} %llu\n",
+                      ic_end_name((enum ic_end_reason)i), (unsigned long long)atomic_load(&c->ended[i]));
     ic_prom_hist(b, "ic_text_ttft_seconds", "From arrival to the first token", &c->ttft);
     ic_prom_hist(b, "ic_text_token_gap_seconds", "Between two tokens of a stream", &c->itl);
     ic_prom_hist(b, "ic_text_queue_seconds", "From arrival to admission", &c->queue);
     ic_prom_hist(b, "ic_text_decode_seconds", "One decode of all requests", &c->tick);
 }
 
-#define ENGINE_METRICS(X)                                                                                              \
-    X(aborted, "ic_engine_ticks_aborted_total", "counter", "Ticks that took too long and were told to stop")           \
-    X(rebuilt, "ic_engine_rebuilt_total", "counter", "Engines built anew in the process")                              \
-    X(unloaded, "ic_engine_unloaded_total", "counter", "Times an idle model was unloaded")                             \
-    X(woken, "ic_engine_woken_total", "counter", "Times a model came back")                                            \
-    X(wake_s, "ic_engine_wake_seconds", "gauge", "Time that the last coming back took")                                \
+#define ENGINE_METRICS(X)                                                                                  \
+    X(aborted, "ic_engine_ticks_aborted_total", "counter",                                                 \
+      "Ticks that took too long and were told to stop")                                                    \
+    X(rebuilt, "ic_engine_rebuilt_total", "counter", "Engines built anew in the process")                  \
+    X(unloaded, "ic_engine_unloaded_total", "counter", "Times an idle model was unloaded")                 \
+    X(woken, "ic_engine_woken_total", "counter", "Times a model came back")                                \
+    X(wake_s, "ic_engine_wake_seconds", "gauge", "Time that the last coming back took")                    \
     X(away, "ic_engine_unloaded", "gauge", "1 while the model is unloaded")
 
-void ic_prom_engines(struct ic_buf *b, const struct ic_engine_health *text, const struct ic_engine_health *law)
+void ic_prom_engines(struct ic_buf *b, const struct ic_engine_health *text,
+                     const struct ic_engine_health *law)
 {
-#define X(field, name, type, help)                                                                                     \
-    head(b, name, type, help);                                                                                         \
-    if (text)                                                                                                          \
-        ic_buf_printf(b, name "{engine=\"text\"} %.9g\n", (double)atomic_load(&text->field));                         \
-    if (law)                                                                                                           \
+#define X(field, name, type, help)                                                                         \
+    head(b, name, type, help);                                                                             \
+    if (text)                                                                                              \
+        ic_buf_printf(b, name "{engine=\"text\"} %.9g\n", (double)atomic_load(&text->field));              \
+    if (law)                                                                                               \
         ic_buf_printf(b, name "{engine=\"law\"} %.9g\n", (double)atomic_load(&law->field));
     ENGINE_METRICS(X)
 #undef X
 }
 
-#define LAW_METRICS(X)                                                                                                 \
-    X(sims, "ic_law_simulations", "gauge", "Simulations")                                                              \
-    X(running, "ic_law_simulations_running", "gauge", "Simulations that are being stepped")                            \
-    X(groups, "ic_law_plans", "gauge", "Plans: a law on a grid")                                                       \
-    X(state_bytes, "ic_law_state_bytes", "gauge", "Memory of all simulations' states")                                 \
-    X(shared_bytes, "ic_law_plan_bytes", "gauge", "Host memory of all plans, shared by their simulations")             \
-    X(created, "ic_law_simulations_created_total", "counter", "Simulations created")                                   \
-    X(steps, "ic_law_steps_total", "counter", "Steps of all simulations")                                              \
-    X(batches, "ic_law_batches_total", "counter", "Batches")                                                           \
-    X(batched, "ic_law_batched_steps_total", "counter", "Steps that shared their batch with others")                   \
-    X(frames, "ic_law_frames_total", "counter", "Frames drawn")                                                        \
-    X(frames_skipped, "ic_law_frames_skipped_total", "counter", "Frames not drawn because the last ones were on their way") \
-    X(predicts, "ic_law_predictions_total", "counter", "Predictions")                                                  \
+#define LAW_METRICS(X)                                                                                     \
+    X(sims, "ic_law_simulations", "gauge", "Simulations")                                                  \
+    X(running, "ic_law_simulations_running", "gauge", "Simulations that are being stepped")                \
+    X(groups, "ic_law_plans", "gauge", "Plans: a law on a grid")                                           \
+    X(state_bytes, "ic_law_state_bytes", "gauge", "Memory of all simulations' states")                     \
+    X(shared_bytes, "ic_law_plan_bytes", "gauge", "Host memory of all plans, shared by their simulations") \
+    X(created, "ic_law_simulations_created_total", "counter", "Simulations created")                       \
+    X(steps, "ic_law_steps_total", "counter", "Steps of all simulations")                                  \
+    X(batches, "ic_law_batches_total", "counter", "Batches")                                               \
+    X(batched, "ic_law_batched_steps_total", "counter", "Steps that shared their batch with others")       \
+    X(frames, "ic_law_frames_total", "counter", "Frames drawn")                                            \
+    X(frames_skipped, "ic_law_frames_skipped_total", "counter",                                            \
+      "Frames not drawn because the last ones were on their way")                                          \
+    X(predicts, "ic_law_predictions_total", "counter", "Predictions")                                      \
     X(refused, "ic_law_commands_refused_total", "counter", "Commands refused by the engine")
 
 void ic_prom_law(struct ic_buf *b, struct ic_law_counters *c)
@@ -123,7 +133,8 @@ void ic_prom_log(struct ic_buf *b)
     struct ic_log_stats s = ic_log_stats();
 
     ic_prom_value(b, "ic_log_lines_total", "counter", "Lines logged", (double)s.lines);
-    head(b, "ic_log_lines_missing_total", "counter", "Lines that were not written: the queue was full, or the disk");
+    head(b, "ic_log_lines_missing_total", "counter",
+         "Lines that were not written: the queue was full, or the disk");
     ic_buf_printf(b, "ic_log_lines_missing_total{reason=\"queue\"} %llu\n", (unsigned long long)s.dropped);
     ic_buf_printf(b, "ic_log_lines_missing_total{reason=\"disk\"} %llu\n", (unsigned long long)s.lost);
 }

@@ -17,7 +17,8 @@ void ic_prom_hist(struct ic_buf *b, const char *name, const char *help, struct i
 void ic_prom_text(struct ic_buf *b, struct ic_text_counters *c);
 void ic_prom_law(struct ic_buf *b, struct ic_law_counters *c);
 /* How the engines are watched and rest; NULL: there is none. */
-void ic_prom_engines(struct ic_buf *b, const struct ic_engine_health *text, const struct ic_engine_health *law);
+void ic_prom_engines(struct ic_buf *b, const struct ic_engine_health *text,
+                     const struct ic_engine_health *law);
 /* GPUs, the CPU's temperature, the thermal governor. */
 void ic_prom_hw(struct ic_buf *b, const struct ic_hw_view *v, const struct ic_thermal *t);
 /* Lines of the log, and those that are missing in it. */

@@ -37,7 +37,8 @@ static enum ic_status connect_to(struct ic_notify *n, const char *name, struct i
     size_t len = strlen(name);
 
     if ((*name != '/' && *name != '@') || len < 2 || len >= sizeof to.sun_path)
-        return ic_fail(err, IC_BAD_REQUEST, "NOTIFY_SOCKET must be a path or an abstract name of less than %zu bytes",
+        return ic_fail(err, IC_BAD_REQUEST,
+                       "NOTIFY_SOCKET must be a path or an abstract name of less than %zu bytes",
                        sizeof to.sun_path);
     memcpy(to.sun_path, name, len);
     if (*name == '@')
@@ -66,7 +67,8 @@ enum ic_status ic_notify_open(struct ic_notify *n, struct ic_err *err)
         return st;
     n->watchdog_ns = ic_notify_watchdog_ns(usec, getenv("WATCHDOG_PID"), getpid());
     if (usec && *usec && !n->watchdog_ns && ic_notify_watchdog_ns(usec, NULL, 0) == 0)
-        return ic_fail(err, IC_BAD_REQUEST, "WATCHDOG_USEC must be a number of microseconds, at most a day");
+        return ic_fail(err, IC_BAD_REQUEST,
+                       "WATCHDOG_USEC must be a number of microseconds, at most a day");
     return IC_OK;
 }
 
@@ -84,7 +86,8 @@ static void put(struct ic_notify *n, bool must, const char *text)
     if (n->fd < 0)
         return;
     for (int tries = 0; tries < 2; tries++) {
-        if (send(n->fd, text, strlen(text), MSG_NOSIGNAL) >= 0 || (errno != EAGAIN && errno != ENOBUFS) || !must)
+        if (send(n->fd, text, strlen(text), MSG_NOSIGNAL) >= 0 || (errno != EAGAIN && errno != ENOBUFS) ||
+            !must)
             return;
         poll(&p, 1, IC_NOTIFY_WAIT_MS);
     }

@@ -1,4 +1,5 @@
-/* What a service manager hears: over a path and an abstract name, in which order, and what it never hears. */
+/* What a service manager hears: over a path and an abstract name, in which order, and what it never hears.
+ */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>

@@ -19,7 +19,8 @@ void ic_restart_ready(struct ic_restart *r, int64_t now)
 
 static int64_t retry_at(const struct ic_restart *r)
 {
-    return r->step && r->cfg.retry_ns && !r->returning ? r->ready_ns + r->cfg.retry_ns * r->retry_factor : INT64_MAX;
+    return r->step && r->cfg.retry_ns && !r->returning ? r->ready_ns + r->cfg.retry_ns * r->retry_factor
+                                                       : INT64_MAX;
 }
 
 int64_t ic_restart_due(const struct ic_restart *r)
@@ -91,7 +92,8 @@ bool ic_restart_final(int exit_code, bool was_ready)
     case IC_EXIT_OK:
     case IC_EXIT_USAGE:
     case IC_EXIT_FILE: return true;
-    case IC_EXIT_PORT: return !was_ready; /* else somebody took it meanwhile, or the last process still has it */
+    case IC_EXIT_PORT:
+        return !was_ready; /* else somebody took it meanwhile, or the last process still has it */
     default: return false;
     }
 }

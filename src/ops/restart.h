@@ -1,13 +1,13 @@
-/* When to start a server again that has ended, and with which configuration: the decisions of `inference-core supervise`,
- * without a process or a clock, so that years can be tried in a test.
+/* When to start a server again that has ended, and with which configuration: the decisions of
+ * `inference-core supervise`, without a process or a clock, so that years can be tried in a test.
  *
  *   A ladder of configurations: step 0 is the wished one, each further one asks for less.
  *   A run is good once it has been ready for good_ns. It forgets the crashes before it.
- *   After `crashes` ends within within_ns, with no good run between them, one step down; on the last step it goes on trying.
- *   Between an end and the next start: delay_min_ns, doubled with each end up to delay_max_ns; a good run or a step
- *   down begins anew.
- *   A good run on a lower step ends after retry_ns in favour of the wished configuration; each such return that fails
- *   doubles the time until the next, up to IC_RESTART_RETRY_MAX times.
+ *   After `crashes` ends within within_ns, with no good run between them, one step down; on the last step
+ * it goes on trying. Between an end and the next start: delay_min_ns, doubled with each end up to
+ * delay_max_ns; a good run or a step down begins anew. A good run on a lower step ends after retry_ns in
+ * favour of the wished configuration; each such return that fails doubles the time until the next, up to
+ * IC_RESTART_RETRY_MAX times.
  *
  * Pure; times are ic_now_ns(). One owner. */
 #ifndef IC_OPS_RESTART_H
@@ -20,9 +20,9 @@
 #define IC_RESTART_RETRY_MAX 16
 
 struct ic_restart_config {
-    int crashes, steps;         /* 1 to IC_RESTART_CRASHES_MAX; at least 1 */
+    int crashes, steps; /* 1 to IC_RESTART_CRASHES_MAX; at least 1 */
     int64_t within_ns, good_ns;
-    int64_t retry_ns;           /* 0: never returns by itself */
+    int64_t retry_ns; /* 0: never returns by itself */
     int64_t delay_min_ns, delay_max_ns;
 };
 
@@ -51,8 +51,8 @@ int64_t ic_restart_due(const struct ic_restart *r);
 /* The process has ended and is to be started again: the delay until then (ns). r->step may have changed. */
 int64_t ic_restart_ended(struct ic_restart *r, int64_t now);
 
-/* Whether an end is final: exit codes of base/exit.h that another try cannot mend. `was_ready`: some run of it has been
- * ready, so that its options are sound. */
+/* Whether an end is final: exit codes of base/exit.h that another try cannot mend. `was_ready`: some run of
+ * it has been ready, so that its options are sound. */
 bool ic_restart_final(int exit_code, bool was_ready);
 
 #endif

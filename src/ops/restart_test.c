@@ -9,8 +9,13 @@
 
 #define S 1000000000LL
 
-static const struct ic_restart_config config = {.crashes = 3, .steps = 4, .within_ns = 300 * S, .good_ns = 60 * S,
-                                                .retry_ns = 3600 * S, .delay_min_ns = S / 5, .delay_max_ns = 30 * S};
+static const struct ic_restart_config config = {.crashes = 3,
+                                                .steps = 4,
+                                                .within_ns = 300 * S,
+                                                .good_ns = 60 * S,
+                                                .retry_ns = 3600 * S,
+                                                .delay_min_ns = S / 5,
+                                                .delay_max_ns = 30 * S};
 
 /* A run that begins at *now, is ready after a second, and crashes `lives` seconds later. */
 static int64_t crash(struct ic_restart *r, int64_t *now, int64_t lives)

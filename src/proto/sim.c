@@ -1,7 +1,7 @@
 /* The sim_* ops of the native protocol (docs/protocol.md §1): simulations of a connection.
  *
- * The engine owns the simulations; kept here is what the events have told, so that unknown ids are refused and
- * /v1/sims can be answered without asking it. */
+ * The engine owns the simulations; kept here is what the events have told, so that unknown ids are refused
+ * and /v1/sims can be answered without asking it. */
 #include "proto/internal.h"
 
 #include <stdio.h>
@@ -20,7 +20,8 @@ struct sim *ic_sim_of(const struct ic_server *s, const struct conn *c, uint64_t 
     return NULL;
 }
 
-/* ---- reading ------------------------------------------------------------------------------------------------ */
+/* ---- reading
+ * ------------------------------------------------------------------------------------------------ */
 
 static enum ic_status parse_roi(const json_t *v, struct ic_view_roi *roi, struct ic_err *err)
 {
@@ -44,10 +45,10 @@ enum ic_status ic_sim_parse_opts(const json_t *o, struct ic_sim_opts *p, struct 
     enum ic_status st = IC_OK;
 
 #define HAS(key) (json_object_get(o, key) && !json_is_null(json_object_get(o, key)))
-#define READ(bit, key, call)                                                                                           \
-    if (st == IC_OK && HAS(key)) {                                                                                     \
-        st = (call);                                                                                                   \
-        p->set |= (bit);                                                                                               \
+#define READ(bit, key, call)                                                                               \
+    if (st == IC_OK && HAS(key)) {                                                                         \
+        st = (call);                                                                                       \
+        p->set |= (bit);                                                                                   \
     }
     READ(IC_SET_STEPS, "steps", ic_field_int(o, "steps", -1, INT64_MAX, &p->steps, err))
     READ(IC_SET_EVERY, "every", ic_field_int(o, "every", 1, IC_SIM_STEPS_MAX, &p->every, err))
@@ -113,8 +114,8 @@ static enum ic_status parse_tool(const json_t *o, struct ic_sim_cmd *cmd, struct
     return st;
 }
 
-enum ic_status ic_sim_parse_grid(const struct ic_server *s, const json_t *o, int64_t *grid, int64_t *height, int64_t *width,
-                                 struct ic_err *err)
+enum ic_status ic_sim_parse_grid(const struct ic_server *s, const json_t *o, int64_t *grid, int64_t *height,
+                                 int64_t *width, struct ic_err *err)
 {
     enum ic_status st;
 
@@ -127,8 +128,8 @@ enum ic_status ic_sim_parse_grid(const struct ic_server *s, const json_t *o, int
     return IC_OK;
 }
 
-static enum ic_status parse_create(const struct ic_server *s, const json_t *o, struct ic_sim_cmd *cmd, bool *state,
-                                   struct ic_err *err)
+static enum ic_status parse_create(const struct ic_server *s, const json_t *o, struct ic_sim_cmd *cmd,
+                                   bool *state, struct ic_err *err)
 {
     const char *law = NULL, *precision = NULL;
     int64_t grid = 0, height = 0, width = 0;
@@ -166,7 +167,8 @@ static enum ic_status parse_create(const struct ic_server *s, const json_t *o, s
     return IC_OK;
 }
 
-/* ---- ops ------------------------------------------------------------------------------------------------------ */
+/* ---- ops
+ * ------------------------------------------------------------------------------------------------------ */
 
 static const struct {
     const char *name;
@@ -177,12 +179,14 @@ static const struct {
     {"sim_state", IC_SIM_STATE},   {"sim_reset", IC_SIM_RESET}, {"sim_close", IC_SIM_CLOSE},
 };
 
-enum ic_status ic_sim_keep_call(struct ic_server *s, struct conn *c, const char *id, uint64_t *rid, struct ic_err *err)
+enum ic_status ic_sim_keep_call(struct ic_server *s, struct conn *c, const char *id, uint64_t *rid,
+                                struct ic_err *err)
 {
     size_t len = strlen(id);
 
     if (c->n_calls == IC_SIM_CALLS_MAX)
-        return ic_fail(err, IC_BUSY, "%d sim messages of this connection wait for their answer", IC_SIM_CALLS_MAX);
+        return ic_fail(err, IC_BUSY, "%d sim messages of this connection wait for their answer",
+                       IC_SIM_CALLS_MAX);
     struct sim_call *call = malloc(sizeof *call + len + 1);
     if (!call)
         return ic_fail(err, IC_OOM, "out of memory");
@@ -225,7 +229,8 @@ static struct sim *new_sim(struct ic_server *s, struct conn *c, struct ic_err *e
     return NULL;
 }
 
-static enum ic_status find_sim(struct ic_server *s, struct conn *c, const json_t *o, uint64_t *handle, struct ic_err *err)
+static enum ic_status find_sim(struct ic_server *s, struct conn *c, const json_t *o, uint64_t *handle,
+                               struct ic_err *err)
 {
     const char *name = NULL;
     unsigned long long n;
@@ -237,7 +242,8 @@ static enum ic_status find_sim(struct ic_server *s, struct conn *c, const json_t
         return st;
     if (!name)
         return ic_fail(err, IC_BAD_REQUEST, "Missing sim_id");
-    if (sscanf(name, "sim_%llu%n", &n, &used) != 1 || name[used] || !n || !(m = ic_sim_of(s, c, n)) || !m->made)
+    if (sscanf(name, "sim_%llu%n", &n, &used) != 1 || name[used] || !n || !(m = ic_sim_of(s, c, n)) ||
+        !m->made)
         return ic_fail(err, IC_NOT_FOUND, "this connection has no simulation %.32s", name);
     *handle = n;
     return IC_OK;
@@ -252,8 +258,8 @@ static json_t *merged(const json_t *top, const json_t *payload)
     return o;
 }
 
-static enum ic_status build(struct ic_server *s, struct conn *c, const char *op, const json_t *o, struct ic_sim_cmd *cmd,
-                            bool *state, struct ic_err *err)
+static enum ic_status build(struct ic_server *s, struct conn *c, const char *op, const json_t *o,
+                            struct ic_sim_cmd *cmd, bool *state, struct ic_err *err)
 {
     enum ic_status st = ic_sim_parse_opts(o, &cmd->opts, err);
 
@@ -270,8 +276,8 @@ static enum ic_status build(struct ic_server *s, struct conn *c, const char *op,
     return cmd->op == IC_SIM_TOOL ? parse_tool(o, cmd, err) : IC_OK;
 }
 
-bool ic_sim_message(struct ic_server *s, struct conn *c, const char *op, const json_t *top, const json_t *payload,
-                    const char *id)
+bool ic_sim_message(struct ic_server *s, struct conn *c, const char *op, const json_t *top,
+                    const json_t *payload, const char *id)
 {
     struct ic_err err = {0};
     struct ic_sim_cmd cmd = {.owner = ic_owner_of(c->peer)};
@@ -369,7 +375,8 @@ void ic_sim_conn_closed(struct ic_server *s, struct conn *c)
     free(c->awaiting);
 }
 
-/* ---- events ----------------------------------------------------------------------------------------------------- */
+/* ---- events
+ * ----------------------------------------------------------------------------------------------------- */
 
 static void put_sim(struct ic_server *s, struct ic_buf *b, const struct ic_sim_info *i)
 {
@@ -392,14 +399,14 @@ static void put_sim(struct ic_server *s, struct ic_buf *b, const struct ic_sim_i
     ic_json_knum(b, "rate", i->rate);
     if (i->view.roi.w) {
         ic_json_key(b, "roi");
-        ic_buf_printf(b, "{\"x\":%zu,\"y\":%zu,\"w\":%zu,\"h\":%zu}", i->view.roi.x, i->view.roi.y, i->view.roi.w,
-                      i->view.roi.h);
+        ic_buf_printf(b, "{\"x\":%zu,\"y\":%zu,\"w\":%zu,\"h\":%zu}", i->view.roi.x, i->view.roi.y,
+                      i->view.roi.w, i->view.roi.h);
     }
     ic_json_kint(b, "bytes", (int64_t)i->bytes);
 }
 
-/* u32 header length, JSON header, array; the header is filled up with spaces so that the array starts at a multiple of
- * 8 bytes and a client can view it in place. */
+/* u32 header length, JSON header, array; the header is filled up with spaces so that the array starts at a
+ * multiple of 8 bytes and a client can view it in place. */
 static void finish_binary(struct ic_buf *b, const void *data, size_t len)
 {
     ic_buf_puts(b, "}");
@@ -469,7 +476,8 @@ static void send_state(struct ic_server *s, struct conn *c, const struct ic_even
         ic_json_kstr(b, "id", id);
     put_shape(b, shape, 4);
     if (ic_law_engine_law(s->law, i->law)->memory) {
-        size_t memory[4] = {2, 4 * (size_t)ic_law_engine_law(s->law, i->law)->b, i->height / 4, i->width / 4};
+        size_t memory[4] = {2, 4 * (size_t)ic_law_engine_law(s->law, i->law)->b, i->height / 4,
+                            i->width / 4};
         put_shape_as(b, "memory_shape", memory, 4); /* h, then c, behind psi */
     }
     ic_json_kstr(b, "dtype", "f32");
@@ -477,12 +485,14 @@ static void send_state(struct ic_server *s, struct conn *c, const struct ic_even
     if (b->failed)
         ic_fail(&err, IC_OOM, "out of memory");
     else if (c->peer->vt->send(c->peer, IC_MSG_BINARY, b->data, b->len, 0) != IC_OK)
-        ic_fail(&err, IC_BUSY, "a state of %zu bytes does not fit beside what you have not read yet", ev->len);
+        ic_fail(&err, IC_BUSY, "a state of %zu bytes does not fit beside what you have not read yet",
+                ev->len);
     if (err.code != IC_OK)
         ic_conn_error(s, c, *id ? id : NULL, NULL, &err);
 }
 
-static void send_status(struct ic_server *s, struct conn *c, const struct ic_event *ev, const char *op, const char *id)
+static void send_status(struct ic_server *s, struct conn *c, const struct ic_event *ev, const char *op,
+                        const char *id)
 {
     struct ic_buf *b = ic_reply(s, op);
 
@@ -549,7 +559,8 @@ void ic_sim_event(struct ic_server *s, struct conn *c, struct ic_event *ev)
     }
 }
 
-/* ---- for hello and /v1/laws ---------------------------------------------------------------------------------------- */
+/* ---- for hello and /v1/laws
+ * ---------------------------------------------------------------------------------------- */
 
 void ic_sim_put_limits(const struct ic_server *s, struct ic_buf *b)
 {

@@ -17,8 +17,8 @@
 #include "hw/ledger.h"
 
 #define CPU_SAMPLE_MS 200
-/* While the text engine wants the cores too, a batch is cut to what takes about this long: it is what a token may
- * have to wait for. */
+/* While the text engine wants the cores too, a batch is cut to what takes about this long: it is what a
+ * token may have to wait for. */
 #define SHARED_BATCH_MS 25
 #define SHARED_FOR_NS (500 * IC_MS) /* how long a sharing of the cores is expected to go on */
 
@@ -44,7 +44,8 @@ struct ic_law_engine {
     struct ic_law_engine_config cfg;
     struct ic_events *events;
     const struct ic_law_backend *backend;
-    const struct ic_law_backend *device; /* of `backend`, which has the CPU behind it; NULL: it is the CPU's own */
+    const struct ic_law_backend
+        *device; /* of `backend`, which has the CPU behind it; NULL: it is the CPU's own */
     struct ic_law *laws[IC_LAWS_MAX];
     struct ic_law_packed *packed[IC_LAWS_MAX];
     struct {
@@ -64,7 +65,8 @@ struct ic_law_engine {
     unsigned n_commands;
 };
 
-/* ---- the back end behind the scheduler -------------------------------------------------------------------- */
+/* ---- the back end behind the scheduler
+ * -------------------------------------------------------------------- */
 
 static const struct ic_law *st_law(void *arg, unsigned i)
 {
@@ -83,9 +85,10 @@ static void st_group_close(void *arg, struct ic_law_group *pub)
     free(g);
 }
 
-/* Bytes of host memory that a group will take: what its plan has there; for each simulation of a batch the delta that
- * the scheduler keeps, and one's buffers more, which is the first simulation itself. */
-static size_t bytes_of(const struct ic_law *law, unsigned height, unsigned width, size_t plan, unsigned max_batch)
+/* Bytes of host memory that a group will take: what its plan has there; for each simulation of a batch the
+ * delta that the scheduler keeps, and one's buffers more, which is the first simulation itself. */
+static size_t bytes_of(const struct ic_law *law, unsigned height, unsigned width, size_t plan,
+                       unsigned max_batch)
 {
     return plan + (max_batch + 1) * (ic_law_psi_bytes(law, height, width) + IC_LAW_ALIGN) +
            ic_law_memory_bytes(law, height, width);
@@ -114,10 +117,10 @@ static size_t device_room(const struct ic_law_engine *e)
     return (size_t)(free > margin ? free - margin : 0);
 }
 
-/* --law-max-batch auto: within half of what is left where the plan will lie and where the states do, so that the next
- * grid finds room. `why`: for the log. */
-static unsigned largest_batch(const struct ic_law_engine *e, unsigned law, unsigned height, unsigned width, size_t room,
-                              unsigned most, char *why, size_t why_size)
+/* --law-max-batch auto: within half of what is left where the plan will lie and where the states do, so
+ * that the next grid finds room. `why`: for the log. */
+static unsigned largest_batch(const struct ic_law_engine *e, unsigned law, unsigned height, unsigned width,
+                              size_t room, unsigned most, char *why, size_t why_size)
 {
     const struct ic_law_backend *be = e->backend;
     struct ic_law_packed *packed = e->packed[law];
@@ -141,14 +144,17 @@ static unsigned largest_batch(const struct ic_law_engine *e, unsigned law, unsig
     }
     snprintf(why, why_size, "auto: %s %zu MiB%s",
              fit.limit == IC_LAW_FIT_DEVICE ? "half of what the GPU has to give is"
-             : fit.limit == IC_LAW_FIT_HOST ? "half of the host memory that is left is"
-                                            : "no larger one is made; half of the host memory that is left is",
-             (fit.limit == IC_LAW_FIT_DEVICE ? left.device : left.host) >> 20, left.on_device ? "" : ", on the CPU");
+             : fit.limit == IC_LAW_FIT_HOST
+                 ? "half of the host memory that is left is"
+                 : "no larger one is made; half of the host memory that is left is",
+             (fit.limit == IC_LAW_FIT_DEVICE ? left.device : left.host) >> 20,
+             left.on_device ? "" : ", on the CPU");
     return fit.n ? fit.n : 1;
 }
 
-static enum ic_status st_group_open(void *arg, unsigned law, unsigned height, unsigned width, unsigned max_batch, size_t room,
-                                    struct ic_law_group **out, struct ic_err *err)
+static enum ic_status st_group_open(void *arg, unsigned law, unsigned height, unsigned width,
+                                    unsigned max_batch, size_t room, struct ic_law_group **out,
+                                    struct ic_err *err)
 {
     struct ic_law_engine *e = arg;
     struct group *g = calloc(1, sizeof *g);
@@ -164,7 +170,8 @@ static enum ic_status st_group_open(void *arg, unsigned law, unsigned height, un
     if (e->cfg.batch_auto)
         max_batch = largest_batch(e, law, height, width, room, max_batch, why, sizeof why);
     const struct ic_law_backend *be = e->backend;
-    if ((st = ic_law_plan_open(e->laws[law], height, width, max_batch, be->tensor_bytes, &g->plan, err)) == IC_OK) {
+    if ((st = ic_law_plan_open(e->laws[law], height, width, max_batch, be->tensor_bytes, &g->plan, err)) ==
+        IC_OK) {
         size_t plan = be->exec_size ? be->exec_size(e->packed[law], g->plan) : g->plan->arena_bytes;
         if (on_device(e, law))
             plan = max_batch * ic_law_staging_bytes(e->laws[law], height, width);
@@ -180,14 +187,18 @@ static enum ic_status st_group_open(void *arg, unsigned law, unsigned height, un
             .memory_bytes = g->plan->memory_bytes,
             .shared_bytes = host_bytes(e, g),
         };
-        ic_info("law", "%s, %u x %u: a batch of %u at most (%s); the plan takes %zu KiB, %zu of them of the host's memory",
+        ic_info("law",
+                "%s, %u x %u: a batch of %u at most (%s); the plan takes %zu KiB, %zu of them of the "
+                "host's memory",
                 e->laws[law]->name, height, width, max_batch, why, be->exec_bytes(g->exec) >> 10,
                 g->pub.shared_bytes >> 10);
         need = bytes_of(e->laws[law], height, width, g->pub.shared_bytes, max_batch);
     }
     if (st == IC_OK && need > room)
-        st = ic_fail(err, IC_OOM, "a %u x %u simulation of this law takes %zu MiB at the least; --law-memory leaves %zu MiB",
-                     height, width, need >> 20, room >> 20);
+        st = ic_fail(
+            err, IC_OOM,
+            "a %u x %u simulation of this law takes %zu MiB at the least; --law-memory leaves %zu MiB",
+            height, width, need >> 20, room >> 20);
     if (st != IC_OK) {
         st_group_close(e, &g->pub);
         return st;
@@ -217,7 +228,8 @@ static enum ic_status st_step(void *arg, struct ic_law_group *pub, const struct 
     ic_governor_pause_ns(e->cfg.governor, t1 - t0, t1); /* booked here, rested between ticks */
     pub->shared_bytes = host_bytes(e, g);               /* it may have moved to the CPU */
     if (st != IC_OK) {
-        ic_error("law", "%s, %u x %u: a step could not be made: %s", pub->law->name, pub->height, pub->width, err->msg);
+        ic_error("law", "%s, %u x %u: a step could not be made: %s", pub->law->name, pub->height,
+                 pub->width, err->msg);
         return st;
     }
     g->ns_per_sim = g->ns_per_sim > 0 ? 0.8 * g->ns_per_sim + 0.2 * ns : ns;
@@ -247,7 +259,8 @@ static void st_emit(void *arg, struct ic_event *ev)
     ic_events_put(e->events, ev);
 }
 
-/* ---- the thread ---------------------------------------------------------------------------------------------- */
+/* ---- the thread
+ * ---------------------------------------------------------------------------------------------- */
 
 static void set_state(struct ic_law_engine *e, enum ic_engine_state st)
 {
@@ -255,9 +268,11 @@ static void set_state(struct ic_law_engine *e, enum ic_engine_state st)
     e->events->wake(e->events->wake_arg);
 }
 
-/* The n-th entry of the list of precisions that law `name` takes; false: it has no more. NAME=PRECISION entries with
- * its name, or else those without a name. `used` (a bit per entry) remembers whose names were met. */
-static bool precision_of(const char *list, const char *name, unsigned n, char *out, size_t size, uint64_t *used)
+/* The n-th entry of the list of precisions that law `name` takes; false: it has no more. NAME=PRECISION
+ * entries with its name, or else those without a name. `used` (a bit per entry) remembers whose names were
+ * met. */
+static bool precision_of(const char *list, const char *name, unsigned n, char *out, size_t size,
+                         uint64_t *used)
 {
     for (int named = 1; named >= 0; named--) {
         unsigned at = 0, entry = 0, mine = 0;
@@ -298,7 +313,8 @@ enum ic_status ic_law_engine_check(const char *precision, const char *policy, st
     return st;
 }
 
-/* Opens a law in one precision (NULL: as the file has it) into the next place, unnamed among the others yet. */
+/* Opens a law in one precision (NULL: as the file has it) into the next place, unnamed among the others
+ * yet. */
 static enum ic_status open_as(struct ic_law_engine *e, const char *path, const char *precision)
 {
     struct ic_law_policy policy;
@@ -309,14 +325,16 @@ static enum ic_status open_as(struct ic_law_engine *e, const char *path, const c
     if (e->n_laws == IC_LAWS_MAX)
         return ic_fail(&e->err, IC_TOO_LARGE, "more than %d laws", IC_LAWS_MAX);
     if (precision || exceptions) {
-        st = ic_law_policy_parse(precision ? precision : "fp32", exceptions ? e->cfg.policy : NULL, &policy, &e->err);
+        st = ic_law_policy_parse(precision ? precision : "fp32", exceptions ? e->cfg.policy : NULL, &policy,
+                                 &e->err);
         opts.policy = &policy;
     }
     return st == IC_OK ? ic_law_open(path, &opts, &e->laws[e->n_laws], &e->err) : st;
 }
 
 /* Takes the law just opened in: name, packed weights, a line in the log. */
-static enum ic_status take_in(struct ic_law_engine *e, unsigned base, const char *precision, unsigned threads)
+static enum ic_status take_in(struct ic_law_engine *e, unsigned base, const char *precision,
+                              unsigned threads)
 {
     unsigned i = e->n_laws;
     struct ic_law *law = e->laws[i];
@@ -325,7 +343,8 @@ static enum ic_status take_in(struct ic_law_engine *e, unsigned base, const char
     if (i != base) {
         const size_t at = strlen(law->name), tail = strlen(precision) + 1;
         if (at + tail >= sizeof law->name)
-            st = ic_fail(&e->err, IC_TOO_LARGE, "the name of law %s is too long to add @%s", law->name, precision);
+            st = ic_fail(&e->err, IC_TOO_LARGE, "the name of law %s is too long to add @%s", law->name,
+                         precision);
         else
             snprintf(law->name + at, sizeof law->name - at, "@%s", precision);
     }
@@ -342,8 +361,8 @@ static enum ic_status take_in(struct ic_law_engine *e, unsigned base, const char
     snprintf(e->variant[i].precision, sizeof e->variant[i].precision, "%s",
              precision ? precision : ic_law_precision_name(law->precision));
     ic_info("law", "%s: %s, d %u, hidden %u, %llu parameters in %s: %zu KiB, packed %zu KiB", law->name,
-            ic_law_arch_info(law->arch)->name, law->d, law->b, (unsigned long long)law->params, e->variant[i].precision,
-            law->weight_bytes >> 10, e->backend->packed_bytes(e->packed[i]) >> 10);
+            ic_law_arch_info(law->arch)->name, law->d, law->b, (unsigned long long)law->params,
+            e->variant[i].precision, law->weight_bytes >> 10, e->backend->packed_bytes(e->packed[i]) >> 10);
     e->n_laws++;
     return IC_OK;
 }
@@ -360,7 +379,8 @@ static enum ic_status load_one(struct ic_law_engine *e, const char *path, unsign
     if (!precision_of(e->cfg.precision, name, 0, precision, sizeof precision, used))
         return take_in(e, base, NULL, threads);
     ic_law_close(&e->laws[base]);
-    for (unsigned n = 0; st == IC_OK && precision_of(e->cfg.precision, name, n, precision, sizeof precision, used); n++)
+    for (unsigned n = 0;
+         st == IC_OK && precision_of(e->cfg.precision, name, n, precision, sizeof precision, used); n++)
         if ((st = open_as(e, path, precision)) == IC_OK)
             st = take_in(e, base, precision, threads);
     return st;
@@ -375,12 +395,14 @@ static enum ic_status check_names(struct ic_law_engine *e, uint64_t used)
         const size_t len = strcspn(p, ",");
         const char *eq = memchr(p, '=', len);
         if (eq && entry < 64 && !(used >> entry & 1))
-            return ic_fail(&e->err, IC_BAD_REQUEST, "--precision names a law that is not served: %.*s", (int)len, p);
+            return ic_fail(&e->err, IC_BAD_REQUEST, "--precision names a law that is not served: %.*s",
+                           (int)len, p);
     }
     return IC_OK;
 }
 
-/* ---- memory of a GPU: what laws and plans take there is in the ledger that the text engine plans with ---- */
+/* ---- memory of a GPU: what laws and plans take there is in the ledger that the text engine plans with
+ * ---- */
 
 #define GPU_OWNER "law"
 #define GPU_WHAT "laws and their plans"
@@ -420,18 +442,20 @@ static void enter_ledger(struct ic_law_engine *e)
         ic_law_fallback_gate(&gate);
 }
 
-/* A back end that may lose its device has the CPU behind it; one that cannot be loaded is an error, but "auto" takes
- * the CPU then. */
+/* A back end that may lose its device has the CPU behind it; one that cannot be loaded is an error, but
+ * "auto" takes the CPU then. */
 static enum ic_status find_backend(struct ic_law_engine *e)
 {
     const bool choose = strcmp(e->cfg.backend, "auto") == 0;
     struct ic_err why = {0};
 
-    if (ic_law_backend_open(choose ? "cuda" : e->cfg.backend, &e->backend, choose ? &why : &e->err) != IC_OK) {
+    if (ic_law_backend_open(choose ? "cuda" : e->cfg.backend, &e->backend, choose ? &why : &e->err) !=
+        IC_OK) {
         if (!choose)
             return e->err.code;
         /* That there is no plug-in is normal; one that is there and good for nothing is not. */
-        ic_log(why.code == IC_NOT_FOUND ? IC_LOG_INFO : IC_LOG_WARN, "law", "laws run on the CPU: %s", why.msg);
+        ic_log(why.code == IC_NOT_FOUND ? IC_LOG_INFO : IC_LOG_WARN, "law", "laws run on the CPU: %s",
+               why.msg);
         return ic_law_backend_open("cpu", &e->backend, &e->err);
     }
     if (e->backend->run) {
@@ -444,14 +468,16 @@ static enum ic_status find_backend(struct ic_law_engine *e)
 
 static enum ic_status load(struct ic_law_engine *e)
 {
-    unsigned threads = e->threads = (unsigned)(e->cfg.threads > 0 ? e->cfg.threads : ic_cpu_cores_free(CPU_SAMPLE_MS));
+    unsigned threads = e->threads =
+        (unsigned)(e->cfg.threads > 0 ? e->cfg.threads : ic_cpu_cores_free(CPU_SAMPLE_MS));
     char *list = strdup(e->cfg.laws), *save = NULL;
     uint64_t used = 0;
     enum ic_status st = list ? IC_OK : ic_fail(&e->err, IC_OOM, "out of memory");
 
     if (st == IC_OK)
         st = find_backend(e);
-    for (char *p = list ? strtok_r(list, ",", &save) : NULL; p && st == IC_OK; p = strtok_r(NULL, ",", &save))
+    for (char *p = list ? strtok_r(list, ",", &save) : NULL; p && st == IC_OK;
+         p = strtok_r(NULL, ",", &save))
         st = load_one(e, p, threads, &used);
     free(list);
     if (st == IC_OK)
@@ -498,8 +524,8 @@ static void take_commands(struct ic_law_engine *e, int64_t until)
     }
 }
 
-/* The one before hangs in a step and keeps what it uses: packed weights with their compute threads, plans, the states of
- * its batch. The laws, the scheduler and the other simulations are ours. */
+/* The one before hangs in a step and keeps what it uses: packed weights with their compute threads, plans,
+ * the states of its batch. The laws, the scheduler and the other simulations are ours. */
 static enum ic_status take_over(struct ic_law_engine *e)
 {
     enum ic_status st = IC_OK;
@@ -529,7 +555,8 @@ static void *engine_main(void *arg)
     return NULL;
 }
 
-/* ---- from other threads -------------------------------------------------------------------------------------- */
+/* ---- from other threads
+ * -------------------------------------------------------------------------------------- */
 
 enum ic_status ic_law_engine_start(struct ic_law_engine **out, const struct ic_law_engine_config *cfg,
                                    struct ic_events *events, struct ic_err *err)
@@ -622,7 +649,8 @@ int ic_law_engine_variant(const struct ic_law_engine *e, unsigned i, const char 
     return -1;
 }
 
-enum ic_status ic_law_engine_command(struct ic_law_engine *e, const struct ic_sim_cmd *cmd, struct ic_err *err)
+enum ic_status ic_law_engine_command(struct ic_law_engine *e, const struct ic_sim_cmd *cmd,
+                                     struct ic_err *err)
 {
     switch (atomic_load(&e->state)) {
     case IC_ENGINE_READY: break;

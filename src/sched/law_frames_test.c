@@ -1,4 +1,5 @@
-/* What clients of the Law M scheduler see: frames in time and not too many, the last one never lost, metrics. */
+/* What clients of the Law M scheduler see: frames in time and not too many, the last one never lost,
+ * metrics. */
 #include "sched/law_world.h"
 
 static uint64_t create_shown(struct world *v, struct ic_sim_opts opts)
@@ -6,7 +7,8 @@ static uint64_t create_shown(struct world *v, struct ic_sim_opts opts)
     uint64_t id = ++v->last_sim;
     opts.set |= IC_SET_INIT;
     opts.init = IC_LAW_INIT_ZEROS;
-    command(v, (struct ic_sim_cmd){.op = IC_SIM_CREATE, .owner = 1, .sim = id, .height = 4, .width = 4, .opts = opts});
+    command(v, (struct ic_sim_cmd){
+                   .op = IC_SIM_CREATE, .owner = 1, .sim = id, .height = 4, .width = 4, .opts = opts});
     drop_events(v);
     return id;
 }
@@ -92,12 +94,14 @@ static void test_frames_out_of_turn_do_not_silence_a_simulation(void **state)
     open_world(&w, NULL);
     uint64_t id = create_shown(&w, (struct ic_sim_opts){.set = IC_SET_FPS, .fps = 10});
     for (int i = 0; i < 50; i++) {
-        op_set(&w, IC_SIM_SET, id, (struct ic_sim_opts){.set = IC_SET_VIEW, .view = (enum ic_view)(i % IC_VIEW_COUNT)});
+        op_set(&w, IC_SIM_SET, id,
+               (struct ic_sim_opts){.set = IC_SET_VIEW, .view = (enum ic_view)(i % IC_VIEW_COUNT)});
         assert_int_equal(take_frames(&w, at, 64), 1);
     }
     run_steps(&w, id, -1);
     run_until(&w, w.now + SEC);
-    assert_in_range(take_frames(&w, at, 64), IC_SIM_FRAMES_IN_FLIGHT, IC_SIM_FRAMES_IN_FLIGHT); /* not one was taken */
+    assert_in_range(take_frames(&w, at, 64), IC_SIM_FRAMES_IN_FLIGHT,
+                    IC_SIM_FRAMES_IN_FLIGHT); /* not one was taken */
     int n = 0;
     for (int64_t until = w.now + SEC; w.now < until; n += take_frames(&w, at, 64))
         tick(&w);
@@ -136,7 +140,8 @@ static void test_the_last_frame_is_not_lost(void **state)
     run_steps(&w, id, 10);
     for (int i = 0; i < 10; i++)
         tick(&w);
-    /* the run is over, the client has taken nothing: the frame of step 10 is owed, and looked after now and then */
+    /* the run is over, the client has taken nothing: the frame of step 10 is owed, and looked after now and
+     * then */
     int64_t next = tick(&w);
     assert_in_range(next, w.now + 1, w.now + 100 * MS);
     w.now = next;
@@ -197,7 +202,8 @@ static void test_what_is_changed_while_paused_is_shown(void **state)
     ev = event_of(&w, IC_EVENT_SIM_FRAME);
     assert_non_null(ev);
     ic_event_free(ev);
-    op_set(&w, IC_SIM_SET, id, (struct ic_sim_opts){.set = IC_SET_GAMMA, .gamma = 0.5}); /* nothing to see */
+    op_set(&w, IC_SIM_SET, id,
+           (struct ic_sim_opts){.set = IC_SET_GAMMA, .gamma = 0.5}); /* nothing to see */
     assert_null(event_of(&w, IC_EVENT_SIM_FRAME));
     run_steps(&w, id, -1);
     op_set(&w, IC_SIM_SET, id, redraw[0]); /* the next step will show it */
@@ -210,20 +216,23 @@ static void test_metrics_and_extras_travel_with_frames(void **state)
     int with = 0, frames = 0;
     (void)state;
     open_world(&w, NULL);
-    uint64_t id = create_shown(&w, (struct ic_sim_opts){.set = IC_SET_METRICS | IC_SET_EXTRAS,
-                                                        .metrics = true,
-                                                        .metrics_ns = 10 * MS,
-                                                        .extras = IC_EXTRA_HSV | IC_EXTRA_COMPLEX | IC_EXTRA_FLOW |
-                                                                  IC_EXTRA_ATTRACTOR | IC_EXTRA_POINCARE});
+    uint64_t id =
+        create_shown(&w, (struct ic_sim_opts){.set = IC_SET_METRICS | IC_SET_EXTRAS,
+                                              .metrics = true,
+                                              .metrics_ns = 10 * MS,
+                                              .extras = IC_EXTRA_HSV | IC_EXTRA_COMPLEX | IC_EXTRA_FLOW |
+                                                        IC_EXTRA_ATTRACTOR | IC_EXTRA_POINCARE});
     run_steps(&w, id, 100);
     for (int i = 0; i < 100; i++) {
         tick(&w);
         for (struct ic_event *ev; (ev = event_of(&w, IC_EVENT_SIM_FRAME)); ic_event_free(ev)) {
             frames++;
             with += ev->sim.has_metrics;
-            assert_int_equal(ev->len, ev->sim.frame.bytes + (7 * 16 + 6 + 2 * ev->sim.n_poincare) * sizeof(float));
+            assert_int_equal(ev->len,
+                             ev->sim.frame.bytes + (7 * 16 + 6 + 2 * ev->sim.n_poincare) * sizeof(float));
             if (ev->sim.has_metrics)
-                assert_true(ev->sim.metrics.energy == (double)ev->sim.step * (double)ev->sim.step); /* psi[0] counts */
+                assert_true(ev->sim.metrics.energy ==
+                            (double)ev->sim.step * (double)ev->sim.step); /* psi[0] counts */
         }
     }
     assert_int_equal(frames, 100);

@@ -1,7 +1,8 @@
 /* What the Law M scheduler answers, and what it refuses: events, states, limits, memory. */
 #include "sched/law_world.h"
 
-/* ---- events ------------------------------------------------------------------------------------------------------ */
+/* ---- events
+ * ------------------------------------------------------------------------------------------------------ */
 
 static void test_events_are_exact(void **state)
 {
@@ -98,7 +99,8 @@ static void test_memory_of_a_law_is_kept_and_given_back(void **state)
     close_world(&w);
 }
 
-/* ---- limits ------------------------------------------------------------------------------------------------------ */
+/* ---- limits
+ * ------------------------------------------------------------------------------------------------------ */
 
 static void test_limits(void **state)
 {
@@ -253,7 +255,8 @@ static void test_memory(void **state)
     close_world(&w);
 }
 
-/* ---- steps that cannot be made --------------------------------------------------------------------------------------- */
+/* ---- steps that cannot be made
+ * --------------------------------------------------------------------------------------- */
 
 static void expect_oom_of(uint64_t sim, uint64_t owner, uint64_t rid)
 {
@@ -268,8 +271,8 @@ static void expect_oom_of(uint64_t sim, uint64_t owner, uint64_t rid)
     ic_event_free(ev);
 }
 
-/* Those of the plan that have steps to do, in the batch or not, are told and pause as they are; a paused one hears
- * nothing, another plan's go on, and a new run is a new try. */
+/* Those of the plan that have steps to do, in the batch or not, are told and pause as they are; a paused
+ * one hears nothing, another plan's go on, and a new run is a new try. */
 static void test_a_step_without_memory_pauses_its_plan(void **state)
 {
     uint64_t id[20], run_rid[20];
@@ -297,7 +300,8 @@ static void test_a_step_without_memory_pauses_its_plan(void **state)
     w.step_fails = 1;
     while (last_batch(&w)->law != 0 || w.c.running > 1)
         tick(&w);
-    assert_int_equal(w.c.steps - (uint64_t)done, steps_of(&w, other) - steps_other); /* nothing else was counted */
+    assert_int_equal(w.c.steps - (uint64_t)done,
+                     steps_of(&w, other) - steps_other); /* nothing else was counted */
     assert_int_equal(w.c.batches - (uint64_t)batches, w.c.steps - (uint64_t)done);
     for (int i = 19; i >= 0; i--) { /* the newest first; each error, then how it is */
         expect_oom_of(id[i], 1, run_rid[i]);
@@ -349,7 +353,8 @@ static void test_a_prediction_without_memory_is_over(void **state)
     close_world(&w);
 }
 
-/* A plan that moves to the CPU in a step takes host memory from then on: those that run go on, others are refused. */
+/* A plan that moves to the CPU in a step takes host memory from then on: those that run go on, others are
+ * refused. */
 static void test_a_plan_that_moves_is_counted_anew(void **state)
 {
     struct ic_law_limits lim = default_limits;
@@ -365,7 +370,8 @@ static void test_a_plan_that_moves_is_counted_anew(void **state)
     assert_int_equal(w.c.shared_bytes, shared + 20000);
     assert_int_equal(w.c.running, 1);
     drop_events(&w);
-    struct ic_sim_cmd more = {.op = IC_SIM_CREATE, .owner = 1, .sim = 50, .height = 4, .width = 4, .rid = ++w.last_rid};
+    struct ic_sim_cmd more = {
+        .op = IC_SIM_CREATE, .owner = 1, .sim = 50, .height = 4, .width = 4, .rid = ++w.last_rid};
     ic_law_sched_command(w.s, &more);
     expect_error(&w, IC_OOM);
     w.moved_shared = 500;

@@ -2,10 +2,11 @@
  *
  *   created (paused) ──run──► running ──steps done, pause──► paused
  *                                │
- *      a running one is, at any time, either in its group's line (ready) or held back by its rate (due later)
+ *      a running one is, at any time, either in its group's line (ready) or held back by its rate (due
+ * later)
  *
- * Frames: drawn right after the step that they show, when the simulation's client has taken the earlier ones; a
- * client that is behind costs nothing but skipped frames. */
+ * Frames: drawn right after the step that they show, when the simulation's client has taken the earlier
+ * ones; a client that is behind costs nothing but skipped frames. */
 #include "sched/law_sched.h"
 
 #include <stdlib.h>
@@ -14,8 +15,9 @@
 #include "base/clock.h"
 
 #define PREDICT_MEMORY_NS (IC_PREDICT_MEMORY_S * 1000 * IC_MS)
-#define PERIOD_MAX_NS (365LL * 86400 * 1000 * IC_MS) /* rarer than once a year is as good as never, and never overflows */
-#define OWED_POLL_NS (2 * IC_MS)                     /* how often to look whether a client can take the frame it is owed */
+#define PERIOD_MAX_NS                                                                                      \
+    (365LL * 86400 * 1000 * IC_MS) /* rarer than once a year is as good as never, and never overflows */
+#define OWED_POLL_NS (2 * IC_MS)   /* how often to look whether a client can take the frame it is owed */
 
 struct sim {
     struct sim *next_all, *next; /* of all; in the line */
@@ -27,8 +29,9 @@ struct sim {
     int64_t ready_ns;     /* when it joined the line */
     int64_t due_ns;       /* not before, by its rate */
     int64_t frame_due_ns; /* when the next frame may come, by its fps */
-    bool owes_frame;      /* one that the client must see could not be drawn: it has to take the earlier ones first */
-    int64_t metrics_ns;   /* of the last metrics */
+    bool owes_frame;    /* one that the client must see could not be drawn: it has to take the earlier ones
+                           first */
+    int64_t metrics_ns; /* of the last metrics */
     size_t bytes;
     bool in_line, predict;
     struct ic_sim_credit *credit;
@@ -37,8 +40,8 @@ struct sim {
 struct group {
     struct group *next;
     struct ic_law_group *plan;
-    unsigned law, users; /* users: simulations on it */
-    struct sim *head, **tail; /* the line */
+    unsigned law, users;        /* users: simulations on it */
+    struct sim *head, **tail;   /* the line */
     unsigned waiting, predicts; /* in the line; of those, predictions */
     unsigned predict_peak;      /* predictions in the line at once, lately */
     int64_t peak_ns;
@@ -67,7 +70,8 @@ static int64_t period_of(double per_second)
     return ns < PERIOD_MAX_NS ? (int64_t)ns : PERIOD_MAX_NS;
 }
 
-/* ---- events --------------------------------------------------------------------------------------------- */
+/* ---- events ---------------------------------------------------------------------------------------------
+ */
 
 static struct ic_event *new_event(enum ic_event_kind kind, uint64_t owner, uint64_t rid, size_t len)
 {
@@ -118,8 +122,8 @@ static void fill_info(const struct sim *m, struct ic_sim_info *i)
     };
 }
 
-static void emit_sim(struct ic_law_sched *s, const struct sim *m, enum ic_event_kind kind, uint64_t rid, const void *data,
-                     size_t len)
+static void emit_sim(struct ic_law_sched *s, const struct sim *m, enum ic_event_kind kind, uint64_t rid,
+                     const void *data, size_t len)
 {
     struct ic_event *ev = new_event(kind, m->owner, rid, len);
 
@@ -143,12 +147,14 @@ static size_t extras_floats(unsigned extras, size_t cells)
     n += extras & IC_EXTRA_COMPLEX ? 2 * cells : 0;
     n += extras & IC_EXTRA_FLOW ? 3 * cells : 0;
     n += extras & IC_EXTRA_ATTRACTOR ? 6 : 0;
-    n += extras & IC_EXTRA_POINCARE ? 2 * (cells < IC_LAW_POINCARE_POINTS ? cells : IC_LAW_POINCARE_POINTS) : 0;
+    n += extras & IC_EXTRA_POINCARE ? 2 * (cells < IC_LAW_POINCARE_POINTS ? cells : IC_LAW_POINCARE_POINTS)
+                                    : 0;
     return n;
 }
 
 /* Fills `out` in the order of the IC_EXTRA bits; returns the floats written. */
-static size_t draw_extras(struct ic_law_sched *s, const struct sim *m, const float *delta, float *out, size_t *n_poincare)
+static size_t draw_extras(struct ic_law_sched *s, const struct sim *m, const float *delta, float *out,
+                          size_t *n_poincare)
 {
     struct ic_law_shape shape = shape_of(m->g);
     size_t cells = shape.h * shape.w, n = 0;
@@ -187,12 +193,13 @@ static bool client_is_behind(const struct sim *m)
     return atomic_load(&m->credit->in_flight) >= IC_SIM_FRAMES_IN_FLIGHT;
 }
 
-/* The earliest time of the next frame. On schedule, so that there are never more than `fps` in a second, however the
- * steps fall. */
+/* The earliest time of the next frame. On schedule, so that there are never more than `fps` in a second,
+ * however the steps fall. */
 static void plan_next_frame(struct sim *m, int64_t now)
 {
     int64_t period = m->o.fps > 0 ? period_of(m->o.fps) : 0;
-    int64_t due = m->frame_due_ns + period, latest = now + period + period / 10; /* frames out of turn do not add up */
+    int64_t due = m->frame_due_ns + period,
+            latest = now + period + period / 10; /* frames out of turn do not add up */
     m->frame_due_ns = due <= now ? now + period : due < latest ? due : latest;
 }
 
@@ -211,12 +218,14 @@ static void emit_frame(struct ic_law_sched *s, struct sim *m, const float *delta
         return;
     }
     m->owes_frame = false;
-    if (ic_view_plan(&req, shape, &frame, NULL) != IC_OK || (extra && !(extras = malloc(extra * sizeof *extras))) ||
+    if (ic_view_plan(&req, shape, &frame, NULL) != IC_OK ||
+        (extra && !(extras = malloc(extra * sizeof *extras))) ||
         !(ev = new_event(IC_EVENT_SIM_FRAME, m->owner, 0, frame.bytes + extra * sizeof *extras))) {
         free(extras);
         return;
     }
-    if (ic_view_render(s->views, &req, m->psi, delta, shape, ev->text, frame.bytes, &frame, NULL) != IC_OK) {
+    if (ic_view_render(s->views, &req, m->psi, delta, shape, ev->text, frame.bytes, &frame, NULL) !=
+        IC_OK) {
         free(extras);
         free(ev);
         return;
@@ -235,7 +244,8 @@ static void emit_frame(struct ic_law_sched *s, struct sim *m, const float *delta
     }
     if (m->o.metrics && (!m->metrics_ns || ev->stamp_ns - m->metrics_ns >= m->o.metrics_ns)) {
         m->metrics_ns = ev->stamp_ns;
-        ev->sim.has_metrics = ic_law_metrics_compute(m->psi, delta, shape, 0, &ev->sim.metrics, NULL) == IC_OK;
+        ev->sim.has_metrics =
+            ic_law_metrics_compute(m->psi, delta, shape, 0, &ev->sim.metrics, NULL) == IC_OK;
     }
     atomic_fetch_add(&m->credit->refs, 1);
     atomic_fetch_add(&m->credit->in_flight, 1);
@@ -244,7 +254,8 @@ static void emit_frame(struct ic_law_sched *s, struct sim *m, const float *delta
     s->st->emit(s->st->arg, ev);
 }
 
-/* A frame that nothing newer would follow: drawn now, or as soon as the client has taken the earlier ones. */
+/* A frame that nothing newer would follow: drawn now, or as soon as the client has taken the earlier ones.
+ */
 static void emit_last_frame(struct ic_law_sched *s, struct sim *m, const float *delta)
 {
     m->owes_frame = true;
@@ -260,7 +271,8 @@ static bool frame_is_due(const struct sim *m, int64_t now)
     return m->o.fps <= 0 || now >= m->frame_due_ns - period_of(m->o.fps) / 10;
 }
 
-/* ---- groups ------------------------------------------------------------------------------------------------ */
+/* ---- groups
+ * ------------------------------------------------------------------------------------------------ */
 
 static int64_t bytes_held(const struct ic_law_sched *s)
 {
@@ -278,8 +290,8 @@ static size_t group_bytes(const struct group *g)
     return g->shared + g->plan->max_n * delta_stride(g->plan);
 }
 
-/* A plan that has moved from a GPU to the CPU takes host memory that it did not. It is counted, even past the limit: what
- * runs goes on, and what comes new is refused. */
+/* A plan that has moved from a GPU to the CPU takes host memory that it did not. It is counted, even past
+ * the limit: what runs goes on, and what comes new is refused. */
 static void recount(struct ic_law_sched *s, struct group *g)
 {
     atomic_fetch_add(&s->c->shared_bytes, (int64_t)g->plan->shared_bytes - (int64_t)g->shared);
@@ -319,7 +331,8 @@ static size_t room(const struct ic_law_sched *s)
     return held < s->lim.memory_max ? s->lim.memory_max - held : 0;
 }
 
-/* Opens a plan within the memory that is left: unused plans make room for it, then its batch is made smaller. */
+/* Opens a plan within the memory that is left: unused plans make room for it, then its batch is made
+ * smaller. */
 static enum ic_status open_plan(struct ic_law_sched *s, unsigned law, unsigned height, unsigned width,
                                 struct ic_law_group **out, struct ic_err *err)
 {
@@ -401,7 +414,8 @@ static void leave_line(struct sim *m)
     m->in_line = false;
 }
 
-/* ---- simulations --------------------------------------------------------------------------------------------- */
+/* ---- simulations
+ * --------------------------------------------------------------------------------------------- */
 
 static struct sim *find_sim(const struct ic_law_sched *s, uint64_t id, uint64_t owner)
 {
@@ -442,7 +456,8 @@ static void set_left(struct ic_law_sched *s, struct sim *m, int64_t left)
     }
 }
 
-static enum ic_status check_grid(const struct ic_law_sched *s, const struct ic_sim_cmd *cmd, struct ic_err *err)
+static enum ic_status check_grid(const struct ic_law_sched *s, const struct ic_sim_cmd *cmd,
+                                 struct ic_err *err)
 {
     if (cmd->law >= s->st->n_laws)
         return ic_fail(err, IC_NOT_FOUND, "no such law");
@@ -456,22 +471,26 @@ static enum ic_status check_grid(const struct ic_law_sched *s, const struct ic_s
     return IC_OK;
 }
 
-static enum ic_status check_view(const struct ic_law_sched *s, const struct group *g, const struct ic_sim_opts *o,
-                                 struct ic_err *err)
+static enum ic_status check_view(const struct ic_law_sched *s, const struct group *g,
+                                 const struct ic_sim_opts *o, struct ic_err *err)
 {
     struct ic_view_request req = {o->view, o->encoding, o->roi};
     struct ic_view_frame frame;
     enum ic_status st = ic_view_plan(&req, shape_of(g), &frame, err);
 
-    frame.bytes += st == IC_OK ? extras_floats(o->extras, (size_t)g->plan->height * g->plan->width) * sizeof(float) : 0;
+    frame.bytes += st == IC_OK
+                       ? extras_floats(o->extras, (size_t)g->plan->height * g->plan->width) * sizeof(float)
+                       : 0;
     if (st == IC_OK && o->frames && frame.bytes > s->lim.frame_max)
-        return ic_fail(err, IC_TOO_LARGE, "a frame of %zu bytes does not fit into an outbox of %zu: choose a region",
+        return ic_fail(err, IC_TOO_LARGE,
+                       "a frame of %zu bytes does not fit into an outbox of %zu: choose a region",
                        frame.bytes, s->lim.frame_max);
     return st;
 }
 
 /* Applies what a command sets. Nothing is changed on failure. */
-static enum ic_status apply(const struct ic_law_sched *s, struct sim *m, const struct ic_sim_opts *n, struct ic_err *err)
+static enum ic_status apply(const struct ic_law_sched *s, struct sim *m, const struct ic_sim_opts *n,
+                            struct ic_err *err)
 {
     struct ic_sim_opts o = m->o;
 
@@ -515,7 +534,8 @@ static enum ic_status apply(const struct ic_law_sched *s, struct sim *m, const s
     return IC_OK;
 }
 
-static enum ic_status alloc_sim(struct ic_law_sched *s, const struct ic_sim_cmd *cmd, struct sim **out, struct ic_err *err)
+static enum ic_status alloc_sim(struct ic_law_sched *s, const struct ic_sim_cmd *cmd, struct sim **out,
+                                struct ic_err *err)
 {
     enum ic_status st = check_grid(s, cmd, err);
     struct group *g = NULL;
@@ -574,8 +594,8 @@ static enum ic_status take_state(struct sim *m, const struct ic_sim_cmd *cmd, st
     size_t psi = m->g->plan->psi_bytes / sizeof(float), all = m->bytes / sizeof(float);
 
     if (cmd->state_floats != psi && cmd->state_floats != all)
-        return ic_fail(err, IC_BAD_REQUEST, "a state of this law and grid has %zu bytes, not %zu", psi * sizeof(float),
-                       cmd->state_floats * sizeof(float));
+        return ic_fail(err, IC_BAD_REQUEST, "a state of this law and grid has %zu bytes, not %zu",
+                       psi * sizeof(float), cmd->state_floats * sizeof(float));
     memcpy(m->psi, cmd->state, cmd->state_floats * sizeof(float));
     return IC_OK;
 }
@@ -658,7 +678,9 @@ static void control(struct ic_law_sched *s, struct sim *m, const struct ic_sim_c
         switch (cmd->op) {
         case IC_SIM_RUN: cmd_run(s, m, cmd); break;
         case IC_SIM_PAUSE: set_left(s, m, 0); break;
-        case IC_SIM_SET: redraw = cmd->opts.set & (IC_SET_VIEW | IC_SET_ENCODING | IC_SET_ROI | IC_SET_FRAMES); break;
+        case IC_SIM_SET:
+            redraw = cmd->opts.set & (IC_SET_VIEW | IC_SET_ENCODING | IC_SET_ROI | IC_SET_FRAMES);
+            break;
         case IC_SIM_RESET:
             st = cmd_reset(s, m, &err);
             redraw = true;
@@ -712,7 +734,8 @@ void ic_law_sched_command(struct ic_law_sched *s, struct ic_sim_cmd *cmd)
     cmd->state = NULL;
 }
 
-/* ---- batches ---------------------------------------------------------------------------------------------------- */
+/* ---- batches
+ * ---------------------------------------------------------------------------------------------------- */
 
 static unsigned batch_size(const struct ic_law_sched *s, const struct group *g)
 {
@@ -738,7 +761,8 @@ static int64_t wait_until(const struct ic_law_sched *s, const struct group *g, i
     return until > now ? until : 0;
 }
 
-/* Ends the wait of simulations whose time has come, and draws the frames owed. Returns when the next one's will. */
+/* Ends the wait of simulations whose time has come, and draws the frames owed. Returns when the next one's
+ * will. */
 static int64_t release_due(struct ic_law_sched *s, int64_t now)
 {
     int64_t next = INT64_MAX;
@@ -760,7 +784,8 @@ static int64_t release_due(struct ic_law_sched *s, int64_t now)
     return next;
 }
 
-/* The group whose first member has waited longest, of those that may go; *next is lowered to when another may. */
+/* The group whose first member has waited longest, of those that may go; *next is lowered to when another
+ * may. */
 static struct group *choose(const struct ic_law_sched *s, int64_t now, int64_t *next)
 {
     struct group *best = NULL;
@@ -815,8 +840,9 @@ static void tell(struct ic_law_sched *s, const struct sim *m, const struct ic_er
     emit_error(s, &about, err);
 }
 
-/* Nobody on this plan can step: whoever wants to is told and pauses, with its state as it was; a prediction is over.
- * All at once, because one by one each would try in vain for memory that it takes a while to find missing. */
+/* Nobody on this plan can step: whoever wants to is told and pauses, with its state as it was; a prediction
+ * is over. All at once, because one by one each would try in vain for memory that it takes a while to find
+ * missing. */
 static void step_failed(struct ic_law_sched *s, const struct group *g, const struct ic_err *err)
 {
     for (struct sim *m = s->sims, *next; m; m = next) {
@@ -880,7 +906,8 @@ int64_t ic_law_sched_tick(struct ic_law_sched *s)
     return now;
 }
 
-/* ---- a step that never ends ---------------------------------------------------------------------------------------- */
+/* ---- a step that never ends
+ * ---------------------------------------------------------------------------------------- */
 
 static void lose(struct ic_law_sched *s, struct sim *m, const struct ic_err *err)
 {
@@ -897,7 +924,8 @@ static enum ic_status renew(struct ic_law_sched *s, struct group *g, struct ic_e
     enum ic_status st = IC_OOM;
 
     for (unsigned n = s->lim.max_batch; n > 0 && st == IC_OOM; n /= 2)
-        st = s->st->group_open(s->st->arg, g->law, g->plan->height, g->plan->width, n, room(s) + group_bytes(g), &plan, err);
+        st = s->st->group_open(s->st->arg, g->law, g->plan->height, g->plan->width, n,
+                               room(s) + group_bytes(g), &plan, err);
     if (st != IC_OK)
         return st;
     float *delta = aligned_alloc(IC_LAW_ALIGN, plan->max_n * delta_stride(plan));
@@ -945,10 +973,12 @@ enum ic_status ic_law_sched_lose_batch(struct ic_law_sched *s, const char *why)
     return IC_OK;
 }
 
-/* ---- open, close --------------------------------------------------------------------------------------------------- */
+/* ---- open, close
+ * --------------------------------------------------------------------------------------------------- */
 
 enum ic_status ic_law_sched_open(struct ic_law_sched **out, const struct ic_law_stepper *st,
-                                 const struct ic_law_limits *limits, struct ic_law_counters *c, struct ic_err *err)
+                                 const struct ic_law_limits *limits, struct ic_law_counters *c,
+                                 struct ic_err *err)
 {
     struct ic_law_sched *s = calloc(1, sizeof *s);
 

@@ -1,15 +1,18 @@
 /* The Law M scheduler: every simulation of every client, stepped in batches.
  *
- * Simulations on the same law and grid share a plan and form a group. Whoever has a step to do waits in its group's
- * line; a batch takes the first of the line, at most `max_batch`, and each goes to the line's end afterwards, so
- * everybody gets its turn and batches are formed anew at every step. A batch that is not full waits for company at
- * most `batch_timeout_ns` after its first member came, and not at all when nobody else could come in that time:
- * neither a simulation held back by its rate, nor one of as many /predict callers as were lately seen at once.
+ * Simulations on the same law and grid share a plan and form a group. Whoever has a step to do waits in its
+ * group's line; a batch takes the first of the line, at most `max_batch`, and each goes to the line's end
+ * afterwards, so everybody gets its turn and batches are formed anew at every step. A batch that is not
+ * full waits for company at most `batch_timeout_ns` after its first member came, and not at all when nobody
+ * else could come in that time: neither a simulation held back by its rate, nor one of as many /predict
+ * callers as were lately seen at once.
  *
- * A step that cannot be made, for want of memory, is told to everybody who has steps to do on that plan: an ERROR with
- * the step's code, then the STATUS of the simulation, which is paused where it was. The others do not notice.
+ * A step that cannot be made, for want of memory, is told to everybody who has steps to do on that plan: an
+ * ERROR with the step's code, then the STATUS of the simulation, which is paused where it was. The others
+ * do not notice.
  *
- * Pure policy over a struct ic_law_stepper: no thread, no lock, no clock of its own. All calls on one thread. */
+ * Pure policy over a struct ic_law_stepper: no thread, no lock, no clock of its own. All calls on one
+ * thread. */
 #ifndef IC_SCHED_LAW_SCHED_H
 #define IC_SCHED_LAW_SCHED_H
 
@@ -21,8 +24,9 @@
 #include "law/views.h"
 #include "sched/request.h"
 
-#define IC_SIM_FRAMES_IN_FLIGHT 2   /* frames of a simulation between engine and network; newer ones are skipped */
-#define IC_SIM_RATE_MAX 1e6         /* steps or frames per second */
+#define IC_SIM_FRAMES_IN_FLIGHT                                                                            \
+    2                       /* frames of a simulation between engine and network; newer ones are skipped */
+#define IC_SIM_RATE_MAX 1e6 /* steps or frames per second */
 #define IC_SIM_STEPS_MAX 1000000000 /* of one run */
 #define IC_PREDICT_MEMORY_S 2       /* how long the number of callers seen at once is believed */
 
@@ -31,7 +35,8 @@ struct ic_law_group {
     const struct ic_law *law;
     unsigned height, width, max_n;
     size_t psi_bytes, memory_bytes; /* of one simulation: psi; h and c together */
-    size_t shared_bytes; /* host memory of the plan: arena and scratch, unless a GPU has them. `step` may change it */
+    size_t shared_bytes; /* host memory of the plan: arena and scratch, unless a GPU has them. `step` may
+                            change it */
 };
 
 /* What the scheduler needs of the compute. The real one is law_engine.c. */
@@ -39,16 +44,19 @@ struct ic_law_stepper {
     void *arg;
     unsigned n_laws;
     const struct ic_law *(*law)(void *arg, unsigned i);
-    /* Makes the group of a law on a grid; it lives until group_close. IC_OOM: with the scheduler's max_batch buffers of
-     * psi_bytes and a first simulation it would take more than `room` bytes; then nothing of that size has been
-     * allocated, for the sizes are a client's wish. */
-    enum ic_status (*group_open)(void *arg, unsigned law, unsigned height, unsigned width, unsigned max_batch, size_t room,
-                                 struct ic_law_group **out, struct ic_err *err);
+    /* Makes the group of a law on a grid; it lives until group_close. IC_OOM: with the scheduler's
+     * max_batch buffers of psi_bytes and a first simulation it would take more than `room` bytes; then
+     * nothing of that size has been allocated, for the sizes are a client's wish. */
+    enum ic_status (*group_open)(void *arg, unsigned law, unsigned height, unsigned width,
+                                 unsigned max_batch, size_t room, struct ic_law_group **out,
+                                 struct ic_err *err);
     void (*group_close)(void *arg, struct ic_law_group *g);
-    /* On failure no step was made, and all states are as they were; a later call may find what this one did not. IC_OOM: a
-     * GPU without memory, and none for the CPU in its place. */
-    enum ic_status (*step)(void *arg, struct ic_law_group *g, const struct ic_law_io *io, unsigned n, struct ic_err *err);
-    /* The most simulations that one batch should have now (>= 1), for the sake of others who share the cores. */
+    /* On failure no step was made, and all states are as they were; a later call may find what this one did
+     * not. IC_OOM: a GPU without memory, and none for the CPU in its place. */
+    enum ic_status (*step)(void *arg, struct ic_law_group *g, const struct ic_law_io *io, unsigned n,
+                           struct ic_err *err);
+    /* The most simulations that one batch should have now (>= 1), for the sake of others who share the
+     * cores. */
     unsigned (*batch_limit)(void *arg, struct ic_law_group *g);
     int64_t (*now_ns)(void *arg);
     void (*emit)(void *arg, struct ic_event *ev); /* takes ev */
@@ -57,10 +65,10 @@ struct ic_law_stepper {
 struct ic_law_limits {
     unsigned max_batch;
     int64_t batch_timeout_ns;
-    unsigned grid_max;  /* cells on a side */
-    unsigned sims_max;  /* simulations in all, predictions under way included */
-    size_t memory_max;  /* bytes of host memory: all simulations' states and all groups */
-    size_t frame_max;   /* bytes of one frame's pixels */
+    unsigned grid_max; /* cells on a side */
+    unsigned sims_max; /* simulations in all, predictions under way included */
+    size_t memory_max; /* bytes of host memory: all simulations' states and all groups */
+    size_t frame_max;  /* bytes of one frame's pixels */
 };
 
 /* Read by other threads at any time. */
@@ -72,23 +80,33 @@ struct ic_law_counters {
 
 /* What a client may set on a simulation; only fields whose bit is in `set` are looked at. */
 enum {
-    IC_SET_STEPS = 1, IC_SET_VIEW = 2, IC_SET_EVERY = 4, IC_SET_FPS = 8, IC_SET_ENCODING = 16, IC_SET_ROI = 32,
-    IC_SET_METRICS = 64, IC_SET_GAMMA = 128, IC_SET_RATE = 256, IC_SET_FRAMES = 512, IC_SET_SEED = 1024,
-    IC_SET_INIT = 2048, IC_SET_EXTRAS = 4096,
+    IC_SET_STEPS = 1,
+    IC_SET_VIEW = 2,
+    IC_SET_EVERY = 4,
+    IC_SET_FPS = 8,
+    IC_SET_ENCODING = 16,
+    IC_SET_ROI = 32,
+    IC_SET_METRICS = 64,
+    IC_SET_GAMMA = 128,
+    IC_SET_RATE = 256,
+    IC_SET_FRAMES = 512,
+    IC_SET_SEED = 1024,
+    IC_SET_INIT = 2048,
+    IC_SET_EXTRAS = 4096,
 };
 struct ic_sim_opts {
     unsigned set;
-    int64_t steps;  /* -1: until paused */
+    int64_t steps; /* -1: until paused */
     enum ic_view view;
-    int64_t every;  /* a frame each so many steps, >= 1 */
-    double fps;     /* frames a second at most; 0: no limit */
-    double rate;    /* steps a second at most; 0: no limit */
+    int64_t every; /* a frame each so many steps, >= 1 */
+    double fps;    /* frames a second at most; 0: no limit */
+    double rate;   /* steps a second at most; 0: no limit */
     enum ic_view_encoding encoding;
     struct ic_view_roi roi;
-    bool metrics;   /* with frames */
+    bool metrics;       /* with frames */
     int64_t metrics_ns; /* metrics: not more often than this; 0: with each frame */
     unsigned extras;    /* IC_EXTRA_*: arrays that follow a frame's pixels */
-    bool frames;    /* frames at all */
+    bool frames;        /* frames at all */
     double gamma;
     uint64_t seed;
     enum ic_law_init_mode init;
@@ -97,15 +115,23 @@ struct ic_sim_opts {
 /* One command; `owner`, `sim` and `id` come back with every event that it causes. */
 struct ic_sim_cmd {
     enum ic_sim_op {
-        IC_SIM_CREATE, IC_SIM_RUN, IC_SIM_PAUSE, IC_SIM_SET, IC_SIM_TOOL, IC_SIM_STATE, IC_SIM_RESET, IC_SIM_CLOSE,
-        IC_SIM_PREDICT, IC_SIM_OWNER_GONE,
+        IC_SIM_CREATE,
+        IC_SIM_RUN,
+        IC_SIM_PAUSE,
+        IC_SIM_SET,
+        IC_SIM_TOOL,
+        IC_SIM_STATE,
+        IC_SIM_RESET,
+        IC_SIM_CLOSE,
+        IC_SIM_PREDICT,
+        IC_SIM_OWNER_GONE,
     } op;
     uint64_t owner, sim; /* sim: chosen by the protocol, unique in this process */
     uint64_t rid;        /* comes back as it is */
     struct ic_sim_opts opts;
     unsigned law, height, width; /* CREATE, PREDICT */
-    float *state;                /* CREATE, PREDICT: psi (owned, floats), or NULL: by opts.init. PREDICT of a law with
-                                    memory: psi, then h and c when state_floats says so */
+    float *state; /* CREATE, PREDICT: psi (owned, floats), or NULL: by opts.init. PREDICT of a law with
+                     memory: psi, then h and c when state_floats says so */
     size_t state_floats;
     enum ic_law_tool tool;
     struct ic_law_tool_args tool_args;
@@ -114,20 +140,21 @@ struct ic_sim_cmd {
 struct ic_law_sched;
 
 enum ic_status ic_law_sched_open(struct ic_law_sched **out, const struct ic_law_stepper *st,
-                                 const struct ic_law_limits *limits, struct ic_law_counters *c, struct ic_err *err);
+                                 const struct ic_law_limits *limits, struct ic_law_counters *c,
+                                 struct ic_err *err);
 void ic_law_sched_close(struct ic_law_sched **s);
 
 /* Carries a command out; takes cmd->state. Failures are told by an ERROR event. */
 void ic_law_sched_command(struct ic_law_sched *s, struct ic_sim_cmd *cmd);
 
-/* At most one batch. Returns when it wants to be called again at the latest, on the clock of the stepper: a time not
- * after now means at once, INT64_MAX that nothing happens without a command. */
+/* At most one batch. Returns when it wants to be called again at the latest, on the clock of the stepper: a
+ * time not after now means at once, INT64_MAX that nothing happens without a command. */
 int64_t ic_law_sched_tick(struct ic_law_sched *s);
 
-/* The thread that is in `step` will not come back: called by the one that takes over, in its place. The simulations of the
- * batch fail with IC_INTERNAL and `why`, and are closed; the others go on from the states they have, on plans opened anew.
- * What the step may still write to is never freed. A grid that cannot be opened again loses its simulations
- * too. IC_OOM: nothing was done. */
+/* The thread that is in `step` will not come back: called by the one that takes over, in its place. The
+ * simulations of the batch fail with IC_INTERNAL and `why`, and are closed; the others go on from the
+ * states they have, on plans opened anew. What the step may still write to is never freed. A grid that
+ * cannot be opened again loses its simulations too. IC_OOM: nothing was done. */
 enum ic_status ic_law_sched_lose_batch(struct ic_law_sched *s, const char *why);
 
 #endif

@@ -1,10 +1,11 @@
-/* The Law M scheduler over a fake stepper and a fake clock: batches, rates, and thousands of random schedules against a
- * model of what every simulation must have done.
+/* The Law M scheduler over a fake stepper and a fake clock: batches, rates, and thousands of random
+ * schedules against a model of what every simulation must have done.
  *
  * IC_SEED=n and IC_ROUNDS=n choose other schedules; a failure prints the seed of its schedule. */
 #include "sched/law_world.h"
 
-/* ---- batches ----------------------------------------------------------------------------------------------------- */
+/* ---- batches
+ * ----------------------------------------------------------------------------------------------------- */
 
 static void test_batches_are_full_and_re_formed(void **state)
 {
@@ -30,7 +31,8 @@ static void test_batches_are_full_and_re_formed(void **state)
     op(&w, IC_SIM_CLOSE, id[1]);
     tick(&w);
     assert_int_equal(last_batch(&w)->n, 3);
-    assert_int_equal(last_batch(&w)->id[0] + last_batch(&w)->id[1] + last_batch(&w)->id[2], id[0] + id[2] + late);
+    assert_int_equal(last_batch(&w)->id[0] + last_batch(&w)->id[1] + last_batch(&w)->id[2],
+                     id[0] + id[2] + late);
     assert_int_equal(w.c.batches, 4);
     assert_int_equal(w.c.steps, 16 + 16 + 3 + 3);
     assert_int_equal(w.c.batched, w.c.steps);
@@ -338,7 +340,9 @@ static void test_batch_limit_is_honoured(void **state)
     close_world(&w);
 }
 
-/* ---- rates ------------------------------------------------------------------------------------------------------- */
+/* ---- rates
+ * -------------------------------------------------------------------------------------------------------
+ */
 
 static void test_a_rate_is_kept(void **state)
 {
@@ -350,7 +354,8 @@ static void test_a_rate_is_kept(void **state)
     assert_int_equal(steps_of(&w, id), 1); /* not two in a row at the start */
     run_until(&w, START_NS + 10 * SEC);
     assert_in_range(steps_of(&w, id), 499, 501);
-    /* a stall: one step at once, perhaps one more, then the rate again; what was missed is not made up for */
+    /* a stall: one step at once, perhaps one more, then the rate again; what was missed is not made up for
+     */
     int64_t had = steps_of(&w, id);
     w.now += 3 * SEC;
     int64_t begin = w.now;
@@ -407,7 +412,8 @@ static void test_a_new_rate_takes_effect_at_once(void **state)
     close_world(&w);
 }
 
-/* ---- random schedules -------------------------------------------------------------------------------------------- */
+/* ---- random schedules
+ * -------------------------------------------------------------------------------------------- */
 
 #define SIMS 40
 #define OWNERS 5
@@ -416,13 +422,14 @@ static void test_a_new_rate_takes_effect_at_once(void **state)
 struct shadow {
     uint64_t id, owner;
     int64_t step, left;
-    float count; /* psi[0] */
+    float count;          /* psi[0] */
     bool predict, failed; /* failed: it is yet to be told that its step was not made */
 };
 
 struct model {
     struct shadow sim[SIMS];
-    uint64_t steps, predicts, failed, told, gone_before; /* gone_before: events up to here may name owners that have gone since */
+    uint64_t steps, predicts, failed, told,
+        gone_before; /* gone_before: events up to here may name owners that have gone since */
     bool gone[OWNERS + 1];
 };
 
@@ -472,8 +479,8 @@ static void check_events(struct world *v, struct model *m, struct ic_event **hel
     for (struct ic_event *ev; (ev = next_event(v));) {
         struct shadow *sh = shadow_of(m, ev->sim.sim);
         CHECK(sh && sh->owner == ev->owner);
-        CHECK(ev->kind == IC_EVENT_SIM_STATUS || ev->kind == IC_EVENT_SIM_FRAME || ev->kind == IC_EVENT_SIM_PREDICTED ||
-              ev->kind == IC_EVENT_ERROR);
+        CHECK(ev->kind == IC_EVENT_SIM_STATUS || ev->kind == IC_EVENT_SIM_FRAME ||
+              ev->kind == IC_EVENT_SIM_PREDICTED || ev->kind == IC_EVENT_ERROR);
         if (ev->kind == IC_EVENT_ERROR) {
             CHECK(sh->failed && ev->code == IC_OOM);
             sh->failed = false;
@@ -508,7 +515,8 @@ static void check_answer(struct world *v, const struct shadow *sh, enum ic_event
         printf("want %d, got %d: %s\n", kind, ev->kind, ev->kind == IC_EVENT_ERROR ? ev->text : "");
     CHECK(ev && ev->kind == kind && ev->rid == rid);
     if (kind != IC_EVENT_ERROR)
-        CHECK(ev->sim.sim == sh->id && ev->owner == sh->owner && ev->sim.step == sh->step && ev->sim.left == sh->left);
+        CHECK(ev->sim.sim == sh->id && ev->owner == sh->owner && ev->sim.step == sh->step &&
+              ev->sim.left == sh->left);
     if (kind == IC_EVENT_SIM_STATE)
         CHECK(first_of(ev) == sh->count);
     ic_event_free(ev);
@@ -559,7 +567,8 @@ static void random_command(struct world *v, struct model *m)
         }
         struct shadow s = {.id = cmd.sim, .owner = cmd.owner, .count = start};
         uint64_t rid = command(v, cmd);
-        if (v->event[v->seen % EVENTS] && v->seen < v->n_events && v->event[v->seen % EVENTS]->kind == IC_EVENT_ERROR) {
+        if (v->event[v->seen % EVENTS] && v->seen < v->n_events &&
+            v->event[v->seen % EVENTS]->kind == IC_EVENT_ERROR) {
             struct ic_event *ev = next_event(v);
             CHECK(ev->code == IC_BUSY || ev->code == IC_OOM);
             ic_event_free(ev);
@@ -696,7 +705,9 @@ static void one_schedule(uint64_t seed)
 static void test_random_schedules(void **state)
 {
     const char *seed = getenv("IC_SEED"), *rounds = getenv("IC_ROUNDS");
-    uint64_t first = seed ? strtoull(seed, NULL, 10) : 1, n = rounds ? strtoull(rounds, NULL, 10) : seed ? 1 : 3000;
+    uint64_t first = seed ? strtoull(seed, NULL, 10) : 1, n = rounds ? strtoull(rounds, NULL, 10)
+                                                              : seed ? 1
+                                                                     : 3000;
     (void)state;
     for (uint64_t i = 0; i < n; i++)
         one_schedule(first + i);

@@ -1,10 +1,10 @@
-/* The world in which the tests of the Law M scheduler play: scheduler, fake stepper, fake clock, and what clients have
- * been told.
+/* The world in which the tests of the Law M scheduler play: scheduler, fake stepper, fake clock, and what
+ * clients have been told.
  *
- * The fake step adds one to the first number of each state, so a step too many or too few of any simulation shows in
- * its psi; what a batch was made of is read off the scheduler's own list. After every command and every tick the
- * scheduler's lists, counters and memory sums are checked against each other. Includes the scheduler's source, for its
- * statics. For tests only; a test need not use all of it. */
+ * The fake step adds one to the first number of each state, so a step too many or too few of any simulation
+ * shows in its psi; what a batch was made of is read off the scheduler's own list. After every command and
+ * every tick the scheduler's lists, counters and memory sums are checked against each other. Includes the
+ * scheduler's source, for its statics. For tests only; a test need not use all of it. */
 #ifndef IC_SCHED_LAW_WORLD_H
 #define IC_SCHED_LAW_WORLD_H
 
@@ -64,15 +64,17 @@ static uint64_t rnd(struct world *w, uint64_t n)
     return (w->rng >> 33) % n;
 }
 
-/* ---- the fake stepper -------------------------------------------------------------------------------------------- */
+/* ---- the fake stepper
+ * -------------------------------------------------------------------------------------------- */
 
 static const struct ic_law *fake_law(void *arg, unsigned i)
 {
     return &((struct world *)arg)->laws[i];
 }
 
-static enum ic_status fake_group_open(void *arg, unsigned law, unsigned height, unsigned width, unsigned max_batch,
-                                      size_t room_, struct ic_law_group **out, struct ic_err *err)
+static enum ic_status fake_group_open(void *arg, unsigned law, unsigned height, unsigned width,
+                                      unsigned max_batch, size_t room_, struct ic_law_group **out,
+                                      struct ic_err *err)
 {
     struct world *w = arg;
     const struct ic_law *l = &w->laws[law];
@@ -111,7 +113,8 @@ static enum ic_status fake_step(void *arg, struct ic_law_group *g, const struct 
 {
     struct world *w = arg;
     struct batch_log *b = &w->batch[w->n_batches++ % BATCHES];
-    const bool fails = w->step_fails >> (g->law - w->laws) & 1 || (w->fails_of_100 && rnd(w, 100) < w->fails_of_100);
+    const bool fails =
+        w->step_fails >> (g->law - w->laws) & 1 || (w->fails_of_100 && rnd(w, 100) < w->fails_of_100);
 
     CHECK(n >= 1 && n <= g->max_n);
     CHECK(!w->limit || n <= w->limit);
@@ -165,7 +168,8 @@ static void fake_emit(void *arg, struct ic_event *ev)
     w->event[w->n_events++ % EVENTS] = ev;
 }
 
-/* ---- driving it -------------------------------------------------------------------------------------------------- */
+/* ---- driving it
+ * -------------------------------------------------------------------------------------------------- */
 
 static const struct ic_law_limits default_limits = {.max_batch = 16,
                                                     .batch_timeout_ns = 50 * MS,
@@ -183,7 +187,8 @@ static void open_world(struct world *w, const struct ic_law_limits *lim)
         w->laws[i] = (struct ic_law){
             .d = i + 1, .b = 8, .memory = i == 2, .grid_multiple = i == 1 ? 1 : 4, .gamma = 0.25f};
     w->st = (struct ic_law_stepper){
-        w, LAWS, fake_law, fake_group_open, fake_group_close, fake_step, fake_batch_limit, fake_now, fake_emit};
+        w,        LAWS,     fake_law, fake_group_open, fake_group_close, fake_step, fake_batch_limit,
+        fake_now, fake_emit};
     w->now = START_NS;
     w->step_ns = MS;
     w->group_shared = 1000;
@@ -293,13 +298,14 @@ static const struct batch_log *last_batch(const struct world *w)
 static uint64_t create_on(struct world *w, unsigned law, unsigned side, uint64_t owner)
 {
     uint64_t id = ++w->last_sim;
-    command(w, (struct ic_sim_cmd){.op = IC_SIM_CREATE,
-                                   .owner = owner,
-                                   .sim = id,
-                                   .law = law,
-                                   .height = side,
-                                   .width = side,
-                                   .opts = {.set = IC_SET_INIT | IC_SET_FRAMES, .init = IC_LAW_INIT_ZEROS}});
+    command(w,
+            (struct ic_sim_cmd){.op = IC_SIM_CREATE,
+                                .owner = owner,
+                                .sim = id,
+                                .law = law,
+                                .height = side,
+                                .width = side,
+                                .opts = {.set = IC_SET_INIT | IC_SET_FRAMES, .init = IC_LAW_INIT_ZEROS}});
     return id;
 }
 
@@ -378,7 +384,8 @@ static void expect_error(struct world *w, enum ic_status code)
     assert_null(next_event(w));
 }
 
-static void expect_sim(struct world *v, enum ic_event_kind kind, uint64_t id, uint64_t rid, int64_t step, int64_t left)
+static void expect_sim(struct world *v, enum ic_event_kind kind, uint64_t id, uint64_t rid, int64_t step,
+                       int64_t left)
 {
     struct ic_event *ev = next_event(v);
     assert_non_null(ev);

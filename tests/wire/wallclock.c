@@ -1,5 +1,6 @@
-/* For clock.test.mjs, by LD_PRELOAD: the wall clock jumps by as many seconds as the file named by WALLCLOCK_FILE says,
- * while the process runs. The monotonic clock stays as it is, as when an administrator sets the time. */
+/* For clock.test.mjs, by LD_PRELOAD: the wall clock jumps by as many seconds as the file named by
+ * WALLCLOCK_FILE says, while the process runs. The monotonic clock stays as it is, as when an administrator
+ * sets the time. */
 #include <dlfcn.h>
 #include <fcntl.h>
 #include <stdlib.h>

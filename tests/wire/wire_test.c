@@ -1,6 +1,6 @@
-/* The server as a client written in C sees it: the binary itself, started by fork and exec, over real sockets. The
- * broad tests are the .test.mjs files beside it; this one adds what the client library of `ask` and the benchmarks can show,
- * and frames cut anywhere.
+/* The server as a client written in C sees it: the binary itself, started by fork and exec, over real
+ * sockets. The broad tests are the .test.mjs files beside it; this one adds what the client library of
+ * `ask` and the benchmarks can show, and frames cut anywhere.
  *
  * IC_BIN: the server; IC_MODEL: its model. */
 #include <errno.h>
@@ -31,7 +31,8 @@ static bool server_failed; /* cmocka does not count a failed teardown */
 static int port;
 static FILE *server_log;
 
-/* ---- the server ---------------------------------------------------------------------------------------------- */
+/* ---- the server
+ * ---------------------------------------------------------------------------------------------- */
 
 static int start_server(void **state)
 {
@@ -48,8 +49,8 @@ static int start_server(void **state)
         dup2(fds[1], STDERR_FILENO);
         close(fds[0]);
         close(fds[1]);
-        execl(bin, bin, "serve", "--model", model, "--port", "0", "--threads", "1", "--ctx-size", "16384", "--kv-size",
-              "65536", (char *)NULL);
+        execl(bin, bin, "serve", "--model", model, "--port", "0", "--threads", "1", "--ctx-size", "16384",
+              "--kv-size", "65536", (char *)NULL);
         _exit(127);
     }
     close(fds[1]);
@@ -85,7 +86,8 @@ static int stop_server(void **state)
     return 0;
 }
 
-/* ---- a client --------------------------------------------------------------------------------------------------- */
+/* ---- a client
+ * --------------------------------------------------------------------------------------------------- */
 
 struct client {
     struct ic_ws *ws;
@@ -168,8 +170,8 @@ static void answer(struct client *c, const char *id, const char *prompt, int max
     json_t *m;
 
     ic_buf_clear(out);
-    say(c, "{\"op\":\"infer\",\"id\":\"%s\",\"prompt\":\"%s\",\"params\":{\"temp\":0,\"max_tokens\":%d}}", id, prompt,
-        max_tokens);
+    say(c, "{\"op\":\"infer\",\"id\":\"%s\",\"prompt\":\"%s\",\"params\":{\"temp\":0,\"max_tokens\":%d}}",
+        id, prompt, max_tokens);
     for (int next = 0;;) {
         m = hear(c);
         assert_string_equal(str(m, "id"), id);
@@ -180,7 +182,8 @@ static void answer(struct client *c, const char *id, const char *prompt, int max
         ic_buf_puts(out, str(m, "content"));
     }
     assert_string_equal(str(m, "reason"), "length");
-    assert_int_equal(json_integer_value(json_object_get(json_object_get(m, "stats"), "tokens")), max_tokens);
+    assert_int_equal(json_integer_value(json_object_get(json_object_get(m, "stats"), "tokens")),
+                     max_tokens);
     ic_buf_put(out, "", 1);
     assert_false(out->failed);
 }
@@ -210,7 +213,9 @@ static void check_right(void)
     leave(&c);
 }
 
-/* ---- tests --------------------------------------------------------------------------------------------------------- */
+/* ---- tests
+ * ---------------------------------------------------------------------------------------------------------
+ */
 
 static void greets(void **state)
 {
@@ -243,7 +248,10 @@ static void two_at_once(void **state)
     (void)state;
     hear_op(&c, "hello");
     for (int i = 0; i < 2; i++)
-        say(&c, "{\"op\":\"infer\",\"id\":\"%d\",\"prompt\":\"Once\",\"params\":{\"temp\":0,\"max_tokens\":150}}", i);
+        say(&c,
+            "{\"op\":\"infer\",\"id\":\"%d\",\"prompt\":\"Once\",\"params\":{\"temp\":0,\"max_tokens\":150}"
+            "}",
+            i);
     while (ends < 2) {
         json_t *m = hear(&c);
         who = atoi(str(m, "id"));
@@ -314,7 +322,8 @@ static void pour(int fd, const unsigned char *p, size_t n)
     }
 }
 
-/* One message as fragments of `step` bytes, each frame written in two pieces cut at `cut`, a ping between them. */
+/* One message as fragments of `step` bytes, each frame written in two pieces cut at `cut`, a ping between
+ * them. */
 static void send_fragments(int fd, const char *text, size_t step, size_t cut)
 {
     static const unsigned char ping[] = {0x89, 0x81, 9, 8, 7, 6, 'p' ^ 9};
@@ -322,7 +331,12 @@ static void send_fragments(int fd, const char *text, size_t step, size_t cut)
 
     for (size_t at = 0; at < len; at += step) {
         size_t n = len - at < step ? len - at : step;
-        unsigned char f[6 + 120] = {(unsigned char)((at ? 0 : 1) | (at + n == len ? 0x80 : 0)), (unsigned char)(0x80 | n), 1, 2, 3, 4};
+        unsigned char f[6 + 120] = {(unsigned char)((at ? 0 : 1) | (at + n == len ? 0x80 : 0)),
+                                    (unsigned char)(0x80 | n),
+                                    1,
+                                    2,
+                                    3,
+                                    4};
         for (size_t i = 0; i < n; i++)
             f[6 + i] = (unsigned char)text[at + i] ^ f[2 + (i & 3)];
         size_t first = cut < 6 + n ? cut : 6 + n;
@@ -342,10 +356,11 @@ static void fragments(void **state)
     hear_op(&c, "hello");
     for (size_t s = 0; s < sizeof steps / sizeof *steps; s++)
         for (size_t cut = 1; cut < 9; cut++) {
-            send_fragments(ic_ws_fd(c.ws),
-                           "{\"op\":\"infer\",\"id\":\"f\xC3\xA9\",\"prompt\":\"Once upon a time \xF0\x9F\x98\x80\","
-                           "\"params\":{\"temp\":0,\"max_tokens\":2}}",
-                           steps[s], cut);
+            send_fragments(
+                ic_ws_fd(c.ws),
+                "{\"op\":\"infer\",\"id\":\"f\xC3\xA9\",\"prompt\":\"Once upon a time \xF0\x9F\x98\x80\","
+                "\"params\":{\"temp\":0,\"max_tokens\":2}}",
+                steps[s], cut);
             json_t *m = hear_op(&c, "end");
             assert_string_equal(str(m, "id"), "f\xC3\xA9");
         }
@@ -399,7 +414,8 @@ static void refuses_what_is_no_server(void **state)
     struct ic_err err = {0};
 
     (void)state;
-    assert_int_not_equal(ic_ws_open(&ws, "127.0.0.1", port, "/", "Sec-WebSocket-Version: 8\r\n", &err), IC_OK);
+    assert_int_not_equal(ic_ws_open(&ws, "127.0.0.1", port, "/", "Sec-WebSocket-Version: 8\r\n", &err),
+                         IC_OK);
     assert_null(ws);
     assert_int_not_equal(ic_ws_open(&ws, "no.such.host.invalid", port, "/", "", &err), IC_OK);
     assert_null(ws);

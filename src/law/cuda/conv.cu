@@ -41,8 +41,8 @@ static int larger(int a, int b)
     return a > b ? a : b;
 }
 
-int ic_cu_conv_shape(struct ic_cu_conv *c, int config, int taps, int chunk16, int resident, int tiles_per_block,
-                     int smem_max)
+int ic_cu_conv_shape(struct ic_cu_conv *c, int config, int taps, int chunk16, int resident,
+                     int tiles_per_block, int smem_max)
 {
     const struct ic_cu_config *k = &configs[config];
     const int border = taps == 9 ? 2 : 0;
@@ -63,7 +63,8 @@ int ic_cu_conv_shape(struct ic_cu_conv *c, int config, int taps, int chunk16, in
         c->stats_stride = c->cpad / c->stats_gran * c->slots;
     for (int i = 0; i < 2; i++) {
         struct ic_cu_src *s = &c->in[i];
-        for (s->lane_shift = 5; s->lane_shift > 0 && (s->groups << s->lane_shift) > k->threads; s->lane_shift--)
+        for (s->lane_shift = 5; s->lane_shift > 0 && (s->groups << s->lane_shift) > k->threads;
+             s->lane_shift--)
             ;
     }
     const int row = c->chunk16 * 32 + 16, cells = (c->tile_w + border) * (c->tile_h + border);
@@ -75,7 +76,8 @@ int ic_cu_conv_shape(struct ic_cu_conv *c, int config, int taps, int chunk16, in
     if (c->epilogue == IC_CU_UPDATE && k->columns < c->columns)
         return 0;
     /* what the epilogue writes may lie over the ring, but not over weights that stay for the next tile */
-    c->ring_at = c->resident && tiles_per_block > 1 ? (larger(input, larger(parts, out)) + 127) / 128 * 128 : input;
+    c->ring_at =
+        c->resident && tiles_per_block > 1 ? (larger(input, larger(parts, out)) + 127) / 128 * 128 : input;
     c->smem = c->c16 * 16 * 8 + k->warps_m * k->columns * 8 + larger(c->ring_at + ring, larger(parts, out));
     return c->smem <= smem_max;
 }
@@ -84,21 +86,21 @@ cudaError_t ic_cu_conv_init(enum ic_cu_type type, int smem_max)
 {
     cudaError_t e = cudaSuccess;
     for (int i = 0; i < 4 * IC_CU_CONFIG_COUNT && e == cudaSuccess; i++)
-        e = cudaFuncSetAttribute(kernel_of(type, i >> 1 & 1, i & 1 ? 9 : 1, i / 4), cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                 smem_max);
+        e = cudaFuncSetAttribute(kernel_of(type, i >> 1 & 1, i & 1 ? 9 : 1, i / 4),
+                                 cudaFuncAttributeMaxDynamicSharedMemorySize, smem_max);
     return e;
 }
 
-cudaError_t ic_cu_conv_run(const struct ic_cu_conv *c, enum ic_cu_type type, int config, int taps, int samples,
-                           int overlap, cudaStream_t stream)
+cudaError_t ic_cu_conv_run(const struct ic_cu_conv *c, enum ic_cu_type type, int config, int taps,
+                           int samples, int overlap, cudaStream_t stream)
 {
     const struct ic_cu_config *k = &configs[config];
     cudaLaunchAttribute attribute = {};
     attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attribute.val.programmaticStreamSerializationAllowed = 1;
     cudaLaunchConfig_t launch = {};
-    launch.gridDim = dim3((unsigned)c->slots, (unsigned)((c->columns + k->columns - 1) / k->columns),
-                          (unsigned)samples);
+    launch.gridDim =
+        dim3((unsigned)c->slots, (unsigned)((c->columns + k->columns - 1) / k->columns), (unsigned)samples);
     launch.blockDim = dim3((unsigned)k->threads);
     launch.dynamicSmemBytes = (size_t)c->smem;
     launch.stream = stream;
@@ -136,11 +138,12 @@ template <class T> __global__ void lstm_kernel(const __grid_constant__ ic_cu_lst
     if (!io.h || i >= a.cpad * a.cells)
         return;
     const int k = i / a.cells, cell = i % a.cells;
-    typename T::one *out = reinterpret_cast<typename T::one *>(static_cast<char *>(a.out) + sample * a.out_stride);
+    typename T::one *out =
+        reinterpret_cast<typename T::one *>(static_cast<char *>(a.out) + sample * a.out_stride);
     float h = 0;
     if (k < a.channels) {
-        const typename T::one *g = reinterpret_cast<const typename T::one *>(static_cast<const char *>(a.gates) +
-                                                                             sample * a.gates_stride) +
+        const typename T::one *g = reinterpret_cast<const typename T::one *>(
+                                       static_cast<const char *>(a.gates) + sample * a.gates_stride) +
                                    (size_t)cell * a.gates_cpad + k;
         const float f = sigmoid((float)g[0]), in = sigmoid((float)g[a.channels]),
                     o = sigmoid((float)g[2 * a.channels]), cand = tanhf((float)g[3 * a.channels]);
@@ -163,7 +166,8 @@ template <class T> static void lstm_launch(const ic_cu_lstm *a, int samples, cud
         mem_in_kernel<T><<<grid, 256, 0, stream>>>(*a);
 }
 
-cudaError_t ic_cu_lstm_run(const struct ic_cu_lstm *a, enum ic_cu_type type, int samples, cudaStream_t stream)
+cudaError_t ic_cu_lstm_run(const struct ic_cu_lstm *a, enum ic_cu_type type, int samples,
+                           cudaStream_t stream)
 {
     if (type == IC_CU_F16)
         lstm_launch<f16>(a, samples, stream);
@@ -177,12 +181,14 @@ cudaError_t ic_cu_lstm_run(const struct ic_cu_lstm *a, enum ic_cu_type type, int
 /* A warp a cell. */
 template <class T> __global__ void update_kernel(const __grid_constant__ ic_cu_update a)
 {
-    const int sample = blockIdx.z, cell = (blockIdx.x * blockDim.x + threadIdx.x) / 32, lane = threadIdx.x & 31;
+    const int sample = blockIdx.z, cell = (blockIdx.x * blockDim.x + threadIdx.x) / 32,
+              lane = threadIdx.x & 31;
     const ic_cu_io io = a.io[sample];
     if (!io.psi || cell >= a.cells)
         return;
-    const uint32_t *y = reinterpret_cast<const uint32_t *>(static_cast<const char *>(a.y) + sample * a.y_stride) +
-                        (size_t)cell * (a.cpad / 2);
+    const uint32_t *y =
+        reinterpret_cast<const uint32_t *>(static_cast<const char *>(a.y) + sample * a.y_stride) +
+        (size_t)cell * (a.cpad / 2);
     float2 *field = reinterpret_cast<float2 *>(io.psi) + (size_t)cell * a.d;
     float2 *delta = io.delta ? reinterpret_cast<float2 *>(io.delta) + (size_t)cell * a.d : nullptr;
     const float keep = 1.0f - fmaxf(io.gamma, 0.0f);
@@ -191,7 +197,8 @@ template <class T> __global__ void update_kernel(const __grid_constant__ ic_cu_u
         const float r = 1.0f / (sqrtf(sum) + 1e-9f);
         for (int k = lane; k < a.d; k += 32) {
             const float2 ak = T::unpack(y[k]), p = field[k];
-            const float2 de = a.product ? make_float2(ak.x * p.x - ak.y * p.y, ak.x * p.y + ak.y * p.x) : ak;
+            const float2 de =
+                a.product ? make_float2(ak.x * p.x - ak.y * p.y, ak.x * p.y + ak.y * p.x) : ak;
             const float2 phi = make_float2(fmaf(keep, p.x, de.x), fmaf(keep, p.y, de.y));
             if (pass) {
                 field[k] = make_float2(phi.x * r, phi.y * r);
@@ -206,7 +213,8 @@ template <class T> __global__ void update_kernel(const __grid_constant__ ic_cu_u
     }
 }
 
-cudaError_t ic_cu_update_run(const struct ic_cu_update *a, enum ic_cu_type type, int samples, cudaStream_t stream)
+cudaError_t ic_cu_update_run(const struct ic_cu_update *a, enum ic_cu_type type, int samples,
+                             cudaStream_t stream)
 {
     const dim3 grid((unsigned)(a->cells + 7) / 8, 1, (unsigned)samples);
     if (type == IC_CU_F16)

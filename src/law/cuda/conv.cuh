@@ -13,7 +13,7 @@
 #include "law/cuda/device.cuh"
 #include "law/cuda/kernels.h"
 
-#define PIECE 512     /* bytes of a 16 x 16 piece of weights: 16 bytes a lane */
+#define PIECE 512 /* bytes of a 16 x 16 piece of weights: 16 bytes a lane */
 #define TAPS_MAX 9
 
 /* The code book of QLoRA (Dettmers et al. 2023, appendix E). */
@@ -37,12 +37,13 @@ __constant__ float nf4_book[16] = {-1.0f,
 /* ---- Inputs ----------------------------------------------------------------------------------- */
 
 /* scale and shift of every input channel, from the producer's sums: a few lanes a group. */
-__device__ inline void norm_coefficients(const ic_cu_src &s, int sample, float *scale, float *shift, int tid,
-                                         int threads)
+__device__ inline void norm_coefficients(const ic_cu_src &s, int sample, float *scale, float *shift,
+                                         int tid, int threads)
 {
     if (s.load != IC_CU_LOAD_NORM && s.load != IC_CU_LOAD_POOL)
         return;
-    const int groups = s.groups, lanes = 1 << s.lane_shift, n = s.group_units * s.slots, lane = tid & (lanes - 1);
+    const int groups = s.groups, lanes = 1 << s.lane_shift, n = s.group_units * s.slots,
+              lane = tid & (lanes - 1);
     const float2 *all = reinterpret_cast<const float2 *>(s.stats) + (size_t)sample * s.stats_stride;
     for (int first = 0; first < groups; first += threads >> s.lane_shift) {
         const int g = first + (tid >> s.lane_shift);
@@ -85,7 +86,8 @@ template <class T> __device__ inline uint4 normalised(uint4 v, const float *scal
 #pragma unroll
     for (int i = 0; i < 4; i++) {
         const float2 x = T::unpack(w[i]);
-        const float2 a = reinterpret_cast<const float2 *>(scale)[i], b = reinterpret_cast<const float2 *>(shift)[i];
+        const float2 a = reinterpret_cast<const float2 *>(scale)[i],
+                     b = reinterpret_cast<const float2 *>(shift)[i];
         w[i] = T::pack_finite(elu(fmaf(x.x, a.x, b.x)), elu(fmaf(x.y, a.y, b.y)));
     }
     return v;
@@ -97,7 +99,8 @@ template <class T> __device__ inline uint4 pooled(const uint4 *v, const float *s
     uint32_t *w = reinterpret_cast<uint32_t *>(&out);
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-        const float2 a = reinterpret_cast<const float2 *>(scale)[i], b = reinterpret_cast<const float2 *>(shift)[i];
+        const float2 a = reinterpret_cast<const float2 *>(scale)[i],
+                     b = reinterpret_cast<const float2 *>(shift)[i];
         float2 m = make_float2(-INFINITY, -INFINITY);
 #pragma unroll
         for (int k = 0; k < 4; k++) {
@@ -105,7 +108,8 @@ template <class T> __device__ inline uint4 pooled(const uint4 *v, const float *s
             m.x = fmaxf(m.x, fmaf(x.x, a.x, b.x));
             m.y = fmaxf(m.y, fmaf(x.y, a.y, b.y));
         }
-        w[i] = T::pack_finite(elu(m.x), elu(m.y)); /* ELU grows with its argument: the maximum may come first */
+        w[i] = T::pack_finite(elu(m.x),
+                              elu(m.y)); /* ELU grows with its argument: the maximum may come first */
     }
     return out;
 }
@@ -132,8 +136,8 @@ struct tile {
 };
 
 /* Channels c0 + 8*[0, octets) of a source to `to` + cell * row + 16 * octet. Values that need no arithmetic
- * of the next cells are copied asynchronously as they are, all at once (begin); what is left is done when the
- * norm's coefficients are known (end). The same thread has the same piece in both. */
+ * of the next cells are copied asynchronously as they are, all at once (begin); what is left is done when
+ * the norm's coefficients are known (end). The same thread has the same piece in both. */
 struct part {
     int c0, octets;
     char *to;
@@ -148,13 +152,15 @@ __device__ inline int divided(int a, int b)
 }
 
 /* Calls fn(address in shared memory, y, x, channel, inside) for this thread's pieces. */
-template <class F> __device__ inline void each_piece(const part &p, const tile &t, int tid, int threads, F fn)
+template <class F>
+__device__ inline void each_piece(const part &p, const tile &t, int tid, int threads, F fn)
 {
     const int dp = divided(threads, p.octets), dq = threads - dp * p.octets;
     int cell = divided(tid, p.octets), q = tid - cell * p.octets;
 #pragma unroll 1
     while (cell < t.cells) {
-        const int py = (int)((uint32_t)cell * t.divide >> 16), y = t.y0 + py, x = t.x0 + cell - py * t.width;
+        const int py = (int)((uint32_t)cell * t.divide >> 16), y = t.y0 + py,
+                  x = t.x0 + cell - py * t.width;
         fn(p.to + cell * p.row + 16 * q, y, x, p.c0 + 8 * q,
            (unsigned)y < (unsigned)t.height_in && (unsigned)x < (unsigned)t.width_in);
         cell += dp;
@@ -166,7 +172,8 @@ template <class F> __device__ inline void each_piece(const part &p, const tile &
     }
 }
 
-__device__ inline void begin_source(const ic_cu_src &s, int sample, const part &p, const tile &t, int tid, int threads)
+__device__ inline void begin_source(const ic_cu_src &s, int sample, const part &p, const tile &t, int tid,
+                                    int threads)
 {
 #if IC_CU_TENSOR
     if (s.load != IC_CU_LOAD_NORM && s.load != IC_CU_LOAD_RAW)
@@ -200,9 +207,11 @@ __device__ inline void end_source(const ic_cu_src &s, const float *psi, int d, i
                 const size_t at = ((size_t)(2 * y) * w + 2 * x) * s.cpad + c;
 #pragma unroll
                 for (int k = 0; k < 4; k++)
-                    v[k] = __ldcg(reinterpret_cast<const uint4 *>(base + 2 * (at + ((k >> 1) * (size_t)w + (k & 1)) * s.cpad)));
+                    v[k] = __ldcg(reinterpret_cast<const uint4 *>(
+                        base + 2 * (at + ((k >> 1) * (size_t)w + (k & 1)) * s.cpad)));
             }
-            *reinterpret_cast<uint4 *>(to) = inside ? pooled<T>(v, p.scale + c, p.shift + c) : make_uint4(0, 0, 0, 0);
+            *reinterpret_cast<uint4 *>(to) =
+                inside ? pooled<T>(v, p.scale + c, p.shift + c) : make_uint4(0, 0, 0, 0);
         });
     } else if (s.load == IC_CU_LOAD_PSI) {
         each_piece(p, t, tid, threads, [&](char *to, int y, int x, int c, bool inside) {
@@ -210,8 +219,8 @@ __device__ inline void end_source(const ic_cu_src &s, const float *psi, int d, i
             if (inside)
                 load_psi(v, psi + (size_t)(y * t.width_in + x) * 2 * d, c, 2 * d);
             const float *f = reinterpret_cast<const float *>(v);
-            *reinterpret_cast<uint4 *>(to) =
-                make_uint4(T::pack(f[0], f[1]), T::pack(f[2], f[3]), T::pack(f[4], f[5]), T::pack(f[6], f[7]));
+            *reinterpret_cast<uint4 *>(to) = make_uint4(T::pack(f[0], f[1]), T::pack(f[2], f[3]),
+                                                        T::pack(f[4], f[5]), T::pack(f[6], f[7]));
         });
     }
 }
@@ -246,7 +255,8 @@ __device__ inline void fetch_weights(const ic_cu_conv &a, const weights &w, int 
         char *at = to + (size_t)i * 16;
         if (u < w.units && w.column16 + n < w.columns16) {
             const size_t from = ((size_t)(w.column16 + n) * TAPS + tap) * a.c16 + c;
-            copy16_async(shared_address(at), static_cast<const char *>(a.weight) + from * PIECE + lane * 16);
+            copy16_async(shared_address(at),
+                         static_cast<const char *>(a.weight) + from * PIECE + lane * 16);
         } else {
             *reinterpret_cast<uint4 *>(at) = make_uint4(0, 0, 0, 0);
         }
@@ -254,8 +264,8 @@ __device__ inline void fetch_weights(const ic_cu_conv &a, const weights &w, int 
 #endif
 }
 
-/* NF4: codes come to registers first (read), and are expanded to shared memory when they are there (expand).
- * `i` counts 16-byte pieces of lanes as above. */
+/* NF4: codes come to registers first (read), and are expanded to shared memory when they are there
+ * (expand). `i` counts 16-byte pieces of lanes as above. */
 template <int TAPS, int COLUMNS16>
 __device__ inline uint32_t nf4_read(const ic_cu_conv &a, const weights &w, int first, int i)
 {
@@ -272,7 +282,8 @@ __device__ inline void nf4_expand(const ic_cu_conv &a, const weights &w, int fir
                                   float book, char *to)
 {
     const ic_cu_nf4 &q = a.nf4;
-    const int lane = i & 31, piece = i >> 5, n = piece % COLUMNS16, u = min(first + piece / COLUMNS16, w.units - 1);
+    const int lane = i & 31, piece = i >> 5, n = piece % COLUMNS16,
+              u = min(first + piece / COLUMNS16, w.units - 1);
     int tap, c;
     locate(w, u, tap, c);
     uint32_t out[4];
@@ -302,11 +313,13 @@ __device__ inline void nf4_expand(const ic_cu_conv &a, const weights &w, int fir
 /* ---- The kernel -------------------------------------------------------------------------------- */
 
 template <class T, bool NF4, int TAPS, int WM, int WN, int WK, int MT, int NT, int U, int MIN_BLOCKS>
-__global__ void __launch_bounds__(WM *WN *WK * 32, MIN_BLOCKS) conv_kernel(const __grid_constant__ ic_cu_conv a)
+__global__ void __launch_bounds__(WM *WN *WK * 32, MIN_BLOCKS)
+    conv_kernel(const __grid_constant__ ic_cu_conv a)
 {
 #if IC_CU_TENSOR
     constexpr int THREADS = WM * WN * WK * 32, BM = WM * MT * 16, BN = WN * NT * 8, COLUMNS16 = BN / 16;
-    constexpr int ITEMS = U * COLUMNS16 * 32, MINE = (ITEMS + THREADS - 1) / THREADS; /* of a stage; a thread's */
+    constexpr int ITEMS = U * COLUMNS16 * 32,
+                  MINE = (ITEMS + THREADS - 1) / THREADS; /* of a stage; a thread's */
     constexpr int STAGE = U * COLUMNS16 * PIECE, BORDER = TAPS == 9 ? 1 : 0;
     extern __shared__ __align__(16) char smem[];
     const int tid = threadIdx.x, lane = tid & 31, warp = tid >> 5;
@@ -322,8 +335,8 @@ __global__ void __launch_bounds__(WM *WN *WK * 32, MIN_BLOCKS) conv_kernel(const
         return;
 
     float *scale = reinterpret_cast<float *>(smem), *shift = scale + channels;
-    float2 *sums = reinterpret_cast<float2 *>(shift + channels);             /* [WM][BN] */
-    char *area = reinterpret_cast<char *>(sums + WM * BN);                   /* input tile; later output */
+    float2 *sums = reinterpret_cast<float2 *>(shift + channels); /* [WM][BN] */
+    char *area = reinterpret_cast<char *>(sums + WM * BN);       /* input tile; later output */
     char *ring = area + a.ring_at;
 
     weights w;
@@ -375,7 +388,8 @@ __global__ void __launch_bounds__(WM *WN *WK * 32, MIN_BLOCKS) conv_kernel(const
                 if (NF4 && !have_weights) {
 #pragma unroll 4
                     for (int i = tid; i < stages * ITEMS; i += THREADS)
-                        nf4_expand<T, COLUMNS16>(a, w, 0, i, nf4_read<TAPS, COLUMNS16>(a, w, 0, i), book, ring);
+                        nf4_expand<T, COLUMNS16>(a, w, 0, i, nf4_read<TAPS, COLUMNS16>(a, w, 0, i), book,
+                                                 ring);
                 } else if (!have_weights) {
                     fetch_weights<T, TAPS, COLUMNS16, THREADS>(a, w, 0, stages * U, ring, tid);
                 }
@@ -387,7 +401,8 @@ __global__ void __launch_bounds__(WM *WN *WK * 32, MIN_BLOCKS) conv_kernel(const
                     if (NF4 && s < stages) {
 #pragma unroll
                         for (int i = tid; i < ITEMS; i += THREADS)
-                            nf4_expand<T, COLUMNS16>(a, w, s * U, i, nf4_read<TAPS, COLUMNS16>(a, w, s * U, i), book,
+                            nf4_expand<T, COLUMNS16>(a, w, s * U, i,
+                                                     nf4_read<TAPS, COLUMNS16>(a, w, s * U, i), book,
                                                      ring + s * STAGE);
                     } else if (s < stages) {
                         fetch_weights<T, TAPS, COLUMNS16, THREADS>(a, w, s * U, U, ring + s * STAGE, tid);
@@ -396,10 +411,9 @@ __global__ void __launch_bounds__(WM *WN *WK * 32, MIN_BLOCKS) conv_kernel(const
                 }
             }
             const int first = w.c0 * 16, last = first + w.nc * 16, split = a.in[0].cpad;
-            const part parts[2] = {
-                {first, (min(last, split) - first) / 8, area, row, scale, shift},
-                {max(first - split, 0), (last - max(first, split)) / 8, area + max(split - first, 0) * 2, row,
-                 scale + split, shift + split}};
+            const part parts[2] = {{first, (min(last, split) - first) / 8, area, row, scale, shift},
+                                   {max(first - split, 0), (last - max(first, split)) / 8,
+                                    area + max(split - first, 0) * 2, row, scale + split, shift + split}};
             if (!waited)
                 wait_for_previous();
 #pragma unroll
@@ -530,9 +544,11 @@ __global__ void __launch_bounds__(WM *WN *WK * 32, MIN_BLOCKS) conv_kernel(const
                             v1 = elu(v1);
                         }
                         if (a.epilogue == IC_CU_UPDATE)
-                            *reinterpret_cast<float2 *>(area + r * Y_ROW + in_block * 4) = make_float2(v0, v1);
+                            *reinterpret_cast<float2 *>(area + r * Y_ROW + in_block * 4) =
+                                make_float2(v0, v1);
                         else
-                            *reinterpret_cast<uint32_t *>(area + r * OUT_ROW + in_block * 2) = T::pack(v0, v1);
+                            *reinterpret_cast<uint32_t *>(area + r * OUT_ROW + in_block * 2) =
+                                T::pack(v0, v1);
                     }
             }
         }
@@ -579,7 +595,8 @@ __global__ void __launch_bounds__(WM *WN *WK * 32, MIN_BLOCKS) conv_kernel(const
         } else {
             for (int i = tid; i < BM * (BN / 8); i += THREADS) {
                 const int r = i / (BN / 8), o = i % (BN / 8), column = column0 + o * 8;
-                int y = yt + (r >> a.tile_shift), x = xt + (r & (a.tile_w - 1)), c = column, width = a.width;
+                int y = yt + (r >> a.tile_shift), x = xt + (r & (a.tile_w - 1)), c = column,
+                    width = a.width;
                 if (y >= a.height || x >= a.width || column >= a.columns)
                     continue;
                 if (a.epilogue == IC_CU_STORE4) {

@@ -27,7 +27,8 @@ struct f16 {
     }
     __device__ static uint32_t pack(float a, float b)
     {
-        __half2 h = __floats2half2_rn(fminf(fmaxf(a, -65504.f), 65504.f), fminf(fmaxf(b, -65504.f), 65504.f));
+        __half2 h =
+            __floats2half2_rn(fminf(fmaxf(a, -65504.f), 65504.f), fminf(fmaxf(b, -65504.f), 65504.f));
         return *reinterpret_cast<uint32_t *>(&h);
     }
 };
@@ -38,10 +39,7 @@ struct bf16 {
     {
         return make_float2(__uint_as_float(v << 16), __uint_as_float(v & 0xffff0000u));
     }
-    __device__ static uint32_t pack_finite(float a, float b)
-    {
-        return pack(a, b);
-    }
+    __device__ static uint32_t pack_finite(float a, float b) { return pack(a, b); }
     __device__ static uint32_t pack(float a, float b)
     {
         __nv_bfloat162 h = __floats2bfloat162_rn(a, b);
@@ -87,10 +85,11 @@ __device__ inline void multiply(float (&c)[4], const uint32_t (&a)[4], uint32_t 
 }
 __device__ inline void multiply(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, bf16)
 {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
-                 "{%0,%1,%2,%3};"
-                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+        "{%0,%1,%2,%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 #endif
 

@@ -51,7 +51,8 @@ template <int SIDE> __global__ static void conv32(const __grid_constant__ ic_cu_
 #pragma unroll
             for (int o = 0; o < OUTS; o++)
                 if (o0 + o < a.cout)
-                    acc[o] = fmaf(v, __ldg(a.weight + ((size_t)(o0 + o) * all + c) * SIDE * SIDE + t), acc[o]);
+                    acc[o] =
+                        fmaf(v, __ldg(a.weight + ((size_t)(o0 + o) * all + c) * SIDE * SIDE + t), acc[o]);
         }
     }
     for (int o = 0; o < OUTS && o0 + o < a.cout; o++)
@@ -121,7 +122,8 @@ __global__ static void norm32(const __grid_constant__ ic_cu_op32 a)
 
 __global__ static void pool32(const __grid_constant__ ic_cu_op32 a)
 {
-    const int cells = a.height * a.width, i = blockIdx.x * BLOCK + threadIdx.x, s = blockIdx.z, c = blockIdx.y;
+    const int cells = a.height * a.width, i = blockIdx.x * BLOCK + threadIdx.x, s = blockIdx.z,
+              c = blockIdx.y;
     if (!a.io[s].psi || i >= cells)
         return;
     const int x = i % a.width, y = i / a.width, w = 2 * a.width;
@@ -143,7 +145,8 @@ __device__ static float resize_weights(int i, int n, float *w)
 
 __global__ static void resize32(const __grid_constant__ ic_cu_op32 a)
 {
-    const int cells = a.height * a.width, i = blockIdx.x * BLOCK + threadIdx.x, s = blockIdx.z, c = blockIdx.y;
+    const int cells = a.height * a.width, i = blockIdx.x * BLOCK + threadIdx.x, s = blockIdx.z,
+              c = blockIdx.y;
     if (!a.io[s].psi || i >= cells)
         return;
     const int x = i % a.width, y = i / a.width, w = 2 * a.width, h = 2 * a.height;
@@ -159,7 +162,8 @@ __global__ static void resize32(const __grid_constant__ ic_cu_op32 a)
 
 __global__ static void mem_in32(const __grid_constant__ ic_cu_op32 a)
 {
-    const int cells = a.height * a.width, i = blockIdx.x * BLOCK + threadIdx.x, s = blockIdx.z, c = blockIdx.y;
+    const int cells = a.height * a.width, i = blockIdx.x * BLOCK + threadIdx.x, s = blockIdx.z,
+              c = blockIdx.y;
     const float *h = a.io[s].h;
     if (h && i < cells)
         a.out[s * a.out_stride + (size_t)c * cells + i] = h[(size_t)c * cells + i];
@@ -172,14 +176,15 @@ __device__ static float sigmoid32(float x)
 
 __global__ static void lstm32(const __grid_constant__ ic_cu_op32 a)
 {
-    const int cells = a.height * a.width, i = blockIdx.x * BLOCK + threadIdx.x, s = blockIdx.z, k = blockIdx.y;
+    const int cells = a.height * a.width, i = blockIdx.x * BLOCK + threadIdx.x, s = blockIdx.z,
+              k = blockIdx.y;
     const ic_cu_io io = a.io[s];
     if (!io.h || i >= cells)
         return;
     const float *g = a.in[0] + s * a.in_stride[0] + i;
     const size_t step = (size_t)a.cout * cells, at = (size_t)k * cells + i, first = (size_t)k * cells;
-    const float f = sigmoid32(g[first]), in = sigmoid32(g[first + step]), o = sigmoid32(g[first + 2 * step]),
-                cand = tanhf(g[first + 3 * step]);
+    const float f = sigmoid32(g[first]), in = sigmoid32(g[first + step]),
+                o = sigmoid32(g[first + 2 * step]), cand = tanhf(g[first + 3 * step]);
     const float c = f * io.c[at] + in * cand, h = o * tanhf(c);
     io.c[at] = c;
     io.h[at] = h;

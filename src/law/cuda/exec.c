@@ -4,7 +4,8 @@
  * reads them does both while loading; INPUT and UPDATE belong to the first and the last convolution.
  * UNET_UNITARY is 15 launches. What a launch is cut into is chosen once, when the plan is opened (choose).
  *
- * Nothing is allocated and the host waits for nothing inside a step; a call to `run` waits once, at its end. */
+ * Nothing is allocated and the host waits for nothing inside a step; a call to `run` waits once, at its
+ * end. */
 #include "law/cuda/exec.h"
 
 #include <pthread.h>
@@ -14,13 +15,13 @@
 
 #include "law/plugin.h"
 
-#define SLOTS_MAX 256    /* statistics of a sample's tiles that a consumer adds up */
-#define GRAPH_STEPS 8    /* steps of the long graph */
-#define BUCKETS_MAX 24   /* batch sizes that have graphs of their own */
-#define TUNE_LAUNCHES 8  /* of a candidate, between two events */
+#define SLOTS_MAX 256   /* statistics of a sample's tiles that a consumer adds up */
+#define GRAPH_STEPS 8   /* steps of the long graph */
+#define BUCKETS_MAX 24  /* batch sizes that have graphs of their own */
+#define TUNE_LAUNCHES 8 /* of a candidate, between two events */
 #define TUNE_ROUNDS 3
 #define TUNE_HOPELESS 3 /* times as slow as the best: a lone launch adds some microseconds of its own */
-#define KNOWN_MAX 1024 /* cuts of convolutions that are remembered */
+#define KNOWN_MAX 1024  /* cuts of convolutions that are remembered */
 
 enum launch_kind { CONV, LSTM, UPDATE, OP32 };
 
@@ -39,8 +40,8 @@ struct launch {
 
 /* What a launch that reads a tensor has to know of it. */
 struct view {
-    int load;           /* enum ic_cu_load */
-    int of;             /* POOL: the tensor that holds the values */
+    int load; /* enum ic_cu_load */
+    int of;   /* POOL: the tensor that holds the values */
     const struct ic_law_op *norm;
     size_t norm_index;
     float *stats;
@@ -159,16 +160,17 @@ struct choice {
 
 static bool shape(struct ic_cu_conv *c, const struct ic_law_packed *p, struct choice k, int taps)
 {
-    return ic_cu_conv_shape(c, k.config, taps, k.chunk16, k.resident, k.tiles, p->smem_max) && c->slots <= SLOTS_MAX;
+    return ic_cu_conv_shape(c, k.config, taps, k.chunk16, k.resident, k.tiles, p->smem_max) &&
+           c->slots <= SLOTS_MAX;
 }
 
-static bool timed(struct ic_law_exec *e, const struct ic_cu_conv *c, int config, int taps, int launches, cudaEvent_t ev[2],
-                  float *ms)
+static bool timed(struct ic_law_exec *e, const struct ic_cu_conv *c, int config, int taps, int launches,
+                  cudaEvent_t ev[2], float *ms)
 {
     cudaEventRecord(ev[0], e->stream);
     for (int i = 0; i < launches; i++)
-        if (ic_cu_conv_run(c, e->packed->type, config, taps, (int)e->plan->batch, e->packed->overlap, e->stream) !=
-            cudaSuccess)
+        if (ic_cu_conv_run(c, e->packed->type, config, taps, (int)e->plan->batch, e->packed->overlap,
+                           e->stream) != cudaSuccess)
             return false;
     cudaEventRecord(ev[1], e->stream);
     if (cudaEventSynchronize(ev[1]) != cudaSuccess || cudaEventElapsedTime(ms, ev[0], ev[1]) != cudaSuccess)
@@ -177,12 +179,14 @@ static bool timed(struct ic_law_exec *e, const struct ic_cu_conv *c, int config,
     return true;
 }
 
-/* Milliseconds of one launch; < 0: it failed. A candidate that a single launch shows to be far from `best` (< 0:
- * none yet) is not measured further. */
-static float measure(struct ic_law_exec *e, const struct ic_cu_conv *c, int config, int taps, cudaEvent_t ev[2], float best)
+/* Milliseconds of one launch; < 0: it failed. A candidate that a single launch shows to be far from `best`
+ * (< 0: none yet) is not measured further. */
+static float measure(struct ic_law_exec *e, const struct ic_cu_conv *c, int config, int taps,
+                     cudaEvent_t ev[2], float best)
 {
     float mine = -1, ms;
-    if (!timed(e, c, config, taps, 1, ev, &ms) || !timed(e, c, config, taps, 1, ev, &ms)) /* the first one warms up */
+    if (!timed(e, c, config, taps, 1, ev, &ms) ||
+        !timed(e, c, config, taps, 1, ev, &ms)) /* the first one warms up */
         return -1;
     if (best >= 0 && ms > TUNE_HOPELESS * best)
         return ms;
@@ -251,9 +255,9 @@ static pthread_mutex_t known_lock = PTHREAD_MUTEX_INITIALIZER;
 static struct known key_of(const struct ic_law_exec *e, const struct launch *l)
 {
     const struct ic_cu_conv *c = &l->a.conv;
-    return (struct known){.key = {e->packed->device, (int)e->packed->type, c->nf4.codes != NULL, l->taps, c->c16,
-                                  c->columns, c->height, c->width, (int)e->plan->batch, c->epilogue, c->in[0].load,
-                                  c->in[1].load, c->in[0].cpad, c->stats_gran}};
+    return (struct known){.key = {e->packed->device, (int)e->packed->type, c->nf4.codes != NULL, l->taps,
+                                  c->c16, c->columns, c->height, c->width, (int)e->plan->batch, c->epilogue,
+                                  c->in[0].load, c->in[1].load, c->in[0].cpad, c->stats_gran}};
 }
 
 static bool recall(struct known *k)
@@ -295,20 +299,24 @@ static enum ic_status choose(struct ic_law_exec *e, struct launch *l, struct ic_
     cudaEventDestroy(t.ev[1]);
     cudaError_t bad = cudaGetLastError();
     if (t.best_ms < 0)
-        return bad != cudaSuccess ? ic_cu_fail(err, bad, l->label)
-                                  : ic_fail(err, IC_TOO_LARGE, "%s does not fit the GPU's shared memory", l->label);
+        return bad != cudaSuccess
+                   ? ic_cu_fail(err, bad, l->label)
+                   : ic_fail(err, IC_TOO_LARGE, "%s does not fit the GPU's shared memory", l->label);
     l->config = t.best.config;
     k.choice = t.best;
     remember(&k);
     (void)shape(&l->a.conv, e->packed, t.best, l->taps);
     if (getenv("IC_LAW_CUDA_VERBOSE"))
         fprintf(stderr,
-                "%-34s %3d -> %3d taps %d: %8.2f us %7.1f TFLOP/s  config %d (%dx%d) chunk %d resident %d tiles %d "
+                "%-34s %3d -> %3d taps %d: %8.2f us %7.1f TFLOP/s  config %d (%dx%d) chunk %d resident %d "
+                "tiles %d "
                 "blocks %dx%d smem %d, of %d\n",
                 l->label, l->a.conv.c16 * 16, l->a.conv.columns, l->taps, (double)t.best_ms * 1e3,
-                l->flops * e->plan->batch / ((double)t.best_ms * 1e9), t.best.config, ic_cu_config(l->config)->rows,
-                ic_cu_config(l->config)->columns, t.best.chunk16, t.best.resident, t.best.tiles, l->a.conv.slots,
-                (l->a.conv.columns + ic_cu_config(l->config)->columns - 1) / ic_cu_config(l->config)->columns,
+                l->flops * e->plan->batch / ((double)t.best_ms * 1e9), t.best.config,
+                ic_cu_config(l->config)->rows, ic_cu_config(l->config)->columns, t.best.chunk16,
+                t.best.resident, t.best.tiles, l->a.conv.slots,
+                (l->a.conv.columns + ic_cu_config(l->config)->columns - 1) /
+                    ic_cu_config(l->config)->columns,
                 l->a.conv.smem, t.tried);
     return IC_OK;
 }
@@ -350,7 +358,8 @@ static enum ic_status add_conv(struct ic_law_exec *e, size_t at, size_t *used, s
     c->out_stride = p->tensors[op->out].stride;
     struct view *v = &e->views[op->out];
     v->load = IC_CU_LOAD_RAW;
-    if (next && (next->kind == IC_LAW_OP_GROUPNORM || next->kind == IC_LAW_OP_RMSNORM) && next->in[0] == op->out) {
+    if (next && (next->kind == IC_LAW_OP_GROUPNORM || next->kind == IC_LAW_OP_RMSNORM) &&
+        next->in[0] == op->out) {
         *used = 2;
         v->load = IC_CU_LOAD_NORM;
         v->norm = next;
@@ -394,8 +403,10 @@ static enum ic_status build(struct ic_law_exec *e, struct ic_err *err)
             break;
         }
         case IC_LAW_OP_MAXPOOL2:
-            if (e->views[op->in[0]].load != IC_CU_LOAD_NORM || p->tensors[op->in[0]].last < p->tensors[op->out].last)
-                return ic_fail(err, IC_INTERNAL, "the CUDA back end cannot pool %s", p->tensors[op->in[0]].label);
+            if (e->views[op->in[0]].load != IC_CU_LOAD_NORM ||
+                p->tensors[op->in[0]].last < p->tensors[op->out].last)
+                return ic_fail(err, IC_INTERNAL, "the CUDA back end cannot pool %s",
+                               p->tensors[op->in[0]].label);
             e->views[op->out] = e->views[op->in[0]];
             e->views[op->out].load = IC_CU_LOAD_POOL;
             e->views[op->out].of = op->in[0];
@@ -427,7 +438,8 @@ static enum ic_status build(struct ic_law_exec *e, struct ic_err *err)
                                                                  .product = p->law->product};
             break;
         default:
-            return ic_fail(err, IC_INTERNAL, "the CUDA back end cannot run %s there", ic_law_op_name(op->kind));
+            return ic_fail(err, IC_INTERNAL, "the CUDA back end cannot run %s there",
+                           ic_law_op_name(op->kind));
         }
     }
     return IC_OK;
@@ -476,7 +488,8 @@ static cudaError_t enqueue(const struct ic_law_exec *e, int n)
         const struct launch *l = &e->launches[i];
         switch (l->kind) {
         case CONV:
-            bad = ic_cu_conv_run(&l->a.conv, e->packed->type, l->config, l->taps, n, e->packed->overlap, e->stream);
+            bad = ic_cu_conv_run(&l->a.conv, e->packed->type, l->config, l->taps, n, e->packed->overlap,
+                                 e->stream);
             break;
         case LSTM: bad = ic_cu_lstm_run(&l->a.lstm, e->packed->type, n, e->stream); break;
         case UPDATE: bad = ic_cu_update_run(&l->a.update, e->packed->type, n, e->stream); break;
@@ -598,21 +611,23 @@ static enum ic_status cu_run(struct ic_law_exec *e, const struct ic_law_io *io, 
             memcpy(at + p->psi_bytes + p->memory_bytes / 2, io[i].c, p->memory_bytes / 2);
         }
     }
-    TRY(cudaMemcpyAsync(e->table, e->table_host, p->batch * sizeof *e->table, cudaMemcpyHostToDevice, e->stream),
+    TRY(cudaMemcpyAsync(e->table, e->table_host, p->batch * sizeof *e->table, cudaMemcpyHostToDevice,
+                        e->stream),
         "a step");
-    TRY(cudaMemcpy2DAsync(e->state, e->state_stride, e->staging, e->state_stride, own, n, cudaMemcpyHostToDevice,
-                          e->stream),
+    TRY(cudaMemcpy2DAsync(e->state, e->state_stride, e->staging, e->state_stride, own, n,
+                          cudaMemcpyHostToDevice, e->stream),
         "a step");
     TRY(launch_steps(e, n, steps, e->graphs), "a step");
     bool delta = false;
     for (unsigned i = 0; i < n; i++)
         delta |= io[i].delta != NULL;
-    TRY(cudaMemcpy2DAsync(e->staging, e->state_stride, e->state, e->state_stride, delta ? e->state_stride : own, n,
-                          cudaMemcpyDeviceToHost, e->stream),
+    TRY(cudaMemcpy2DAsync(e->staging, e->state_stride, e->state, e->state_stride,
+                          delta ? e->state_stride : own, n, cudaMemcpyDeviceToHost, e->stream),
         "a step");
     TRY(cudaStreamSynchronize(e->stream), "a step");
     if (fault_lost(e))
-        return ic_fail(err, IC_UNAVAILABLE, "a step: the GPU is lost (a fault that IC_LAW_CUDA_FAULT asks for)");
+        return ic_fail(err, IC_UNAVAILABLE,
+                       "a step: the GPU is lost (a fault that IC_LAW_CUDA_FAULT asks for)");
     for (unsigned i = 0; i < n; i++) {
         const char *at = e->staging + i * e->state_stride;
         memcpy(io[i].psi, at, p->psi_bytes);
@@ -673,7 +688,8 @@ static struct layout layout_of(const struct ic_law_plan *p)
             l.stats += stats_floats(&p->ops[i], p->batch);
     l.delta_at = (p->psi_bytes + p->memory_bytes + 255) / 256 * 256;
     l.state_stride = l.delta_at + (p->psi_bytes + 255) / 256 * 256;
-    l.all = p->arena_bytes + l.stats * sizeof(float) + (l.state_stride + sizeof(struct ic_cu_io)) * p->batch;
+    l.all =
+        p->arena_bytes + l.stats * sizeof(float) + (l.state_stride + sizeof(struct ic_cu_io)) * p->batch;
     return l;
 }
 
@@ -698,7 +714,8 @@ static enum ic_status allocate(struct ic_law_exec *e, struct ic_err *err)
     TRY(cudaMemset(e->stats, fill, stats * sizeof(float)), "an arena");
     TRY(cudaMemset(e->state, 0, e->state_stride * p->batch), "room for states");
     fill_table(e, NULL, p->batch);
-    TRY(cudaMemcpy(e->table, e->table_host, p->batch * sizeof *e->table, cudaMemcpyHostToDevice), "an arena");
+    TRY(cudaMemcpy(e->table, e->table_host, p->batch * sizeof *e->table, cudaMemcpyHostToDevice),
+        "an arena");
     return IC_OK;
 }
 
@@ -708,7 +725,8 @@ static enum ic_status cu_open(const struct ic_law_packed *packed, const struct i
     *out = NULL;
     IC_ASSERT(plan->law == packed->law && plan->op_count == packed->op_count);
     if (fault_oom())
-        return ic_fail(err, IC_OOM, "an arena: the GPU's memory is exhausted (a fault that IC_LAW_CUDA_FAULT asks for)");
+        return ic_fail(err, IC_OOM,
+                       "an arena: the GPU's memory is exhausted (a fault that IC_LAW_CUDA_FAULT asks for)");
     struct ic_law_exec *e = calloc(1, sizeof *e);
     if (!e)
         return ic_fail(err, IC_OOM, "no memory for a plan's state");
@@ -755,7 +773,8 @@ static enum ic_status time_steps(struct ic_law_exec *e, unsigned n, unsigned ste
     cudaEvent_t ev[2];
     float t = 0;
     fill_table(e, NULL, n);
-    TRY(cudaMemcpyAsync(e->table, e->table_host, e->plan->batch * sizeof *e->table, cudaMemcpyHostToDevice, e->stream),
+    TRY(cudaMemcpyAsync(e->table, e->table_host, e->plan->batch * sizeof *e->table, cudaMemcpyHostToDevice,
+                        e->stream),
         "timing");
     TRY(cudaEventCreate(&ev[0]), "timing");
     TRY(cudaEventCreate(&ev[1]), "timing");
@@ -771,10 +790,12 @@ static enum ic_status time_steps(struct ic_law_exec *e, unsigned n, unsigned ste
     return IC_OK;
 }
 
-static enum ic_status set_states(struct ic_law_exec *e, const struct ic_law_io *io, unsigned n, struct ic_err *err)
+static enum ic_status set_states(struct ic_law_exec *e, const struct ic_law_io *io, unsigned n,
+                                 struct ic_err *err)
 {
     for (unsigned i = 0; i < n; i++)
-        TRY(cudaMemcpy(e->state + i * e->state_stride, io[i].psi, e->plan->psi_bytes, cudaMemcpyHostToDevice),
+        TRY(cudaMemcpy(e->state + i * e->state_stride, io[i].psi, e->plan->psi_bytes,
+                       cudaMemcpyHostToDevice),
             "setting a state");
     return IC_OK;
 }
@@ -796,8 +817,8 @@ static bool cu_memory(uint64_t *bytes, uint64_t *total)
 }
 
 #define BACKEND(tag, id, what)                                                                             \
-    static enum ic_status pack_##tag(const struct ic_law *law, unsigned threads, struct ic_law_packed **out, \
-                                     struct ic_err *err)                                                   \
+    static enum ic_status pack_##tag(const struct ic_law *law, unsigned threads,                           \
+                                     struct ic_law_packed **out, struct ic_err *err)                       \
     {                                                                                                      \
         (void)threads;                                                                                     \
         return ic_cu_pack(law, what, out, err);                                                            \

@@ -37,10 +37,11 @@ struct ic_cu_src {
     const float *stats, *scale, *shift;
     int load, cpad, channels;
     int slots, gran, group_size; /* group_size: channels that share a mean */
-    int groups, group_units, stats_stride; /* group_units: of a group; stats_stride: (sum, square)s of a sample */
-    int lane_shift;                        /* log2 of the threads that add one group up */
-    int rms;                     /* RMS norm: no mean is subtracted */
-    float eps, inv_count;        /* inv_count: 1 / (cells * group_size) */
+    int groups, group_units,
+        stats_stride;     /* group_units: of a group; stats_stride: (sum, square)s of a sample */
+    int lane_shift;       /* log2 of the threads that add one group up */
+    int rms;              /* RMS norm: no mean is subtracted */
+    float eps, inv_count; /* inv_count: 1 / (cells * group_size) */
 };
 
 enum ic_cu_epilogue {
@@ -56,7 +57,8 @@ struct ic_cu_nf4 {
     const float *absmax;
     int so, si, st;
     int cin0, cpad0, cin; /* channels of the first input, padded; all channels */
-    int cout, cout_pad, phases; /* phases 4: transposed, column n is output n % cout_pad at tap n / cout_pad */
+    int cout, cout_pad,
+        phases; /* phases 4: transposed, column n is output n % cout_pad at tap n / cout_pad */
 };
 
 struct ic_cu_conv {
@@ -73,10 +75,10 @@ struct ic_cu_conv {
     int columns;       /* of the product, a multiple of 16 */
     int cpad;          /* channels of out, padded */
     int chunks;
-    int c16, chunk16;  /* input channels / 16: all; those in shared memory at a time */
+    int c16, chunk16; /* input channels / 16: all; those in shared memory at a time */
     int tile_w, tile_shift, tile_h, tiles_x, tiles_y, tiles_per_block, slots;
     uint32_t tile_divide; /* by a tile's width, border included: (n * tile_divide) >> 16 */
-    int act; /* enum ic_law_act: NONE or ELU */
+    int act;              /* enum ic_law_act: NONE or ELU */
     int epilogue, d, product;
     int resident; /* all weights of a block's columns fit in shared memory */
     int ring_at;  /* where weights lie, bytes after the input tile's start */
@@ -94,7 +96,7 @@ struct ic_cu_conv {
     X(5, 4, 1, 1, 4, 4, 4, 3)                                                                              \
     X(6, 2, 2, 1, 4, 4, 4, 3)                                                                              \
     X(7, 2, 4, 1, 4, 4, 2, 2)                                                                              \
-    X(8, 1, 1, 8, 2, 2, 16, 2)                                                                              \
+    X(8, 1, 1, 8, 2, 2, 16, 2)                                                                             \
     X(9, 4, 1, 1, 2, 2, 4, 3)                                                                              \
     X(10, 1, 1, 8, 2, 4, 16, 2)                                                                            \
     X(11, 2, 1, 8, 1, 2, 16, 1)
@@ -110,12 +112,12 @@ struct ic_cu_config {
 const struct ic_cu_config *ic_cu_config(int i);
 /* Fills tiles, slots and smem of `c` for a configuration. chunk16: 16-channel blocks at a time (0: all);
  * 0 when it does not fit in `smem_max` bytes, else 1. */
-int ic_cu_conv_shape(struct ic_cu_conv *c, int config, int taps, int chunk16, int resident, int tiles_per_block,
-                     int smem_max);
+int ic_cu_conv_shape(struct ic_cu_conv *c, int config, int taps, int chunk16, int resident,
+                     int tiles_per_block, int smem_max);
 /* Raises the shared memory limits of a type's kernels, once per device. */
 cudaError_t ic_cu_conv_init(enum ic_cu_type type, int smem_max);
-cudaError_t ic_cu_conv_run(const struct ic_cu_conv *c, enum ic_cu_type type, int config, int taps, int samples,
-                           int overlap, cudaStream_t stream);
+cudaError_t ic_cu_conv_run(const struct ic_cu_conv *c, enum ic_cu_type type, int config, int taps,
+                           int samples, int overlap, cudaStream_t stream);
 
 /* h of each simulation, [c][h][w] float32 -> [y][x][cpad]; and the LSTM's arithmetic (law/plan.h). */
 struct ic_cu_lstm {
@@ -126,7 +128,8 @@ struct ic_cu_lstm {
     size_t out_stride;
     int channels, cpad, gates_cpad, cells;
 };
-cudaError_t ic_cu_lstm_run(const struct ic_cu_lstm *a, enum ic_cu_type type, int samples, cudaStream_t stream);
+cudaError_t ic_cu_lstm_run(const struct ic_cu_lstm *a, enum ic_cu_type type, int samples,
+                           cudaStream_t stream);
 
 /* UPDATE on its own: y is [cell][cpad] 16-bit, Re and Im side by side; or float32 planes [2d][cells]. */
 struct ic_cu_update {

@@ -79,7 +79,8 @@ static long long flat_at(const struct matrix *m, unsigned column, unsigned place
     return (long long)((size_t)o * m->so + (size_t)i * m->si + tap * m->st);
 }
 
-static enum ic_status send(struct ic_law_packed *p, const void *from, size_t bytes, void **to, struct ic_err *err)
+static enum ic_status send(struct ic_law_packed *p, const void *from, size_t bytes, void **to,
+                           struct ic_err *err)
 {
     cudaError_t e = cudaMalloc(to, bytes ? bytes : 1);
     if (e == cudaSuccess)
@@ -141,10 +142,11 @@ static void code_one(void *ctx, size_t at, long long flat)
     c->to[at / 8] |= (uint32_t)code << 4 * (at % 8);
 }
 
-static enum ic_status pack_nf4(struct ic_law_packed *p, const struct ic_law_weight *w, const struct matrix *m,
-                               struct ic_cu_weights *to, struct ic_err *err)
+static enum ic_status pack_nf4(struct ic_law_packed *p, const struct ic_law_weight *w,
+                               const struct matrix *m, struct ic_cu_weights *to, struct ic_err *err)
 {
-    const size_t values = (size_t)m->columns * m->taps * m->inputs, blocks = ic_nf4_blocks(w->count, w->nf4.block);
+    const size_t values = (size_t)m->columns * m->taps * m->inputs,
+                 blocks = ic_nf4_blocks(w->count, w->nf4.block);
     uint32_t *codes = calloc(values / 8, sizeof *codes);
     float *absmax = calloc(blocks, sizeof *absmax);
     void *sent_codes = NULL, *sent_absmax = NULL;
@@ -175,8 +177,8 @@ static enum ic_status pack_nf4(struct ic_law_packed *p, const struct ic_law_weig
     return s;
 }
 
-static enum ic_status pack_half(struct ic_law_packed *p, const struct ic_law_weight *w, const struct matrix *m,
-                                struct ic_cu_weights *to, struct ic_err *err)
+static enum ic_status pack_half(struct ic_law_packed *p, const struct ic_law_weight *w,
+                                const struct matrix *m, struct ic_cu_weights *to, struct ic_err *err)
 {
     const size_t values = (size_t)m->columns * m->taps * m->inputs;
     float *all = malloc(w->count * sizeof *all);
@@ -193,8 +195,8 @@ static enum ic_status pack_half(struct ic_law_packed *p, const struct ic_law_wei
 }
 
 /* A vector of float32 as it is, or one value per column: padded, permuted, repeated for each phase. */
-static enum ic_status pack_vector(struct ic_law_packed *p, const struct ic_law_weight *w, const struct side *out,
-                                  unsigned columns, float **to, struct ic_err *err)
+static enum ic_status pack_vector(struct ic_law_packed *p, const struct ic_law_weight *w,
+                                  const struct side *out, unsigned columns, float **to, struct ic_err *err)
 {
     const size_t n = columns ? columns : w->count;
     float *all = malloc(w->count * sizeof *all), *v = calloc(n, sizeof *v);
@@ -222,7 +224,8 @@ static enum ic_status pack_op(struct ic_law_packed *p, const struct ic_law_plan 
     struct ic_cu_weights *to = &p->ops[index];
     if (op->weight < 0)
         return IC_OK;
-    const struct ic_law_weight *w = &law->weights[op->weight], *b = op->bias >= 0 ? &law->weights[op->bias] : NULL;
+    const struct ic_law_weight *w = &law->weights[op->weight],
+                               *b = op->bias >= 0 ? &law->weights[op->bias] : NULL;
     const bool conv = op->kind != IC_LAW_OP_GROUPNORM && op->kind != IC_LAW_OP_RMSNORM;
     enum ic_status s;
     if (!conv || p->type == IC_CU_F32) {
@@ -232,7 +235,8 @@ static enum ic_status pack_op(struct ic_law_packed *p, const struct ic_law_plan 
         return s == IC_OK && b ? pack_vector(p, b, NULL, 0, &to->bias, err) : s;
     }
     const struct matrix m = matrix_of(plan, op);
-    const bool keep = w->precision == IC_LAW_NF4 && w->nf4.block == IC_NF4_BLOCK && !m.in.pairs && !m.out.pairs;
+    const bool keep =
+        w->precision == IC_LAW_NF4 && w->nf4.block == IC_NF4_BLOCK && !m.in.pairs && !m.out.pairs;
     s = keep ? pack_nf4(p, w, &m, to, err) : pack_half(p, w, &m, to, err);
     return s == IC_OK && b ? pack_vector(p, b, &m.out, m.columns, &to->bias, err) : s;
 }
@@ -245,12 +249,14 @@ static enum ic_status find_device(struct ic_law_packed *p, struct ic_err *err)
     if (e != cudaSuccess || n < 1)
         return ic_fail(err, IC_UNAVAILABLE, "no CUDA device: %s",
                        e != cudaSuccess ? cudaGetErrorString(e) : "none is there");
-    if ((e = cudaGetDevice(&p->device)) != cudaSuccess || (e = cudaGetDeviceProperties(&prop, p->device)) != cudaSuccess)
+    if ((e = cudaGetDevice(&p->device)) != cudaSuccess ||
+        (e = cudaGetDeviceProperties(&prop, p->device)) != cudaSuccess)
         return ic_cu_fail(err, e, "looking at the device");
     if (p->type != IC_CU_F32 && prop.major < 8)
-        return ic_fail(err, IC_UNAVAILABLE,
-                       "%s has compute capability %d.%d; the 16-bit back ends need 8.0, cuda-fp32 runs on any",
-                       prop.name, prop.major, prop.minor);
+        return ic_fail(
+            err, IC_UNAVAILABLE,
+            "%s has compute capability %d.%d; the 16-bit back ends need 8.0, cuda-fp32 runs on any",
+            prop.name, prop.major, prop.minor);
     p->sms = prop.multiProcessorCount;
     p->smem_max = (int)prop.sharedMemPerBlockOptin;
     p->overlap = prop.major >= 9;
