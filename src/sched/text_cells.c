@@ -344,7 +344,7 @@ int32_t ic_cells_take_slot(struct ic_text_sched *s, struct run *r)
 /* Whether computing `more` tokens is quicker than bringing this part back. */
 static bool too_dear(struct ic_text_sched *s, const struct ic_spill_part *p, int32_t more)
 {
-    double compute = s->cost.row_ns * more, copy = s->ns_per_byte * (double)p->bytes;
+    double compute = ic_text_cost_row(&s->cost) * more, copy = s->ns_per_byte * (double)p->bytes;
     double read = p->file ? s->disk_ns_per_byte * (double)p->bytes : 0;
 
     if (compute <= 0 || copy + read <= compute)
@@ -437,7 +437,7 @@ enum ic_status ic_cells_open(struct ic_text_sched *s, const struct ic_text_backe
     IC_ASSERT(s->spill.disk_count == 0 || s->spill.disk == be->disk);
     s->spill.disk = be->disk;
     s->cost = (struct ic_text_cost){0}; /* it may have come back on another device */
-    s->spec_cost = (struct ic_spec_cost){0};
+    s->hope = 1;
     s->ns_per_byte = NS_PER_BYTE_GUESS;
     s->disk_ns_per_byte = DISK_NS_PER_BYTE_GUESS;
     return IC_OK;

@@ -63,9 +63,9 @@ static void pay(struct ic_drafter *d, double ns)
     d->credit = d->credit > IC_DRAFT_CREDIT_MAX ? IC_DRAFT_CREDIT_MAX : d->credit < -IC_DRAFT_LOAN ? -IC_DRAFT_LOAN : d->credit;
 }
 
-void ic_draft_settle(struct ic_drafter *d, double ns, double row_ns)
+void ic_draft_settle(struct ic_drafter *d, double ns, double rows_ns)
 {
-    pay(d, d->rows * row_ns - d->kept * d->value_ns - IC_DRAFT_STAKE * ns);
+    pay(d, rows_ns - d->kept * d->value_ns - IC_DRAFT_STAKE * ns);
     d->rows = d->kept = 0;
 }
 
@@ -114,9 +114,9 @@ static void look_up(struct ic_text_sched *s, struct ic_spec_tick *tick, bool dra
     for (int32_t i = 0; i < s->n_running && *left > 0; i++) {
         struct run *r = s->order[i];
         int32_t max = least(wanted(s, r), *left);
-        if (max == 0 || (draft && r->draft_stream.rest == 0 && r->spec.hits < r->draft_stream.hits))
+        if (max == 0 || (draft && r->draft_stream.rest == 0 && ic_spec_chance(&r->spec, 0) < r->draft_stream.hits))
             continue;
-        int32_t k = ic_spec_count(&r->spec, &s->spec_cost, tick, max);
+        int32_t k = ic_spec_count(&r->spec, tick, &s->hope, max);
         r->n_draft = ic_spec_guess(&r->spec, r->tokens, r->n_tokens, r->draft, k);
         add_rows(s, r, false, left, n);
     }
@@ -200,19 +200,24 @@ static int32_t catch_up(struct ic_text_sched *s, struct ic_spec_tick *tick, stru
 static int32_t count(struct ic_text_sched *s, struct ic_spec_tick *tick, struct run *r, double step_ns, int32_t max)
 {
     struct ic_draft_stream *ds = &r->draft_stream;
-    double sure = ds->sure > SURE_MIN ? ds->sure : SURE_MIN, price = ic_spec_price(&s->spec_cost, tick) + step_ns / sure;
+    double sure = ds->sure > SURE_MIN ? ds->sure : SURE_MIN, chance[IC_SPEC_MAX];
 
     if (s->drafter.credit <= 0)
         return 0;
     if (step_ns <= 0) /* not known: this will tell */
         return least(max, IC_DRAFT_PROBE);
-    int32_t k = ic_spec_worth(ds->hits, price, tick, max);
+    max = least(max, IC_SPEC_MAX);
+    for (int32_t i = 0; i < max; i++)
+        chance[i] = ds->hits;
+    int32_t k = ic_spec_worth(tick, chance, max, step_ns / sure, 1);
     if (k > 0)
         return k;
     k = least(max, IC_DRAFT_PROBE);
-    if (k * price > s->drafter.credit * s->drafter.alone_ns || tick->ns + k * price > tick->limit_ns)
+    double price = ic_text_cost_of(tick->cost, tick->rows + k) - ic_text_cost_of(tick->cost, tick->rows) + k * step_ns / sure;
+    if (price > s->drafter.credit * s->drafter.alone_ns || tick->ns + price > tick->limit_ns)
         return 0;
-    tick->ns += k * price;
+    tick->rows += k;
+    tick->ns += price;
     ic_draft_rest(ds);
     return k;
 }
@@ -222,7 +227,7 @@ static void propose(struct ic_text_sched *s, struct ic_spec_tick *tick, struct a
     struct ic_draft_req q[IC_PREFIX_SEQS_MAX];
     struct run *of[IC_PREFIX_SEQS_MAX];
     struct ic_drafter *d = &s->drafter;
-    double ns, step_ns = n_a > 0 ? ic_text_cost_decode(&d->cost, n_a) / n_a : 0;
+    double ns, step_ns = n_a > 0 ? ic_text_cost_of(&d->cost, n_a) / n_a : 0;
     int32_t n_q = 0, room = *left, steps = 0;
 
     for (int32_t i = 0; i < n_a && room > 0; i++) {
@@ -249,7 +254,7 @@ static void propose(struct ic_text_sched *s, struct ic_spec_tick *tick, struct a
             ic_draft_rest(&of[i]->draft_stream);
     }
     if (steps > 0)
-        ic_text_cost_learn(&d->cost, ns / steps, n_q, 0);
+        ic_text_cost_learn(&d->cost, ns / steps, n_q);
 }
 
 static void ask_draft(struct ic_text_sched *s, struct ic_spec_tick *tick, int32_t *left, int32_t *n)
@@ -276,32 +281,24 @@ static void ask_draft(struct ic_text_sched *s, struct ic_spec_tick *tick, int32_
 void ic_drafts_add(struct ic_text_sched *s, int32_t n_decode, int32_t *n)
 {
     struct ic_drafter *d = &s->drafter;
-    double base = ic_text_cost_decode(&s->cost, n_decode), bound = s->be->policy.itl_bound_ns;
+    double base = ic_text_cost_of(&s->cost, n_decode), bound = s->be->policy.itl_bound_ns;
     /* With others there they must not stretch the tick beyond the bound of a gap. */
-    struct ic_spec_tick tick = {.rows = *n,
-                                .ns = base + (*n - n_decode) * s->cost.row_ns,
-                                .limit_ns = n_decode == 1 ? INFINITY : bound > 0 ? bound : IC_GAP_FACTOR * base,
-                                .alone_ns = ic_text_cost_decode(&s->cost, 1),
-                                .row_ns = s->cost.row_ns};
+    struct ic_spec_tick tick = {.cost = &s->cost,
+                                .rows = *n,
+                                .useful = *n,
+                                .ns = ic_text_cost_of(&s->cost, *n),
+                                .limit_ns = n_decode == 1 ? INFINITY : bound > 0 ? bound : IC_GAP_FACTOR * base};
     int32_t left = least(least(s->be->batch - *n, ic_cells_free(s) - *n), IC_SPEC_ROWS_MAX);
-    bool draft = has_draft(s) && tick.alone_ns > 0 && tick.ns > 0, plain = draft && d->since_plain >= IC_DRAFT_PLAIN;
+    bool draft = has_draft(s) && tick.ns > 0, plain = draft && d->since_plain >= IC_DRAFT_PLAIN;
 
     left = plain ? 0 : least(left, s->be->outputs - s->be->parallel);
     d->rows = d->kept = 0;
-    d->alone_ns = tick.alone_ns;
-    d->value_ns = tick.ns / tick.rows;
+    d->alone_ns = ic_text_cost_of(&s->cost, 1);
+    d->value_ns = tick.ns / tick.useful;
     if (ic_drafts_looks_up(s))
         look_up(s, &tick, draft, &left, n);
     if (draft && left > 0)
         ask_draft(s, &tick, &left, n);
     d->since_plain = s->drafts > 0 ? d->since_plain + 1 : 0;
     atomic_fetch_add(&s->c->drafted, (uint64_t)s->drafts);
-}
-
-void ic_drafts_learn(struct ic_text_sched *s, double ns, int32_t n_decode, int32_t n_prompt)
-{
-    if (s->drafts > 0 && n_prompt == 0)
-        ic_spec_learn(&s->spec_cost, ns - ic_text_cost_decode(&s->cost, n_decode), s->drafts);
-    else
-        ic_text_cost_learn(&s->cost, ns - s->drafts * s->spec_cost.row_ns, n_decode, n_prompt);
 }

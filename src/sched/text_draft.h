@@ -56,8 +56,8 @@ void ic_draft_checked(struct ic_drafter *d, struct ic_draft_stream *r, bool righ
 void ic_draft_computed(struct ic_drafter *d, struct ic_draft_stream *r, int32_t n, bool unsure);
 /* It was tried though it does not pay, or could not be: not again soon. */
 void ic_draft_rest(struct ic_draft_stream *r);
-/* A tick is over that took ns, the draft's own time not among it; row_ns: the price of its rows. */
-void ic_draft_settle(struct ic_drafter *d, double ns, double row_ns);
+/* A tick is over that took ns, the draft's own time not among it; rows_ns of it for what the draft proposed. */
+void ic_draft_settle(struct ic_drafter *d, double ns, double rows_ns);
 
 /* ---- in the scheduler (sched/text_sched_int.h) ---- */
 struct ic_text_sched;
@@ -67,7 +67,5 @@ bool ic_drafts_looks_up(const struct ic_text_sched *s); /* whether texts are sea
  * fit into free cells: nobody loses any for them. Sets run.draft … and s->drafts. May ask the draft, which takes its time
  * (s->drafter.spent_ns). */
 void ic_drafts_add(struct ic_text_sched *s, int32_t n_decode, int32_t *n);
-/* A tick took ns, the draft's own time not among it: what do streams, prompts' rows and proposals cost? */
-void ic_drafts_learn(struct ic_text_sched *s, double ns, int32_t n_decode, int32_t n_prompt);
 
 #endif

@@ -71,12 +71,12 @@ static void credit_is_bounded_both_ways(void **state)
     assert_true(d.credit == IC_DRAFT_LOAN);
     d.alone_ns = d.value_ns = 1000;
     for (int i = 0; i < 100; i++)
-        ic_draft_settle(&d, 1000, 500);
+        ic_draft_settle(&d, 1000, 0);
     assert_true(fabs(d.credit - IC_DRAFT_LOAN - 100 * IC_DRAFT_STAKE) < 1e-9);
     d.rows = 2;
     d.kept = 1;
     double before = d.credit;
-    ic_draft_settle(&d, 0, 500);
+    ic_draft_settle(&d, 0, 1000);
     assert_true(fabs(d.credit - before) < 1e-9); /* two rows of half a decode's price, and one token for it */
     for (int i = 0; i < 1000; i++) {
         d.rows = 1;

@@ -426,9 +426,8 @@ static int32_t usual_streams(const struct ic_text_sched *s, int32_t n_streams)
     return n_streams + (n > 1 ? n - 1 : 0);
 }
 
-/* Fills s->rows: every stream's next token, then prompts, then proposals (s->drafts). Returns the rows and in *n_prompt how
- * many of them belong to prompts. */
-static int32_t build(struct ic_text_sched *s, int32_t *n_prompt)
+/* Fills s->rows: every stream's next token, then prompts, then proposals (s->drafts). Returns how many. */
+static int32_t build(struct ic_text_sched *s)
 {
     int32_t n = 0, n_decode, unread = 0;
     bool first;
@@ -458,7 +457,6 @@ static int32_t build(struct ic_text_sched *s, int32_t *n_prompt)
         add_prompts(s, budget, &n);
     if (n == 0 && s->n_running > 1) /* prompts that block each other: the last one waits */
         preempt_last(s);
-    *n_prompt = n - n_decode;
     s->drafts = 0;
     s->drafter.spent_ns = 0;
     if (n_decode > 0)
@@ -671,13 +669,12 @@ bool ic_text_sched_tick(struct ic_text_sched *s)
 {
     const struct ic_text_backend *be = s->be;
     int64_t t0 = be->now_ns(be->arg);
-    int32_t n_prompt;
 
     ic_text_sched_reap(s, NULL);
     if (s->parked)
         return s->waiting != NULL;
     admit(s);
-    int32_t n = build(s, &n_prompt);
+    int32_t n = build(s);
     publish_counters(s);
     if (n == 0)
         return s->n_running > 0 || s->waiting;
@@ -692,7 +689,7 @@ bool ic_text_sched_tick(struct ic_text_sched *s)
     double ns = (double)(t1 - t0) - s->drafter.spent_ns;
     ic_hist_add(&s->c->tick, t1 - t0);
     atomic_fetch_add(&s->c->rows, (uint64_t)n);
-    ic_drafts_learn(s, ns, n - n_prompt - s->drafts, n_prompt);
+    ic_text_cost_learn(&s->cost, ns, n);
     s->trim = s->trim && ic_cells_trim(s); /* now, when no token waits to be written */
     for (int32_t i = 0; i < s->n_running; i++)
         if (s->order[i]->rows) {
@@ -707,7 +704,7 @@ bool ic_text_sched_tick(struct ic_text_sched *s)
             take_tokens(s, r);
         i += i < s->n_running && s->order[i] == r; /* it may have left the list */
     }
-    ic_draft_settle(&s->drafter, ns, s->spec_cost.row_ns);
+    ic_draft_settle(&s->drafter, ns, ic_text_cost_of(&s->cost, n) - ic_text_cost_of(&s->cost, n - s->drafter.rows));
     return true;
 }
 

@@ -91,7 +91,7 @@ struct ic_text_sched {
     struct ic_spill spill;
     struct ic_pin *pins;
     struct ic_text_cost cost;
-    struct ic_spec_cost spec_cost;
+    double hope; /* text_spec.h */
     struct ic_drafter drafter;
     double ns_per_byte; /* of restoring from host memory */
     double disk_ns_per_byte; /* of bringing it there from the disk */

@@ -50,66 +50,129 @@ static void looks_back_so_far_and_no_farther(void **state)
     }
 }
 
-/* Every token tells, proposed or not. */
-static void hits_are_counted_without_proposing(void **state)
+static void what_agrees_longest_goes_before_what_is_later(void **state)
 {
-    int32_t t[64];
+    const int32_t t[] = {9, 1, 2, 3, 4, 8, 1, 2, 3, 5, 9, 1, 2, 3};
     struct ic_spec g;
 
     (void)state;
     ic_spec_init(&g);
-    for (int32_t n = 1; n <= 40; n++) {
+    ic_spec_note(&g, t, 14);
+    assert_int_equal(t[g.at], 4);
+    assert_int_equal(g.agree, 4);
+}
+
+/* Every token tells, proposed or not; and what has agreed for long tells nothing of what has just begun to. */
+static void hits_are_counted_without_proposing(void **state)
+{
+    int32_t t[96];
+    struct ic_spec g;
+
+    (void)state;
+    ic_spec_init(&g);
+    for (int32_t n = 1; n <= 60; n++) {
         t[n - 1] = n % 5;
         ic_spec_note(&g, t, n);
     }
-    assert_true(g.hits > 0.95);
-    for (int32_t n = 41; n <= 50; n++) {
+    assert_true(g.agree == IC_SPEC_AGREE_MAX && ic_spec_chance(&g, 0) > 0.98);
+    double before = g.hits[0];
+    for (int32_t n = 61; n <= 70; n++) {
         t[n - 1] = n * 7;
         ic_spec_note(&g, t, n);
     }
-    assert_true(g.at < 0 && g.hits < 0.76); /* one miss, then no guess that could be wrong */
+    assert_true(g.at < 0 && ic_spec_chance(&g, 0) == 0);
+    assert_true(g.hits[3] < 0.76 && g.hits[0] == before); /* one miss, then no guess that could be wrong */
 }
 
-static int32_t count(double hits, double price, double rows, double ns, double limit)
+#define SIZES 64
+
+/* Rows one by one at `row`, up to `block`; all up to SIZES at the price of one more beyond. */
+static struct ic_text_cost price_list(double base, double row, int32_t block)
 {
-    struct ic_spec g = {.at = 1, .hits = hits};
-    struct ic_spec_cost c = {.row_ns = price};
-    struct ic_spec_tick t = {.rows = rows, .ns = ns, .limit_ns = limit, .alone_ns = 1000};
-    return ic_spec_count(&g, &c, &t, IC_SPEC_MAX);
+    struct ic_text_cost c = {0};
+
+    for (int32_t n = 1; n <= SIZES; n++)
+        ic_text_cost_learn(&c, base + row * (n < block ? n : block), n);
+    return c;
+}
+
+static int32_t count(double hits, const struct ic_text_cost *c, int32_t rows, double limit)
+{
+    struct ic_spec g = {.at = 1, .agree = 3, .hits = {hits, hits, hits, hits}};
+    struct ic_spec_tick t = {.cost = c, .rows = rows, .useful = rows, .ns = ic_text_cost_of(c, rows), .limit_ns = limit};
+    double before = t.useful / (t.ns > 0 ? t.ns : 1), hope = 1;
+    int32_t k = ic_spec_count(&g, &t, &hope, IC_SPEC_MAX);
+
+    assert_true(t.rows == rows + k && (k > 0) == (t.useful / (t.ns > 0 ? t.ns : 1) > before) && t.ns <= limit);
+    return k;
 }
 
 static void proposes_what_is_worth_its_price(void **state)
 {
+    struct ic_text_cost gpu = price_list(1000, 1, SIZES), dear = price_list(0, 1000, SIZES), half = price_list(500, 500, SIZES),
+                        none = {0};
+
     (void)state;
-    assert_int_equal(count(1, 1, 1, 1000, 1e9), IC_SPEC_MAX); /* a GPU: rows cost next to nothing */
-    assert_int_equal(count(1, 1000, 1, 1000, 1e9), 0);        /* a row costs what a decode costs */
-    assert_int_equal(count(0.5, 560, 1, 1000, 1e9), 0);       /* too often wrong */
-    assert_int_equal(count(0.3, 0, 1, 1000, 1e9), 0);         /* nothing is known: not on such a chance */
-    assert_true(count(0.9, 0, 1, 1000, 1e9) > 0);
-    int32_t some = count(0.95, 500, 1, 1000, 1e9);
+    assert_int_equal(count(1, &gpu, 1, 1e9), IC_SPEC_MAX); /* rows cost next to nothing */
+    assert_int_equal(count(1, &dear, 1, 1e9), 0);          /* a row costs what a decode costs */
+    assert_int_equal(count(0.5, &half, 1, 1e9), 0);        /* too often wrong */
+    assert_int_equal(count(1, &none, 1, 1e9), 0);          /* nothing is known */
+    int32_t some = count(0.95, &half, 1, 1e9);
     assert_in_range(some, 2, 8);
-    assert_int_equal(count(0.95, 500, 1, 1000, 2100), 2); /* the gap's bound */
-    assert_true(count(0.95, 500, 8, 4500, 1e9) < some);  /* rows of other streams are sure */
+    assert_int_equal(count(0.95, &half, 1, 2100), 2); /* the gap's bound */
+    assert_true(count(0.95, &half, 8, 1e9) < some);  /* rows of other streams are sure */
+}
+
+/* A CPU's kernels: up to seven rows cost by the row, eight and more together no more than those. */
+static void many_may_pay_where_few_do_not(void **state)
+{
+    struct ic_text_cost cpu = price_list(0, 1000, 7);
+
+    (void)state;
+    assert_int_equal(count(1, &cpu, 1, 1e9), IC_SPEC_MAX);
+    assert_in_range(count(0.95, &cpu, 1, 1e9), 8, IC_SPEC_MAX);
+    assert_int_equal(count(0.7, &cpu, 1, 1e9), 0);
+    assert_int_equal(count(1, &cpu, 1, 6500), 0); /* too long a gap, and fewer do not pay */
+}
+
+/* What nobody has tried is taken to lie between what has been seen: a prompt's price invites a try. */
+static void an_unknown_price_is_tried(void **state)
+{
+    struct ic_text_cost c = {0};
+
+    (void)state;
+    ic_text_cost_learn(&c, 1000, 1);
+    ic_text_cost_learn(&c, 1000 + 199 * 300, 200);
+    assert_in_range(count(0.97, &c, 1, 1e9), 8, IC_SPEC_MAX);
+    assert_int_equal(count(0.3, &c, 1, 1e9), 0);
+    for (int32_t n = 2; n <= 1 + IC_SPEC_MAX; n++)
+        ic_text_cost_learn(&c, 1000 * n, n);
+    assert_int_equal(count(0.97, &c, 1, 1e9), 0); /* now it is known better */
 }
 
 static void a_price_that_forbids_everything_is_tried_again(void **state)
 {
-    struct ic_spec g = {.at = 1, .hits = 0.9};
-    struct ic_spec_cost c = {0};
+    struct ic_text_cost c = price_list(0, 1300, SIZES);
+    double hope = 1;
     int32_t n = 0;
 
     (void)state;
-    ic_spec_learn(&c, 400, 2);
-    ic_spec_learn(&c, 4e9, 2); /* the machine was elsewhere */
-    assert_true(c.row_ns < 400);
-    for (int i = 0; i < 10; i++)
-        ic_spec_learn(&c, 4e9, 2);
-    for (; n < 10000; n++) {
-        struct ic_spec_tick t = {.rows = 1, .ns = 1000, .limit_ns = 1e9, .alone_ns = 1000};
-        if (ic_spec_count(&g, &c, &t, 4))
-            break;
+    c.ns[1] = 1000;
+    for (int sure = 0; sure < 2; sure++) {
+        struct ic_spec g = {.at = 1, .agree = 3, .hits = {0.7, 0.7, 0.7, 0.7}};
+        for (int i = 0; sure && i < IC_SPEC_LEVELS; i++)
+            g.hits[i] = 1;
+        for (n = 0, hope = 1; n < 1000; n++) {
+            struct ic_spec_tick t = {.cost = &c, .rows = 1, .useful = 1, .ns = 1000, .limit_ns = 1e9};
+            if (ic_spec_count(&g, &t, &hope, 24))
+                break;
+        }
+        if (sure)
+            assert_in_range(n, 20, 500);
+        else
+            assert_int_equal(n, 1000); /* it would cost too much to find out */
     }
-    assert_in_range(n, 50, 9999);
+    assert_true(hope == 1);
 }
 
 static struct client_req *singer(struct world *w, int32_t max)
@@ -221,8 +284,11 @@ int main(void)
         cmocka_unit_test(guesses_what_stood_behind_it_before),
         cmocka_unit_test(the_latest_of_several_is_taken),
         cmocka_unit_test(looks_back_so_far_and_no_farther),
+        cmocka_unit_test(what_agrees_longest_goes_before_what_is_later),
         cmocka_unit_test(hits_are_counted_without_proposing),
         cmocka_unit_test(proposes_what_is_worth_its_price),
+        cmocka_unit_test(many_may_pay_where_few_do_not),
+        cmocka_unit_test(an_unknown_price_is_tried),
         cmocka_unit_test(a_price_that_forbids_everything_is_tried_again),
         cmocka_unit_test(a_text_that_repeats_itself_takes_fewer_decodes),
         cmocka_unit_test(a_text_that_does_not_proposes_next_to_nothing),
