@@ -8,6 +8,8 @@
 #define KEEP 0.9         /* of what was known of a stream */
 #define KEEP_ALL 0.97    /* … and of all streams together */
 #define KEEP_READ 0.8
+#define KEEP_PLAIN 0.95
+#define MARGIN 1.1       /* a proposal must be worth more than its price by so much: both are estimates */
 #define FIRST_HITS 0.6   /* of a draft that has not been seen */
 #define FIRST_SURE 0.8
 #define SURE_MIN 0.05
@@ -63,9 +65,16 @@ static void pay(struct ic_drafter *d, double ns)
     d->credit = d->credit > IC_DRAFT_CREDIT_MAX ? IC_DRAFT_CREDIT_MAX : d->credit < -IC_DRAFT_LOAN ? -IC_DRAFT_LOAN : d->credit;
 }
 
-void ic_draft_settle(struct ic_drafter *d, double ns, double row_ns)
+void ic_draft_settle(struct ic_drafter *d, double ns, int32_t n_decode, int32_t n_prompt, int32_t n_drafts, double row_ns)
 {
-    pay(d, d->rows * row_ns - d->kept * d->value_ns - IC_DRAFT_STAKE * ns);
+    double *plain = &d->plain_ns[n_decode < IC_COST_STREAMS ? n_decode : IC_COST_STREAMS];
+    double cost = d->rows * row_ns - d->kept * d->value_ns;
+
+    if (n_decode > 0 && n_prompt == 0 && n_drafts == 0)
+        *plain = *plain > 0 ? KEEP_PLAIN * *plain + (1 - KEEP_PLAIN) * ns : ns;
+    else if (n_decode > 0 && n_prompt == 0 && n_drafts == d->rows && *plain > 0)
+        cost = ns - *plain - d->kept * *plain / n_decode;
+    pay(d, cost - IC_DRAFT_STAKE * ns);
     d->rows = d->kept = 0;
 }
 
@@ -200,7 +209,7 @@ static int32_t catch_up(struct ic_text_sched *s, struct ic_spec_tick *tick, stru
 static int32_t count(struct ic_text_sched *s, struct ic_spec_tick *tick, struct run *r, double step_ns, int32_t max)
 {
     struct ic_draft_stream *ds = &r->draft_stream;
-    double sure = ds->sure > SURE_MIN ? ds->sure : SURE_MIN, price = ic_spec_price(&s->spec_cost, tick) + step_ns / sure;
+    double sure = ds->sure > SURE_MIN ? ds->sure : SURE_MIN, price = MARGIN * (ic_spec_price(&s->spec_cost, tick) + step_ns / sure);
 
     if (s->drafter.credit <= 0)
         return 0;

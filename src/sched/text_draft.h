@@ -4,7 +4,9 @@
  *   price     of a proposal: the model's row more, and the draft's own time for it, both as measured
  *   worth     as in text_spec.h: its chance to be kept, of what the tick's rows are worth on average
  *   credit    time that may be lost: a small share of all time goes onto it, and what kept proposals have saved; what the
- *             draft and its rows take comes off it. At zero nobody is proposed for. So a loss is bounded whatever the reason.
+ *             draft and its rows have taken comes off it, by the clock and not by the price, which is an estimate that is
+ *             acted on when it is off in the wrong direction. At zero nobody is proposed for. So a loss is bounded whatever the
+ *             reason.
  *   resting   a stream for which it does not pay is tried again after some ticks, and after twice as many when that was wrong too
  *
  * No thread, no clock. */
@@ -38,6 +40,7 @@ struct ic_draft_stream {
 struct ic_drafter {
     struct ic_text_cost cost; /* of a step of the draft by the number of streams */
     double read_ns;           /* of a token that it reads to catch up; 0: not known */
+    double plain_ns[IC_COST_STREAMS + 1]; /* of ticks without proposals, by the number of streams: slow averages, 0: not seen */
     double hits, sure;        /* what a stream begins with: averages of all */
     double credit;
     int32_t since_plain;      /* ticks with proposals, since one without */
@@ -56,8 +59,9 @@ void ic_draft_checked(struct ic_drafter *d, struct ic_draft_stream *r, bool righ
 void ic_draft_computed(struct ic_drafter *d, struct ic_draft_stream *r, int32_t n, bool unsure);
 /* It was tried though it does not pay, or could not be: not again soon. */
 void ic_draft_rest(struct ic_draft_stream *r);
-/* A tick is over that took ns, the draft's own time not among it; row_ns: the price of its rows. */
-void ic_draft_settle(struct ic_drafter *d, double ns, double row_ns);
+/* A tick is over that took ns, the draft's own time not among it. n_drafts: proposals, others than the draft's included;
+ * row_ns: their price, where nothing better is known. */
+void ic_draft_settle(struct ic_drafter *d, double ns, int32_t n_decode, int32_t n_prompt, int32_t n_drafts, double row_ns);
 
 /* ---- in the scheduler (sched/text_sched_int.h) ---- */
 struct ic_text_sched;

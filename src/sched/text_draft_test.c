@@ -23,7 +23,7 @@ static void hits_move_with_evidence_only(void **state)
     ic_draft_begin(&d, &r);
     double hits = r.hits, sure = r.sure;
     ic_draft_computed(&d, &r, 0, false);
-    ic_draft_settle(&d, 1000, 500);
+    ic_draft_settle(&d, 1000, 0, 1, 0, 500);
     ic_draft_rest(&r);
     assert_true(r.hits == hits && r.sure == sure && d.hits == hits);
     ic_draft_computed(&d, &r, 3, true);
@@ -71,21 +71,21 @@ static void credit_is_bounded_both_ways(void **state)
     assert_true(d.credit == IC_DRAFT_LOAN);
     d.alone_ns = d.value_ns = 1000;
     for (int i = 0; i < 100; i++)
-        ic_draft_settle(&d, 1000, 500);
+        ic_draft_settle(&d, 1000, 0, 1, 0, 500);
     assert_true(fabs(d.credit - IC_DRAFT_LOAN - 100 * IC_DRAFT_STAKE) < 1e-9);
     d.rows = 2;
     d.kept = 1;
     double before = d.credit;
-    ic_draft_settle(&d, 0, 500);
+    ic_draft_settle(&d, 0, 0, 1, 0, 500);
     assert_true(fabs(d.credit - before) < 1e-9); /* two rows of half a decode's price, and one token for it */
     for (int i = 0; i < 1000; i++) {
         d.rows = 1;
-        ic_draft_settle(&d, 0, 500);
+        ic_draft_settle(&d, 0, 0, 1, 0, 500);
     }
     assert_true(d.credit == -IC_DRAFT_LOAN);
     for (int i = 0; i < 1000; i++) {
         d.kept = 1;
-        ic_draft_settle(&d, 0, 500);
+        ic_draft_settle(&d, 0, 0, 1, 0, 500);
     }
     assert_true(d.credit == IC_DRAFT_CREDIT_MAX);
 }

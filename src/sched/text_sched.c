@@ -709,7 +709,7 @@ bool ic_text_sched_tick(struct ic_text_sched *s)
             take_tokens(s, r);
         i += i < s->n_running && s->order[i] == r; /* it may have left the list */
     }
-    ic_draft_settle(&s->drafter, ns, s->spec_cost.row_ns);
+    ic_draft_settle(&s->drafter, ns, n - n_prompt - s->drafts, n_prompt, s->drafts, s->spec_cost.row_ns);
     return true;
 }
 
