@@ -58,11 +58,20 @@ void ic_draft_rest(struct ic_draft_stream *r)
     r->next_rest = r->next_rest < IC_DRAFT_REST_MAX / 2 ? 2 * r->next_rest : IC_DRAFT_REST_MAX;
 }
 
+/* What took much longer than it should have did so because the machine was elsewhere: nobody is to pay for that. */
+static double clipped(double ns, double expected)
+{
+    return expected > 0 && ns > OUTLIER * expected ? OUTLIER * expected : ns;
+}
+
 static void pay(struct ic_drafter *d, double ns)
 {
     if (d->alone_ns > 0)
         d->credit -= ns / d->alone_ns;
-    d->credit = d->credit > IC_DRAFT_CREDIT_MAX ? IC_DRAFT_CREDIT_MAX : d->credit < -IC_DRAFT_LOAN ? -IC_DRAFT_LOAN : d->credit;
+    if (d->credit > IC_DRAFT_CREDIT_MAX)
+        d->credit = IC_DRAFT_CREDIT_MAX;
+    if (d->credit < -IC_DRAFT_DEBT_MAX)
+        d->credit = -IC_DRAFT_DEBT_MAX;
 }
 
 void ic_draft_settle(struct ic_drafter *d, double ns, int32_t n_decode, int32_t n_prompt, int32_t n_drafts, double row_ns)
@@ -71,9 +80,9 @@ void ic_draft_settle(struct ic_drafter *d, double ns, int32_t n_decode, int32_t 
     double cost = d->rows * row_ns - d->kept * d->value_ns;
 
     if (n_decode > 0 && n_prompt == 0 && n_drafts == 0)
-        *plain = *plain > 0 ? KEEP_PLAIN * *plain + (1 - KEEP_PLAIN) * ns : ns;
+        *plain = *plain > 0 ? KEEP_PLAIN * *plain + (1 - KEEP_PLAIN) * clipped(ns, *plain) : ns;
     else if (n_decode > 0 && n_prompt == 0 && n_drafts == d->rows && *plain > 0)
-        cost = ns - *plain - d->kept * *plain / n_decode;
+        cost = clipped(ns, *plain + d->rows * row_ns) - *plain - d->kept * *plain / n_decode;
     pay(d, cost - IC_DRAFT_STAKE * ns);
     d->rows = d->kept = 0;
 }
@@ -139,14 +148,16 @@ struct asked {
     int32_t behind; /* tokens that the draft has not read */
 };
 
+/* *ns: expected, 0: not known; then what it took. */
 static bool ask(struct ic_text_sched *s, struct ic_draft_req *q, int32_t n, double *ns)
 {
     const struct ic_text_backend *be = s->be;
     int64_t t0 = be->now_ns(be->arg);
     bool ok = be->draft(be->arg, q, n);
 
-    *ns = (double)(be->now_ns(be->arg) - t0);
-    s->drafter.spent_ns += *ns;
+    double took = (double)(be->now_ns(be->arg) - t0);
+    s->drafter.spent_ns += took;
+    *ns = clipped(took, *ns);
     pay(&s->drafter, *ns);
     s->drafter.failed = !ok;
     return ok;
@@ -169,19 +180,20 @@ static int32_t catch_up(struct ic_text_sched *s, struct ic_spec_tick *tick, stru
     struct ic_draft_req q[IC_PREFIX_SEQS_MAX];
     struct ic_drafter *d = &s->drafter;
     int32_t of[IC_PREFIX_SEQS_MAX], room = IC_DRAFT_READ_MAX, n_q = 0, near = 0, rows = 0;
-    double ns, time = tick->limit_ns - tick->ns;
+    double ns = 0, time = tick->limit_ns - tick->ns;
 
-    if (!isinf(time) && d->read_ns * room > time)
+    if (d->read_ns <= 0)
+        room = IC_DRAFT_READ_FIRST;
+    if (d->read_ns * room > time)
         room = time > 0 ? (int32_t)(time / d->read_ns) : 0;
-    if (!isinf(time) && d->read_ns <= 0)
-        room = time > 0 ? IC_DRAFT_READ_FIRST : 0;
     for (int32_t i = 0; i < n; i++) {
         if (a[i].behind <= IC_DRAFT_NEAR || room == 0 || !worth_reading(s, &a[i]))
             continue;
         of[n_q] = i;
         q[n_q] = (struct ic_draft_req){.seq = a[i].r->slot, .tokens = a[i].r->tokens, .n = a[i].r->n_tokens};
         q[n_q].read = least(a[i].behind - 1, room);
-        room -= q[n_q++].read;
+        room -= q[n_q].read;
+        ns += q[n_q++].read * d->read_ns;
     }
     if (n_q > 0) {
         if (!ask(s, q, n_q, &ns))
@@ -193,11 +205,8 @@ static int32_t catch_up(struct ic_text_sched *s, struct ic_spec_tick *tick, stru
             if (q[i].read == 0)
                 ic_draft_rest(&a[of[i]].r->draft_stream); /* others have the cells */
         }
-        double x = rows > 0 ? ns / rows : 0;
-        if (d->read_ns > 0 && x > OUTLIER * d->read_ns)
-            x = OUTLIER * d->read_ns;
-        if (x > 0)
-            d->read_ns = d->read_ns > 0 ? KEEP_READ * d->read_ns + (1 - KEEP_READ) * x : x;
+        if (rows > 0)
+            d->read_ns = d->read_ns > 0 ? KEEP_READ * d->read_ns + (1 - KEEP_READ) * ns / rows : ns / rows;
     }
     for (int32_t i = 0; i < n; i++)
         if (a[i].behind <= IC_DRAFT_NEAR)
@@ -231,7 +240,7 @@ static void propose(struct ic_text_sched *s, struct ic_spec_tick *tick, struct a
     struct ic_draft_req q[IC_PREFIX_SEQS_MAX];
     struct run *of[IC_PREFIX_SEQS_MAX];
     struct ic_drafter *d = &s->drafter;
-    double ns, step_ns = n_a > 0 ? ic_text_cost_decode(&d->cost, n_a) / n_a : 0;
+    double step_ns = n_a > 0 ? ic_text_cost_decode(&d->cost, n_a) / n_a : 0, ns;
     int32_t n_q = 0, room = *left, steps = 0;
 
     for (int32_t i = 0; i < n_a && room > 0; i++) {
@@ -244,6 +253,7 @@ static void propose(struct ic_text_sched *s, struct ic_spec_tick *tick, struct a
             .seq = r->slot, .tokens = r->tokens, .n = r->n_tokens, .read = IC_DRAFT_NEAR, .max = k, .out = r->draft};
         room -= k;
     }
+    ns = step_ns * (*left - room);
     if (n_q == 0 || !ask(s, q, n_q, &ns))
         return;
     for (int32_t i = 0; i < n_q; i++) {

@@ -18,13 +18,14 @@
 
 #define IC_DRAFT_NEAR 4        /* tokens that a stream may lack and still be proposed for: more are read first, by themselves */
 #define IC_DRAFT_READ_MAX 128  /* tokens that the draft reads in a tick to catch up */
-#define IC_DRAFT_READ_FIRST 16 /* … with other streams there, as long as their price is not known */
+#define IC_DRAFT_READ_FIRST 16 /* … as long as their price is not known */
 #define IC_DRAFT_PROBE 2       /* proposals of a try */
 #define IC_DRAFT_REST_MIN 32   /* ticks with a token of the stream, between two tries */
 #define IC_DRAFT_REST_MAX 2048
 #define IC_DRAFT_PLAIN 32      /* one tick in so many has no proposals, for what the others cost without is to be known */
 #define IC_DRAFT_STAKE 0.02    /* of all time may be lost */
 #define IC_DRAFT_LOAN 16.0     /* decodes of one stream: credit at the start */
+#define IC_DRAFT_DEBT_MAX 8.0
 #define IC_DRAFT_CREDIT_MAX 256.0
 #define IC_DRAFT_EXPECTED 256  /* tokens of a stream without a bound of its own, when it is asked what reading it may bring */
 #define IC_DRAFT_READ_SHARE 0.25 /* of the time of a stream's tokens to come, that reading what it lacks may take */

@@ -82,7 +82,7 @@ static void credit_is_bounded_both_ways(void **state)
         d.rows = 1;
         ic_draft_settle(&d, 0, 0, 1, 0, 500);
     }
-    assert_true(d.credit == -IC_DRAFT_LOAN);
+    assert_true(d.credit == -IC_DRAFT_DEBT_MAX);
     for (int i = 0; i < 1000; i++) {
         d.kept = 1;
         ic_draft_settle(&d, 0, 0, 1, 0, 500);
@@ -99,6 +99,8 @@ struct took {
     int64_t decodes, calls, reads;
 };
 
+static int hiccups; /* of 1000 decodes */
+
 /* unsure: of 1000 tokens; step, row, read: prices in percent of a decode. right < 0: without a draft. */
 static struct took run_long(int right, int unsure, int step, int row, int read, int streams)
 {
@@ -111,6 +113,7 @@ static struct took run_long(int right, int unsure, int step, int row, int read, 
     w->f.ns_row = 1000 * row;
     if (right >= 0)
         fake_with_draft(&w->f, right);
+    w->f.hiccups = hiccups;
     w->f.draft_unsure = unsure;
     w->f.draft_ns = 1000 * step;
     w->f.draft_read_ns = 1000 * read;
@@ -169,6 +172,20 @@ static void one_that_does_not_pay_costs_next_to_nothing(void **state)
         assert_int_equal(with.tokens, without.tokens);
         assert_true(with.calls > 0); /* it has been tried */
     }
+}
+
+/* A machine that stutters neither hides what pays nor makes what does not look as if it did. */
+static void a_noisy_machine_is_seen_through(void **state)
+{
+    (void)state;
+    hiccups = 5;
+    struct took without = run_long(-1, 0, 0, 40, 0, 1), good = run_long(1000, 0, 10, 40, 1, 1), bad = run_long(300, 0, 20, 40, 5, 1),
+                dear = run_long(1000, 0, 40, 60, 5, 1);
+    hiccups = 0;
+    if (getenv("IC_VERBOSE"))
+        printf("%.3f %.3f %.3f\n", good.ns / without.ns, bad.ns / without.ns, dear.ns / without.ns);
+    assert_true(good.ns < without.ns * 0.85);
+    assert_true(bad.ns < without.ns * (NEVER_SLOWER + 0.02) && dear.ns < without.ns * (NEVER_SLOWER + 0.02)); /* other hiccups */
 }
 
 /* A stream turns: what did not pay comes back by itself. */
@@ -362,6 +379,7 @@ int main(void)
         cmocka_unit_test(one_that_is_right_makes_it_quicker),
         cmocka_unit_test(one_that_is_right_half_of_the_time_too),
         cmocka_unit_test(one_that_does_not_pay_costs_next_to_nothing),
+        cmocka_unit_test(a_noisy_machine_is_seen_through),
         cmocka_unit_test(what_begins_to_pay_is_found_out),
         cmocka_unit_test(rows_cells_outputs_and_the_context_are_obeyed),
         cmocka_unit_test(catching_up_is_bounded),
