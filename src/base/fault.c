@@ -5,7 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const char *const names[IC_FAULT_COUNT] = {"text-stall:", "text-hang:", "text-dead:", "text-oom:", "draft-fail:", "law-hang:"};
+static const char *const names[IC_FAULT_COUNT] = {"text-stall:", "text-hang:", "text-dead:", "text-oom:",
+                                                 "draft-fail:", "law-hang:"};
 static _Atomic long left[IC_FAULT_COUNT]; /* calls until it happens; 0: never (again) */
 static bool any;
 

@@ -12,8 +12,15 @@
  *   text-oom:N    the Nth decode finds no memory
  *   draft-fail:N  the Nth call of the draft model fails
  *   law-hang:N    the Nth batch of a law goes on for ever */
-enum ic_fault { IC_FAULT_TEXT_STALL, IC_FAULT_TEXT_HANG, IC_FAULT_TEXT_DEAD, IC_FAULT_TEXT_OOM, IC_FAULT_DRAFT_FAIL, IC_FAULT_LAW_HANG,
-                IC_FAULT_COUNT };
+enum ic_fault {
+    IC_FAULT_TEXT_STALL,
+    IC_FAULT_TEXT_HANG,
+    IC_FAULT_TEXT_DEAD,
+    IC_FAULT_TEXT_OOM,
+    IC_FAULT_DRAFT_FAIL,
+    IC_FAULT_LAW_HANG,
+    IC_FAULT_COUNT
+};
 
 /* True at the Nth call for this fault, once (text-dead: from then on). */
 bool ic_fault(enum ic_fault which);

@@ -16,7 +16,7 @@
 #define IC_OPTIONS(S, I)                                                                                               \
     S(model, "model", NULL, "FILE", "GGUF model to serve (the first file of a split one)")                             \
     S(lora, "lora", NULL, "FILE[:SCALE],…", "LoRA adapters (GGUF) over the model, for every request; scale 1 where none is given") \
-    S(draft, "draft", NULL, "FILE", "smaller GGUF model of the same vocabulary: guesses ahead, and the model checks, several tokens a tick") \
+    S(draft, "draft", NULL, "FILE", "smaller GGUF model of the same vocabulary that guesses ahead; the model checks it") \
     S(law, "law", NULL, "PATH,…", "Law M checkpoints (or their folders) to serve, separated by commas")                \
     S(host, "host", "127.0.0.1", "ADDRESS", "address to listen on; 0.0.0.0 or :: for every network")                   \
     I(port, "port", 3000, 0, 65535, "", "TCP port for WebSocket and HTTP; 0: any free one")                            \

@@ -511,7 +511,8 @@ static bool fake_draft(void *arg, struct ic_draft_req *reqs, int32_t n)
     f->draft_calls++;
     for (int32_t i = 0; i < n; i++) {
         struct ic_draft_req *q = &reqs[i];
-        IC_ASSERT(q->seq >= 0 && q->seq < f->be.n_seq && !seen[q->seq] && q->read >= 0 && q->max >= 0 && q->max <= IC_SPEC_MAX);
+        IC_ASSERT(q->seq >= 0 && q->seq < f->be.n_seq && !seen[q->seq]);
+        IC_ASSERT(q->read >= 0 && q->max >= 0 && q->max <= IC_SPEC_MAX);
         IC_ASSERT(q->n + q->max < f->be.ctx_size && q->n == f->seq[q->seq].n + 1);
         seen[q->seq] = true;
         proposals += q->max;

@@ -74,7 +74,8 @@ static void pay(struct ic_drafter *d, double ns)
         d->credit = -IC_DRAFT_DEBT_MAX;
 }
 
-void ic_draft_settle(struct ic_drafter *d, double ns, int32_t n_decode, int32_t n_prompt, int32_t n_drafts, double row_ns)
+void ic_draft_settle(struct ic_drafter *d, double ns, int32_t n_decode, int32_t n_prompt, int32_t n_drafts,
+                     double row_ns)
 {
     double *plain = &d->plain_ns[n_decode < IC_COST_STREAMS ? n_decode : IC_COST_STREAMS];
     double cost = d->rows * row_ns - d->kept * d->value_ns;
@@ -87,7 +88,7 @@ void ic_draft_settle(struct ic_drafter *d, double ns, int32_t n_decode, int32_t 
     d->rows = d->kept = 0;
 }
 
-/* ---- who may get some --------------------------------------------------------------------------------------------- */
+/* ---- who may get some ------------------------------------------------------------------------------------------- */
 
 bool ic_drafts_looks_up(const struct ic_text_sched *s)
 {
@@ -140,7 +141,7 @@ static void look_up(struct ic_text_sched *s, struct ic_spec_tick *tick, bool dra
     }
 }
 
-/* ---- the draft model ---------------------------------------------------------------------------------------------- */
+/* ---- the draft model -------------------------------------------------------------------------------------------- */
 
 /* A stream that the draft may be asked for. */
 struct asked {
@@ -218,7 +219,8 @@ static int32_t catch_up(struct ic_text_sched *s, struct ic_spec_tick *tick, stru
 static int32_t count(struct ic_text_sched *s, struct ic_spec_tick *tick, struct run *r, double step_ns, int32_t max)
 {
     struct ic_draft_stream *ds = &r->draft_stream;
-    double sure = ds->sure > SURE_MIN ? ds->sure : SURE_MIN, price = MARGIN * (ic_spec_price(&s->spec_cost, tick) + step_ns / sure);
+    double sure = ds->sure > SURE_MIN ? ds->sure : SURE_MIN;
+    double price = MARGIN * (ic_spec_price(&s->spec_cost, tick) + step_ns / sure);
 
     if (s->drafter.credit <= 0)
         return 0;
@@ -235,7 +237,8 @@ static int32_t count(struct ic_text_sched *s, struct ic_spec_tick *tick, struct 
     return k;
 }
 
-static void propose(struct ic_text_sched *s, struct ic_spec_tick *tick, struct asked *a, int32_t n_a, int32_t *left, int32_t *n)
+static void propose(struct ic_text_sched *s, struct ic_spec_tick *tick, struct asked *a, int32_t n_a, int32_t *left,
+                    int32_t *n)
 {
     struct ic_draft_req q[IC_PREFIX_SEQS_MAX];
     struct run *of[IC_PREFIX_SEQS_MAX];
@@ -290,7 +293,7 @@ static void ask_draft(struct ic_text_sched *s, struct ic_spec_tick *tick, int32_
     }
 }
 
-/* ---- the tick ------------------------------------------------------------------------------------------------------ */
+/* ---- the tick --------------------------------------------------------------------------------------------------- */
 
 void ic_drafts_add(struct ic_text_sched *s, int32_t n_decode, int32_t *n)
 {

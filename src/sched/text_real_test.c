@@ -87,8 +87,8 @@ struct world {
 
 /* What has happened in all schedules. */
 static struct {
-    uint64_t tokens, ties, preempted, spilled, restored, spoilt, drafted, accepted, by_model, cached, full, stopped, deadlines,
-        aborts, went_on, reopened, stop_strings;
+    uint64_t tokens, ties, preempted, spilled, restored, spoilt, drafted, accepted, by_model, cached, full, stopped;
+    uint64_t deadlines, aborts, went_on, reopened, stop_strings;
 } seen;
 
 static struct world *w;
@@ -746,13 +746,13 @@ static void random_schedules_say_what_the_model_says_alone(void **state)
     for (uint64_t i = 0; i < rounds; i++)
         random_schedule(from + i);
     printf("%llu tokens, of which %llu at a tie; %llu cached, %llu spilled, %llu restored, %llu spoilt, %llu of %llu guesses "
-           "right (%llu of a draft model alone); %llu preemptions, %llu decodes found it full, %llu were stopped; %llu deadlines, %llu aborts, %llu turns of "
-           "sessions, %llu stop strings, %llu reopenings\n",
+           "right (%llu of a draft model alone); %llu preemptions, %llu decodes found it full, %llu were stopped; "
+           "%llu deadlines, %llu aborts, %llu turns of sessions, %llu stop strings, %llu reopenings\n",
            (unsigned long long)seen.tokens, (unsigned long long)seen.ties, (unsigned long long)seen.cached,
            (unsigned long long)seen.spilled, (unsigned long long)seen.restored, (unsigned long long)seen.spoilt,
            (unsigned long long)seen.accepted, (unsigned long long)seen.drafted, (unsigned long long)seen.by_model,
-           (unsigned long long)seen.preempted,
-           (unsigned long long)seen.full, (unsigned long long)seen.stopped, (unsigned long long)seen.deadlines,
+           (unsigned long long)seen.preempted, (unsigned long long)seen.full, (unsigned long long)seen.stopped,
+           (unsigned long long)seen.deadlines,
            (unsigned long long)seen.aborts, (unsigned long long)seen.went_on, (unsigned long long)seen.stop_strings,
            (unsigned long long)seen.reopened);
     if (rounds < ROUNDS_TELLING)

@@ -14,7 +14,8 @@
  *   nothing is lost.
  *
  * One tick: every stream's next token, a slice of prompts (text_cost.h) in a fair order, and guesses of what comes behind
- * the next tokens (text_spec.h, text_draft.h). A prompt that begins like one which is being read waits for that one and then shares it. */
+ * the next tokens (text_spec.h, text_draft.h). A prompt that begins like one which is being read waits for that one and
+ * then shares it. */
 #include "sched/text_sched.h"
 
 #include <stdlib.h>

@@ -1,6 +1,6 @@
-/* Speculation without a second model (text_draft.h: with one): where the end of a text stood before, it may go on as it did
- * then (prompt lookup). What it would be is computed beside the next token, and kept as far as the sampler, asked for each place in turn, says
- * the same: so the text and its distribution are those without it. No thread, no clock. */
+/* Speculation without a second model (text_draft.h: with one): where the end of a text stood before, it may go on as it
+ * did then (prompt lookup). What it would be is computed beside the next token, and kept as far as the sampler, asked
+ * for each place in turn, says the same: so the text and its distribution are those without it. No thread, no clock. */
 #ifndef IC_SCHED_TEXT_SPEC_H
 #define IC_SCHED_TEXT_SPEC_H
 
@@ -39,8 +39,8 @@ struct ic_spec_tick {
     double row_ns;   /* of a prompt's row, a first idea of a proposal's; 0: not known */
 };
 
-/* How many to propose, `max` at most, at this price each and where so many of the last were right: a row must be worth more,
- * by its chance to be kept, than the tick's rows are on average. The tick then includes them. */
+/* How many to propose, `max` at most, at this price each and where so many of the last were right: a row must be worth
+ * more, by its chance to be kept, than the tick's rows are on average. The tick then includes them. */
 int32_t ic_spec_worth(double hits, double price, struct ic_spec_tick *t, int32_t max);
 /* Of a row: as known, or a first idea. */
 double ic_spec_price(struct ic_spec_cost *c, const struct ic_spec_tick *t);
