@@ -127,13 +127,20 @@ static void add_rows(struct ic_text_sched *s, struct run *r, bool by_model, int3
         s->rows[(*n)++] = (struct ic_row){r->draft[d], r->n_tokens + d, r->slot, true, false};
 }
 
-/* Out of the stream's own text; where the draft is asked too, and knows the stream better, not. */
-static void look_up(struct ic_text_sched *s, struct ic_spec_tick *tick, bool draft, int32_t *left, int32_t *n)
+/* Whether the draft has known it better of late than its own text. */
+static bool is_drafts(const struct ic_text_sched *s, const struct run *r)
+{
+    return has_draft(s) && r->draft_stream.rest == 0 && r->spec.hits < r->draft_stream.hits;
+}
+
+/* Out of their own texts for those that are not the draft's, before it is asked, or (drafts) for those that are, after:
+ * maybe it had nothing. */
+static void look_up(struct ic_text_sched *s, struct ic_spec_tick *tick, bool drafts, int32_t *left, int32_t *n)
 {
     for (int32_t i = 0; i < s->n_running && *left > 0; i++) {
         struct run *r = s->order[i];
         int32_t max = least(wanted(s, r), *left);
-        if (max == 0 || (draft && r->draft_stream.rest == 0 && r->spec.hits < r->draft_stream.hits))
+        if (max == 0 || is_drafts(s, r) != drafts)
             continue;
         int32_t k = ic_spec_count(&r->spec, &s->spec_cost, tick, max);
         r->n_draft = ic_spec_guess(&r->spec, r->tokens, r->n_tokens, r->draft, k);
@@ -313,9 +320,11 @@ void ic_drafts_add(struct ic_text_sched *s, int32_t n_decode, int32_t *n)
     d->alone_ns = tick.alone_ns;
     d->value_ns = tick.ns / tick.rows;
     if (ic_drafts_looks_up(s))
-        look_up(s, &tick, draft, &left, n);
+        look_up(s, &tick, false, &left, n);
     if (draft && left > 0)
         ask_draft(s, &tick, &left, n);
+    if (ic_drafts_looks_up(s))
+        look_up(s, &tick, true, &left, n);
     d->since_plain = s->drafts > 0 ? d->since_plain + 1 : 0;
     atomic_fetch_add(&s->c->drafted, (uint64_t)s->drafts);
 }
