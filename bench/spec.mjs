@@ -1,7 +1,7 @@
 // Guessing ahead on and off, in turns, one server at a time: a text that is quoted back, and free text. Prints tokens a second
 // (medians) and what share of the guesses was right.
 //
-//   node bench/spec.mjs        MODEL=FILE.gguf BUILD=build THREADS=2 TURNS=5
+//   node bench/spec.mjs        MODEL=FILE.gguf BUILD=build THREADS=2 TURNS=5 DRAFT=FILE.gguf (it guesses, not the text itself)
 import { spawn } from 'node:child_process';
 import os from 'node:os';
 
@@ -24,7 +24,7 @@ const texts = {
 };
 
 async function serve(on) {
-  const p = spawn(`${env.BUILD ?? 'build'}/inference-core`, ['serve', '--model', model, '--port', '0', '--threads', String(threads), '--ctx-size', '2048', '--kv-size', '2048', '--parallel', '8', '--speculate', on], { stdio: ['ignore', 'ignore', 'pipe'] });
+  const p = spawn(`${env.BUILD ?? 'build'}/inference-core`, ['serve', '--model', model, '--port', '0', '--threads', String(threads), '--ctx-size', '2048', '--kv-size', '2048', '--parallel', '8', ...(env.DRAFT && on === '1' ? ['--draft', env.DRAFT] : ['--speculate', on])], { stdio: ['ignore', 'ignore', 'pipe'] });
   const port = await new Promise((resolve, reject) => {
     let log = '';
     p.stderr.on('data', (d) => {

@@ -54,6 +54,7 @@ struct fake {
     int32_t refs[FAKE_CELLS]; /* of each cell: how many sequences hold it */
     int64_t now;
     int64_t ns_base, ns_row;
+    int hiccups; /* of 1000 decodes, its own and the draft's, that take 30 times ns_base more */
     int32_t cells_real;      /* where FULL really begins; kv_size unless a test says otherwise */
     bool gone; /* no model is open: nothing of it may be touched */
     int epoch; /* how often it has been opened anew */
@@ -127,6 +128,11 @@ static inline int32_t fake_cell(struct fake *f)
     return -1;
 }
 
+static inline int64_t fake_hiccup(struct fake *f)
+{
+    return f->hiccups > 0 && (int)((fake_random(&f->rng) >> 20) % 1000) < f->hiccups ? 30 * f->ns_base : 0;
+}
+
 static inline void fake_put(struct fake *f, int32_t seq, int32_t token, uint64_t hash, int32_t cell)
 {
     struct fake_seq *q = &f->seq[seq];
@@ -180,7 +186,7 @@ static enum ic_decode fake_decode(void *arg, const struct ic_row *rows, int32_t 
     memset(f->has_state, 0, sizeof f->has_state);
     f->n_rows = 0;
     f->last_n = n;
-    f->now += f->ns_base + f->ns_row * n;
+    f->now += f->ns_base + f->ns_row * n + fake_hiccup(f);
     f->decodes++;
     if (f->in_decode)
         f->in_decode(f->arg, rows, n);
@@ -505,7 +511,8 @@ static bool fake_draft(void *arg, struct ic_draft_req *reqs, int32_t n)
     f->draft_calls++;
     for (int32_t i = 0; i < n; i++) {
         struct ic_draft_req *q = &reqs[i];
-        IC_ASSERT(q->seq >= 0 && q->seq < f->be.n_seq && !seen[q->seq] && q->read >= 0 && q->max >= 0 && q->max <= IC_SPEC_MAX);
+        IC_ASSERT(q->seq >= 0 && q->seq < f->be.n_seq && !seen[q->seq]);
+        IC_ASSERT(q->read >= 0 && q->max >= 0 && q->max <= IC_SPEC_MAX);
         IC_ASSERT(q->n + q->max < f->be.ctx_size && q->n == f->seq[q->seq].n + 1);
         seen[q->seq] = true;
         proposals += q->max;
@@ -527,7 +534,7 @@ static bool fake_draft(void *arg, struct ic_draft_req *reqs, int32_t n)
         steps = q->n_out + q->unsure > steps ? q->n_out + q->unsure : steps;
     }
     IC_ASSERT(proposals <= IC_SPEC_ROWS_MAX && proposals <= f->be.outputs - f->be.parallel);
-    f->now += f->draft_ns * steps + f->draft_read_ns * rows;
+    f->now += f->draft_ns * steps + f->draft_read_ns * rows + fake_hiccup(f);
     f->draft_reads += rows;
     f->draft_read_most = rows > f->draft_read_most ? rows : f->draft_read_most;
     f->draft_gone = fake_chance(f, f->draft_fails);

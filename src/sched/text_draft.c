@@ -8,6 +8,8 @@
 #define KEEP 0.9         /* of what was known of a stream */
 #define KEEP_ALL 0.97    /* … and of all streams together */
 #define KEEP_READ 0.8
+#define KEEP_PLAIN 0.95
+#define MARGIN 1.1       /* a proposal must be worth more than its price by so much: both are estimates */
 #define FIRST_HITS 0.6   /* of a draft that has not been seen */
 #define FIRST_SURE 0.8
 #define SURE_MIN 0.05
@@ -56,20 +58,37 @@ void ic_draft_rest(struct ic_draft_stream *r)
     r->next_rest = r->next_rest < IC_DRAFT_REST_MAX / 2 ? 2 * r->next_rest : IC_DRAFT_REST_MAX;
 }
 
+/* What took much longer than it should have did so because the machine was elsewhere: nobody is to pay for that. */
+static double clipped(double ns, double expected)
+{
+    return expected > 0 && ns > OUTLIER * expected ? OUTLIER * expected : ns;
+}
+
 static void pay(struct ic_drafter *d, double ns)
 {
     if (d->alone_ns > 0)
         d->credit -= ns / d->alone_ns;
-    d->credit = d->credit > IC_DRAFT_CREDIT_MAX ? IC_DRAFT_CREDIT_MAX : d->credit < -IC_DRAFT_LOAN ? -IC_DRAFT_LOAN : d->credit;
+    if (d->credit > IC_DRAFT_CREDIT_MAX)
+        d->credit = IC_DRAFT_CREDIT_MAX;
+    if (d->credit < -IC_DRAFT_DEBT_MAX)
+        d->credit = -IC_DRAFT_DEBT_MAX;
 }
 
-void ic_draft_settle(struct ic_drafter *d, double ns, double rows_ns)
+void ic_draft_settle(struct ic_drafter *d, double ns, int32_t n_decode, int32_t n_prompt, int32_t n_drafts,
+                     double rows_ns)
 {
-    pay(d, rows_ns - d->kept * d->value_ns - IC_DRAFT_STAKE * ns);
+    double *plain = &d->plain_ns[n_decode < IC_DRAFT_STREAMS ? n_decode : IC_DRAFT_STREAMS];
+    double cost = rows_ns - d->kept * d->value_ns;
+
+    if (n_decode > 0 && n_prompt == 0 && n_drafts == 0)
+        *plain = *plain > 0 ? KEEP_PLAIN * *plain + (1 - KEEP_PLAIN) * clipped(ns, *plain) : ns;
+    else if (n_decode > 0 && n_prompt == 0 && n_drafts == d->rows && *plain > 0)
+        cost = clipped(ns, *plain + rows_ns) - *plain - d->kept * *plain / n_decode;
+    pay(d, cost - IC_DRAFT_STAKE * ns);
     d->rows = d->kept = 0;
 }
 
-/* ---- who may get some --------------------------------------------------------------------------------------------- */
+/* ---- who may get some ------------------------------------------------------------------------------------------- */
 
 bool ic_drafts_looks_up(const struct ic_text_sched *s)
 {
@@ -108,13 +127,20 @@ static void add_rows(struct ic_text_sched *s, struct run *r, bool by_model, int3
         s->rows[(*n)++] = (struct ic_row){r->draft[d], r->n_tokens + d, r->slot, true, false};
 }
 
-/* Out of the stream's own text; where the draft is asked too, and knows the stream better, not. */
-static void look_up(struct ic_text_sched *s, struct ic_spec_tick *tick, bool draft, int32_t *left, int32_t *n)
+/* Whether the draft has known it better of late than its own text. */
+static bool is_drafts(const struct ic_text_sched *s, const struct run *r)
+{
+    return has_draft(s) && r->draft_stream.rest == 0 && ic_spec_chance(&r->spec, 0) < r->draft_stream.hits;
+}
+
+/* Out of their own texts for those that are not the draft's, before it is asked, or (drafts) for those that are, after:
+ * maybe it had nothing. */
+static void look_up(struct ic_text_sched *s, struct ic_spec_tick *tick, bool drafts, int32_t *left, int32_t *n)
 {
     for (int32_t i = 0; i < s->n_running && *left > 0; i++) {
         struct run *r = s->order[i];
         int32_t max = least(wanted(s, r), *left);
-        if (max == 0 || (draft && r->draft_stream.rest == 0 && ic_spec_chance(&r->spec, 0) < r->draft_stream.hits))
+        if (max == 0 || is_drafts(s, r) != drafts)
             continue;
         int32_t k = ic_spec_count(&r->spec, tick, &s->hope, max);
         r->n_draft = ic_spec_guess(&r->spec, r->tokens, r->n_tokens, r->draft, k);
@@ -122,7 +148,7 @@ static void look_up(struct ic_text_sched *s, struct ic_spec_tick *tick, bool dra
     }
 }
 
-/* ---- the draft model ---------------------------------------------------------------------------------------------- */
+/* ---- the draft model -------------------------------------------------------------------------------------------- */
 
 /* A stream that the draft may be asked for. */
 struct asked {
@@ -130,14 +156,16 @@ struct asked {
     int32_t behind; /* tokens that the draft has not read */
 };
 
+/* *ns: expected, 0: not known; then what it took. */
 static bool ask(struct ic_text_sched *s, struct ic_draft_req *q, int32_t n, double *ns)
 {
     const struct ic_text_backend *be = s->be;
     int64_t t0 = be->now_ns(be->arg);
     bool ok = be->draft(be->arg, q, n);
 
-    *ns = (double)(be->now_ns(be->arg) - t0);
-    s->drafter.spent_ns += *ns;
+    double took = (double)(be->now_ns(be->arg) - t0);
+    s->drafter.spent_ns += took;
+    *ns = clipped(took, *ns);
     pay(&s->drafter, *ns);
     s->drafter.failed = !ok;
     return ok;
@@ -160,19 +188,20 @@ static int32_t catch_up(struct ic_text_sched *s, struct ic_spec_tick *tick, stru
     struct ic_draft_req q[IC_PREFIX_SEQS_MAX];
     struct ic_drafter *d = &s->drafter;
     int32_t of[IC_PREFIX_SEQS_MAX], room = IC_DRAFT_READ_MAX, n_q = 0, near = 0, rows = 0;
-    double ns, time = tick->limit_ns - tick->ns;
+    double ns = 0, time = tick->limit_ns - tick->ns;
 
-    if (!isinf(time) && d->read_ns * room > time)
+    if (d->read_ns <= 0)
+        room = IC_DRAFT_READ_FIRST;
+    if (d->read_ns * room > time)
         room = time > 0 ? (int32_t)(time / d->read_ns) : 0;
-    if (!isinf(time) && d->read_ns <= 0)
-        room = time > 0 ? IC_DRAFT_READ_FIRST : 0;
     for (int32_t i = 0; i < n; i++) {
         if (a[i].behind <= IC_DRAFT_NEAR || room == 0 || !worth_reading(s, &a[i]))
             continue;
         of[n_q] = i;
         q[n_q] = (struct ic_draft_req){.seq = a[i].r->slot, .tokens = a[i].r->tokens, .n = a[i].r->n_tokens};
         q[n_q].read = least(a[i].behind - 1, room);
-        room -= q[n_q++].read;
+        room -= q[n_q].read;
+        ns += q[n_q++].read * d->read_ns;
     }
     if (n_q > 0) {
         if (!ask(s, q, n_q, &ns))
@@ -184,11 +213,8 @@ static int32_t catch_up(struct ic_text_sched *s, struct ic_spec_tick *tick, stru
             if (q[i].read == 0)
                 ic_draft_rest(&a[of[i]].r->draft_stream); /* others have the cells */
         }
-        double x = rows > 0 ? ns / rows : 0;
-        if (d->read_ns > 0 && x > OUTLIER * d->read_ns)
-            x = OUTLIER * d->read_ns;
-        if (x > 0)
-            d->read_ns = d->read_ns > 0 ? KEEP_READ * d->read_ns + (1 - KEEP_READ) * x : x;
+        if (rows > 0)
+            d->read_ns = d->read_ns > 0 ? KEEP_READ * d->read_ns + (1 - KEEP_READ) * ns / rows : ns / rows;
     }
     for (int32_t i = 0; i < n; i++)
         if (a[i].behind <= IC_DRAFT_NEAR)
@@ -209,11 +235,12 @@ static int32_t count(struct ic_text_sched *s, struct ic_spec_tick *tick, struct 
     max = least(max, IC_SPEC_MAX);
     for (int32_t i = 0; i < max; i++)
         chance[i] = ds->hits;
-    int32_t k = ic_spec_worth(tick, chance, max, step_ns / sure, 1);
+    int32_t k = ic_spec_worth(tick, chance, max, MARGIN * step_ns / sure, MARGIN);
     if (k > 0)
         return k;
     k = least(max, IC_DRAFT_PROBE);
-    double price = ic_text_cost_of(tick->cost, tick->rows + k) - ic_text_cost_of(tick->cost, tick->rows) + k * step_ns / sure;
+    double rows = ic_text_cost_of(tick->cost, tick->rows + k) - ic_text_cost_of(tick->cost, tick->rows);
+    double price = MARGIN * (rows + k * step_ns / sure);
     if (price > s->drafter.credit * s->drafter.alone_ns || tick->ns + price > tick->limit_ns)
         return 0;
     tick->rows += k;
@@ -222,12 +249,13 @@ static int32_t count(struct ic_text_sched *s, struct ic_spec_tick *tick, struct 
     return k;
 }
 
-static void propose(struct ic_text_sched *s, struct ic_spec_tick *tick, struct asked *a, int32_t n_a, int32_t *left, int32_t *n)
+static void propose(struct ic_text_sched *s, struct ic_spec_tick *tick, struct asked *a, int32_t n_a, int32_t *left,
+                    int32_t *n)
 {
     struct ic_draft_req q[IC_PREFIX_SEQS_MAX];
     struct run *of[IC_PREFIX_SEQS_MAX];
     struct ic_drafter *d = &s->drafter;
-    double ns, step_ns = n_a > 0 ? ic_text_cost_of(&d->cost, n_a) / n_a : 0;
+    double step_ns = n_a > 0 ? ic_text_cost_of(&d->cost, n_a) / n_a : 0, ns;
     int32_t n_q = 0, room = *left, steps = 0;
 
     for (int32_t i = 0; i < n_a && room > 0; i++) {
@@ -240,6 +268,7 @@ static void propose(struct ic_text_sched *s, struct ic_spec_tick *tick, struct a
             .seq = r->slot, .tokens = r->tokens, .n = r->n_tokens, .read = IC_DRAFT_NEAR, .max = k, .out = r->draft};
         room -= k;
     }
+    ns = step_ns * (*left - room);
     if (n_q == 0 || !ask(s, q, n_q, &ns))
         return;
     for (int32_t i = 0; i < n_q; i++) {
@@ -276,7 +305,7 @@ static void ask_draft(struct ic_text_sched *s, struct ic_spec_tick *tick, int32_
     }
 }
 
-/* ---- the tick ------------------------------------------------------------------------------------------------------ */
+/* ---- the tick --------------------------------------------------------------------------------------------------- */
 
 void ic_drafts_add(struct ic_text_sched *s, int32_t n_decode, int32_t *n)
 {
@@ -296,9 +325,11 @@ void ic_drafts_add(struct ic_text_sched *s, int32_t n_decode, int32_t *n)
     d->alone_ns = ic_text_cost_of(&s->cost, 1);
     d->value_ns = tick.ns / tick.useful;
     if (ic_drafts_looks_up(s))
-        look_up(s, &tick, draft, &left, n);
+        look_up(s, &tick, false, &left, n);
     if (draft && left > 0)
         ask_draft(s, &tick, &left, n);
+    if (ic_drafts_looks_up(s))
+        look_up(s, &tick, true, &left, n);
     d->since_plain = s->drafts > 0 ? d->since_plain + 1 : 0;
     atomic_fetch_add(&s->c->drafted, (uint64_t)s->drafts);
 }

@@ -78,6 +78,7 @@ struct world {
     int64_t now, ns_base, ns_row;
     double ns_byte;     /* of bringing KV back */
     int aborts, spoils; /* of 1000 decodes told to stop, and of 1000 parts that come back broken */
+    int errs, breaks;   /* of 1000 tokens that the draft proposes, and of 1000 calls of it that fail */
     int32_t abort_in;   /* questions of the decode under way until it is told to stop; 0: never */
     int32_t pinned;     /* tokens */
     bool lost;          /* the device has been, once at least */
@@ -86,8 +87,8 @@ struct world {
 
 /* What has happened in all schedules. */
 static struct {
-    uint64_t tokens, ties, preempted, spilled, restored, spoilt, drafted, accepted, cached, full, stopped, deadlines, aborts,
-        went_on, reopened, stop_strings;
+    uint64_t tokens, ties, preempted, spilled, restored, spoilt, drafted, accepted, by_model, cached, full, stopped;
+    uint64_t deadlines, aborts, went_on, reopened, stop_strings;
 } seen;
 
 static struct world *w;
@@ -283,6 +284,26 @@ static enum ic_decode real_decode(void *arg, const struct ic_row *rows, int32_t 
     return rc;
 }
 
+/* The model drafts for itself, but for errors on order. */
+static bool real_draft(void *arg, struct ic_draft_req *reqs, int32_t n)
+{
+    struct ic_text_engine *e = arg;
+
+    w->now += w->ns_row;
+    w->abort_in = chance(w->aborts) ? 1 + (int32_t)rnd(40) : 0;
+    bool ok = ic_draft_propose(e->draft, reqs, n);
+    w->abort_in = 0;
+    CHECK(ok);
+    for (int32_t i = 0; i < n; i++)
+        for (int32_t k = 0; k < reqs[i].n_out; k++)
+            if (chance(w->errs))
+                reqs[i].out[k] = 3 + (int32_t)rnd(500);
+    ok = !chance(w->breaks);
+    if (!ok)
+        ic_draft_close(&e->draft);
+    return ok;
+}
+
 static bool real_seq_load(void *arg, int32_t seq, int32_t from, int32_t keep_from, int32_t to, const void *data, size_t bytes)
 {
     bool spoil = chance(w->spoils);
@@ -429,6 +450,7 @@ static void take_backend(void)
     w->be.policy = was.policy;
     w->be.decode = real_decode;
     w->be.seq_load = real_seq_load;
+    w->be.draft = w->e.draft ? real_draft : NULL;
     w->be.sampler_open = real_sampler_open;
     w->be.draw = real_draw;
     w->be.sampler_close = real_sampler_close;
@@ -436,6 +458,8 @@ static void take_backend(void)
     w->be.now_ns = fake_clock;
     w->be.emit = on_event;
     ic_text_set_abort(w->e.model, stop_now, NULL);
+    if (w->e.draft)
+        ic_draft_set_abort(w->e.draft, stop_now, NULL);
 }
 
 static void choose_sizes(void)
@@ -456,6 +480,8 @@ static void choose_sizes(void)
     w->ns_byte = (double)rnd(100) / 25;
     w->aborts = rnd(2) ? (int)rnd(100) : 0;
     w->spoils = rnd(2) ? 300 + (int)rnd(700) : 0;
+    w->errs = rnd(2) ? (int)rnd(600) : 0;
+    w->breaks = rnd(2) ? (int)rnd(30) : 0;
 }
 
 static const char *const beginnings[] = {
@@ -489,6 +515,7 @@ static void world_new(uint64_t seed)
         talk_reset(&w->talk[i]);
     pthread_mutex_init(&w->e.vocab_lock, NULL);
     w->e.cfg.model = model_cfg;
+    w->e.cfg.model.draft = rnd(3) ? MODEL : NULL;
     CHECK(open_model(&w->e) == IC_OK);
     CHECK(w->e.be.window == 0 && w->e.be.n_seq >= PARALLEL + KEPT && w->e.be.kv_size == CELLS);
     choose_sizes();
@@ -505,6 +532,7 @@ static void count_what_happened(void)
     seen.restored += w->c.restored;
     seen.drafted += w->c.drafted;
     seen.accepted += w->c.accepted;
+    seen.by_model += w->be.policy.no_speculation ? w->c.accepted : 0;
     seen.cached += w->c.cached_tokens;
 }
 
@@ -522,6 +550,7 @@ static void world_free(void)
     for (int i = 0; i < SESSIONS; i++)
         talk_reset(&w->talk[i]);
     count_what_happened();
+    ic_draft_close(&w->e.draft);
     ic_text_model_close(&w->e.model);
     pthread_mutex_destroy(&w->e.vocab_lock);
     free(w);
@@ -617,6 +646,7 @@ static void reopen(void)
         ic_text_sched_park(w->s);
     else
         w->lost = true;
+    ic_draft_close(&w->e.draft);
     ic_text_model_close(&w->e.model);
     if (!orderly)
         ic_text_sched_forget_kv(w->s, "the device is lost");
@@ -717,19 +747,20 @@ static void random_schedules_say_what_the_model_says_alone(void **state)
     for (uint64_t i = 0; i < rounds; i++)
         random_schedule(from + i);
     printf("%llu tokens, of which %llu at a tie; %llu cached, %llu spilled, %llu restored, %llu spoilt, %llu of %llu guesses "
-           "right; %llu preemptions, %llu decodes found it full, %llu were stopped; %llu deadlines, %llu aborts, %llu turns of "
-           "sessions, %llu stop strings, %llu reopenings\n",
+           "right (%llu of a draft model alone); %llu preemptions, %llu decodes found it full, %llu were stopped; "
+           "%llu deadlines, %llu aborts, %llu turns of sessions, %llu stop strings, %llu reopenings\n",
            (unsigned long long)seen.tokens, (unsigned long long)seen.ties, (unsigned long long)seen.cached,
            (unsigned long long)seen.spilled, (unsigned long long)seen.restored, (unsigned long long)seen.spoilt,
-           (unsigned long long)seen.accepted, (unsigned long long)seen.drafted, (unsigned long long)seen.preempted,
-           (unsigned long long)seen.full, (unsigned long long)seen.stopped, (unsigned long long)seen.deadlines,
+           (unsigned long long)seen.accepted, (unsigned long long)seen.drafted, (unsigned long long)seen.by_model,
+           (unsigned long long)seen.preempted, (unsigned long long)seen.full, (unsigned long long)seen.stopped,
+           (unsigned long long)seen.deadlines,
            (unsigned long long)seen.aborts, (unsigned long long)seen.went_on, (unsigned long long)seen.stop_strings,
            (unsigned long long)seen.reopened);
     if (rounds < ROUNDS_TELLING)
         return;
     CHECK((double)seen.ties <= TIES_MAX * (double)seen.tokens);
     CHECK(seen.cached > 0 && seen.spilled > 0 && seen.restored > 0 && seen.spoilt > 0 && seen.preempted > 0);
-    CHECK(seen.accepted > 0 && seen.accepted < seen.drafted && seen.full > 0 && seen.stopped > 0);
+    CHECK(seen.accepted > 0 && seen.accepted < seen.drafted && seen.by_model > 0 && seen.full > 0 && seen.stopped > 0);
     CHECK(seen.deadlines > 0 && seen.aborts > 0 && seen.went_on > 0 && seen.stop_strings > 0 && seen.reopened > 0);
 }
 

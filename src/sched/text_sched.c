@@ -14,7 +14,8 @@
  *   nothing is lost.
  *
  * One tick: every stream's next token, a slice of prompts (text_cost.h) in a fair order, and guesses of what comes behind
- * the next tokens (text_spec.h, text_draft.h). A prompt that begins like one which is being read waits for that one and then shares it. */
+ * the next tokens (text_spec.h, text_draft.h). A prompt that begins like one which is being read waits for that one and
+ * then shares it. */
 #include "sched/text_sched.h"
 
 #include <stdlib.h>
@@ -457,6 +458,7 @@ static int32_t build(struct ic_text_sched *s)
         add_prompts(s, budget, &n);
     if (n == 0 && s->n_running > 1) /* prompts that block each other: the last one waits */
         preempt_last(s);
+    s->streams = n_decode;
     s->drafts = 0;
     s->drafter.spent_ns = 0;
     if (n_decode > 0)
@@ -704,7 +706,8 @@ bool ic_text_sched_tick(struct ic_text_sched *s)
             take_tokens(s, r);
         i += i < s->n_running && s->order[i] == r; /* it may have left the list */
     }
-    ic_draft_settle(&s->drafter, ns, ic_text_cost_of(&s->cost, n) - ic_text_cost_of(&s->cost, n - s->drafter.rows));
+    double rows_ns = ic_text_cost_of(&s->cost, n) - ic_text_cost_of(&s->cost, n - s->drafter.rows);
+    ic_draft_settle(&s->drafter, ns, s->streams, n - s->streams - s->drafts, s->drafts, rows_ns);
     return true;
 }
 

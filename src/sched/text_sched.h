@@ -60,8 +60,8 @@ struct ic_text_backend {
      * `said`: the n tokens drawn so far. NULL: samplers do not depend on the model. */
     enum ic_status (*sampler_rebind)(void *arg, void *sampler, const struct ic_text_params *p, const int32_t *said,
                                      int32_t n, struct ic_err *err);
-    /* The model that guesses ahead, as ic_draft_behind and ic_draft_propose; its sequences are numbered as the model's. After
-     * a false it is not called any more. NULL: there is none. */
+    /* The model that guesses ahead, as ic_draft_behind and ic_draft_propose; its sequences are numbered as the model's.
+     * After a false it is not called any more. NULL: there is none. */
     int32_t (*draft_behind)(void *arg, int32_t seq, const int32_t *tokens, int32_t n);
     bool (*draft)(void *arg, struct ic_draft_req *reqs, int32_t n);
     int64_t (*now_ns)(void *arg);

@@ -96,7 +96,8 @@ struct ic_text_sched {
     double ns_per_byte; /* of restoring from host memory */
     double disk_ns_per_byte; /* of bringing it there from the disk */
     double service_ns;  /* of a request from admission to end, moving average */
-    int32_t drafts;     /* rows of the current decode that are proposals */
+    int32_t streams;    /* rows of the current decode that are streams' next tokens */
+    int32_t drafts;     /* … that are proposals */
     bool trim;          /* slots have become idle: maybe too much is */
     bool parked;        /* there is no model now */
     bool crowded; /* the back end had fewer cells than it said: nobody joins before somebody has ended */

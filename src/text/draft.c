@@ -1,6 +1,6 @@
-/* See draft.h. A call has two parts: reading, where each stream has as many rows as it lacks, and steps, where each stream
- * that is still sure of itself has one, its last proposal. The last proposal of a stream is never read: if it holds, the
- * next call does. `held` only ever says what a decode has been through with. */
+/* See draft.h. A call has two parts: reading, where each stream has as many rows as it lacks, and steps, where each
+ * stream that is still sure of itself has one, its last proposal. The last proposal of a stream is never read: if it
+ * holds, the next call does. `held` only ever says what a decode has been through with. */
 #include "text/draft.h"
 
 #include <math.h>
@@ -72,12 +72,16 @@ enum ic_status ic_draft_open(struct ic_draft **out, const struct ic_text_config 
     if (!d)
         return ic_fail(err, IC_OOM, "out of memory");
     if ((st = ic_text_model_open(&d->m, &cfg, &own)) != IC_OK) {
-        ic_fail(err, st, "draft %s", own.msg);
+        if (!strncmp(own.msg, "model ", 6))
+            ic_fail(err, st, "draft %s", own.msg);
+        else
+            ic_fail(err, st, "draft model %s: %s", cfg.path, own.msg);
         goto out;
     }
     const struct ic_text_info *i = ic_text_model_info(d->m);
     if (i->window != 0) {
-        st = ic_fail(err, IC_BAD_REQUEST, "draft model %s: with its recurrent state or sliding window it cannot take guesses back",
+        st = ic_fail(err, IC_BAD_REQUEST,
+                     "draft model %s: with its recurrent state or sliding window it cannot take guesses back",
                      cfg.path);
         goto out;
     }
@@ -114,6 +118,8 @@ void ic_draft_close(struct ic_draft **dp)
     *dp = NULL;
 }
 
+#define OTHER_VOCAB "draft model %s: another vocabulary than the model's: "
+
 static enum ic_status check_vocab(const struct ic_text_model *d, const struct ic_text_model *m, struct ic_err *err)
 {
     const struct llama_vocab *a = d->vocab, *b = m->vocab;
@@ -131,16 +137,15 @@ static enum ic_status check_vocab(const struct ic_text_model *d, const struct ic
 
     for (size_t i = 0; i < sizeof same / sizeof *same; i++)
         if (same[i].draft != same[i].model)
-            return ic_fail(err, IC_BAD_REQUEST, "draft model %s: another vocabulary than the model's: its %s is %d, the model's %d",
-                           name, same[i].what, same[i].draft, same[i].model);
+            return ic_fail(err, IC_BAD_REQUEST, OTHER_VOCAB "its %s is %d, the model's %d", name, same[i].what,
+                           same[i].draft, same[i].model);
     for (int32_t t = 0; t < same[0].model; t++) {
         const char *of_draft = llama_vocab_get_text(a, t), *of_model = llama_vocab_get_text(b, t);
         if (strcmp(of_draft, of_model) != 0)
-            return ic_fail(err, IC_BAD_REQUEST,
-                           "draft model %s: another vocabulary than the model's: its token %d is \"%.40s\", the model's \"%.40s\"",
-                           name, t, of_draft, of_model);
+            return ic_fail(err, IC_BAD_REQUEST, OTHER_VOCAB "its token %d is \"%.40s\", the model's \"%.40s\"", name, t,
+                           of_draft, of_model);
         if (llama_vocab_is_eog(a, t) != llama_vocab_is_eog(b, t))
-            return ic_fail(err, IC_BAD_REQUEST, "draft model %s: token %d ends a text for only one of the two", name, t);
+            return ic_fail(err, IC_BAD_REQUEST, OTHER_VOCAB "token %d ends a text for one of them only", name, t);
     }
     return IC_OK;
 }
@@ -150,13 +155,14 @@ enum ic_status ic_draft_bind(struct ic_draft *d, struct ic_text_model *m, struct
     const struct ic_text_info *i = &d->m->info;
 
     if (m->info.window != 0)
-        return ic_fail(err, IC_BAD_REQUEST, "--draft: with its recurrent state or sliding window, %s cannot take guesses back",
-                       m->info.name);
+        return ic_fail(err, IC_BAD_REQUEST,
+                       "--draft: with a recurrent state or a sliding window the model cannot take guesses back");
     enum ic_status st = check_vocab(d->m, m, err);
     if (st != IC_OK)
         return st;
     ic_text_lend_threads(m, d->m);
-    ic_info("text", "draft model %s (%s): streams of %d tokens, %d in all, on the model's %d threads, %d of %d layers on the GPU",
+    ic_info("text",
+            "draft model %s (%s): %d tokens a stream, %d in all, the model's %d threads, %d of %d layers on the GPU",
             i->name, i->desc, d->ctx, d->cells, i->threads, i->gpu_layers, i->layers);
     return IC_OK;
 }
@@ -171,7 +177,7 @@ void ic_draft_set_abort(struct ic_draft *d, bool (*test)(void *), void *arg)
     ic_text_set_abort(d->m, test, arg);
 }
 
-/* ---- what it holds ----------------------------------------------------------------------------------------------- */
+/* ---- what it holds ---------------------------------------------------------------------------------------------- */
 
 /* Tokens that it need not read again; never all, for the last one's logits are wanted. */
 static int32_t in_common(const struct held *h, const int32_t *tokens, int32_t n)
@@ -212,7 +218,8 @@ static bool make_room(struct ic_draft *d, int32_t need)
     while (cells_free(d) < need) {
         int32_t old = -1;
         for (int32_t i = 0; i < d->n_seq; i++)
-            if (d->seq[i].n > 0 && d->seq[i].used + IC_DRAFT_FRESH < d->calls && (old < 0 || d->seq[i].used < d->seq[old].used))
+            if (d->seq[i].n > 0 && d->seq[i].used + IC_DRAFT_FRESH < d->calls &&
+                (old < 0 || d->seq[i].used < d->seq[old].used))
                 old = i;
         if (old < 0)
             return false;
@@ -234,7 +241,7 @@ static bool grow(struct held *h, int32_t n)
     return true;
 }
 
-/* ---- reading and proposing ---------------------------------------------------------------------------------------- */
+/* ---- reading and proposing -------------------------------------------------------------------------------------- */
 
 /* Sees to it that the request can be served: its sequence holds nothing else than its beginning, and what comes has
  * cells and memory. Else it reads nothing. `promised`: cells of requests before it. */
@@ -301,7 +308,8 @@ static enum outcome flush(struct ic_draft *d, struct ic_draft_req *reqs)
 }
 
 /* `of`: the request whose next token this row tells, or -1. */
-static enum outcome add_row(struct ic_draft *d, struct ic_draft_req *reqs, int32_t seq, int32_t token, int32_t pos, int32_t of)
+static enum outcome add_row(struct ic_draft *d, struct ic_draft_req *reqs, int32_t seq, int32_t token, int32_t pos,
+                            int32_t of)
 {
     d->rows[d->n_rows] = (struct ic_row){token, pos, seq, of >= 0, false};
     d->row_of[d->n_rows++] = of;

@@ -1,8 +1,8 @@
 /* A second, smaller model of the same vocabulary, which guesses what the first one will say. What it guesses is worth
  * nothing until the first one has checked it (sched/text_draft.h says when it is asked at all).
  *
- * It keeps, for each sequence of the first model, what it has read of it; on the next call it cuts that back to what still
- * holds and reads what is missing. Its KV cells are bounded: those that were not needed for longest go first.
+ * It keeps, for each sequence of the first model, what it has read of it; on the next call it cuts that back to what
+ * still holds and reads what is missing. Its KV cells are bounded: those that were not needed for longest go first.
  *
  *   open ──► bind (the first model is there too) ──► behind, propose … ──► close, before the first model is
  *
@@ -40,8 +40,8 @@ struct ic_draft_req {
 /* How the draft of this model is opened, for whoever plans. */
 struct ic_text_config ic_draft_config(const struct ic_text_config *model);
 
-/* Loads model->draft, before the model, which then takes what is left of the GPUs. Errors as ic_text_model_open's, with the
- * name of the draft in front; IC_BAD_REQUEST also for one with a recurrent state or a sliding window. */
+/* Loads model->draft, before the model, which then takes what is left of the GPUs. Errors as ic_text_model_open's, and
+ * they name the draft; IC_BAD_REQUEST also for one with a recurrent state or a sliding window. */
 enum ic_status ic_draft_open(struct ic_draft **out, const struct ic_text_config *model, struct ic_err *err);
 /* `m` is what it drafts for: lends its threads, and must outlive the draft. IC_BAD_REQUEST: another vocabulary, or a
  * model that cannot take proposals back. Close it then. */
@@ -55,8 +55,9 @@ void ic_draft_set_abort(struct ic_draft *d, bool (*test)(void *), void *arg);
 /* Tokens of a stream that are still to be read, 1 at least; INT32_MAX: it cannot follow this one. */
 int32_t ic_draft_behind(const struct ic_draft *d, int32_t seq, const int32_t *tokens, int32_t n);
 
-/* Reads and proposes, greedily, for n streams (each once), all of them together in each decode; blocks until done. What finds no free cells
- * has read 0 and n_out 0. Told to stop, it leaves all n_out at 0. False: the model failed; it is to be closed. */
+/* Reads and proposes, greedily, for n streams (each once), all of them together in each decode; blocks until done. What
+ * finds no free cells has read 0 and n_out 0. Told to stop, it leaves all n_out at 0. False: the model failed; it is to
+ * be closed. */
 bool ic_draft_propose(struct ic_draft *d, struct ic_draft_req *reqs, int32_t n);
 
 #endif

@@ -1,5 +1,5 @@
-/* A draft model on a real one: stories260K drafts for itself, so that what it proposes is known to be right. What it holds,
- * what it forgets, what it is refused for. When it is asked is the scheduler's (sched/text_draft_test.c). */
+/* A draft model on a real one: stories260K drafts for itself, so that what it proposes is known to be right. What it
+ * holds, what it forgets, what it is refused for. When it is asked is the scheduler's (sched/text_draft_test.c). */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -32,8 +32,8 @@ static struct ic_draft *d;
 
 static struct ic_text_config config(void)
 {
-    return (struct ic_text_config){.path = MODEL, .draft = MODEL, .ctx_size = CTX, .kv_size = CELLS, .parallel = STREAMS,
-                                   .batch = 64, .threads = 2};
+    return (struct ic_text_config){.path = MODEL, .draft = MODEL, .ctx_size = CTX, .kv_size = CELLS,
+                                   .parallel = STREAMS, .batch = 64, .threads = 2};
 }
 
 static int open_both(void **state)
@@ -98,7 +98,7 @@ static int32_t propose(int32_t seq, const int32_t *tokens, int32_t n, int32_t re
     return q.n_out;
 }
 
-/* What is said with it is what is said without, token by token but for ties, in fewer decodes; nearly all is accepted. */
+/* What is said with it is what is said without, but for ties, in fewer decodes; nearly all is accepted. */
 static void a_model_that_drafts_for_itself_is_nearly_always_right(void **state)
 {
     int32_t t[CTX], out[MAX], n, proposed = 0, accepted = 0, decodes = 0;
@@ -141,7 +141,8 @@ static void several_streams_together_get_what_they_get_alone(void **state)
 
     (void)state;
     for (int i = 0; i < STREAMS; i++) {
-        q[i] = (struct ic_draft_req){.seq = i, .tokens = t[i], .n = begin(i, t[i]), .read = CTX, .max = 2 + 2 * i, .out = out[i]};
+        q[i] = (struct ic_draft_req){.seq = i, .tokens = t[i], .n = begin(i, t[i]), .read = CTX, .out = out[i]};
+        q[i].max = 2 + 2 * i;
         assert_true(q[i].max <= MAX);
     }
     assert_true(ic_draft_propose(d, q, STREAMS));
@@ -258,7 +259,7 @@ static void both_compute_with_one_pool(void **state)
         }
 }
 
-/* ---- what is refused ---------------------------------------------------------------------------------------------- */
+/* ---- what is refused -------------------------------------------------------------------------------------------- */
 
 static enum ic_status try_draft(const char *path, struct ic_err *err)
 {
@@ -330,7 +331,9 @@ static void another_vocabulary_is_refused_and_named(void **state)
     static const struct {
         int32_t token, eos;
         const char *say;
-    } t[] = {{-1, -1, NULL}, {411, -1, "its token 411 is \"changed\", the model's \""}, {-1, 7, "its EOS is 7, the model's 2"}};
+    } t[] = {{-1, -1, NULL},
+             {411, -1, "its token 411 is \"changed\", the model's \""},
+             {-1, 7, "its EOS is 7, the model's 2"}};
     struct ic_err err;
 
     (void)state;

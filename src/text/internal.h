@@ -40,12 +40,12 @@ struct ic_text_model {
     bool (*abort_test)(void *);
     void *abort_arg;
     struct ic_text_model *guest, *host;  /* who computes with our threads; whose threads we compute with */
-    const struct ggml_threadpool *computed_with; /* of a guest: at its last decode; its CPU back end still points there */
+    const struct ggml_threadpool *computed_with; /* of a guest: at its last decode; its CPU back end points there */
     bool broken; /* never to be decoded again */
 };
 
-/* `guest`, opened as one (struct ic_text_config), computes with the threads of `m` from here on, until it is closed, which
- * must come first. Same thread as their decodes, which therefore take turns. */
+/* `guest`, opened as one (struct ic_text_config), computes with the threads of `m` from here on, until it is closed,
+ * which must come first. Same thread as their decodes, which therefore take turns. */
 void ic_text_lend_threads(struct ic_text_model *m, struct ic_text_model *guest);
 
 #endif

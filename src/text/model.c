@@ -424,7 +424,8 @@ enum ic_status ic_text_model_open(struct ic_text_model **out, const struct ic_te
      * threads that do not get any. */
     m->adapt = m->pool && m->info.gpu_layers == 0 && (m->threads.max > 1 || m->threads.now > 1);
     if (!cfg->guest)
-        ic_info("text", "%s (%s): %d tokens a conversation, %d in all, %d sequences, %d threads, %d of %d layers on the GPU",
+        ic_info("text",
+                "%s (%s): %d tokens a conversation, %d in all, %d sequences, %d threads, %d of %d layers on the GPU",
                 m->info.name, m->info.desc, m->info.ctx_size, m->info.kv_size, m->info.parallel, m->info.threads,
                 m->info.gpu_layers, m->info.layers);
     *out = m;

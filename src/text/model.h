@@ -21,7 +21,7 @@ struct ic_text_config {
     const char *path;          /* GGUF file (the first one of a split model) */
     const char *chat_template; /* NULL: the model's own; else a name that llama.cpp knows ("chatml") */
     const char *lora;          /* adapters, as text/lora.h reads them; NULL: none */
-    const char *draft;         /* a smaller model that guesses ahead, for whoever opens it too (text/draft.h); NULL: none */
+    const char *draft;         /* a smaller model that guesses ahead, opened by text/draft.h; NULL: none */
     enum ic_pooling pooling;   /* of hidden states, for embeddings; not NONE: every row of a decode may have one */
     int32_t ctx_size;          /* tokens of one conversation; 0: the model's, at most IC_CTX_DEFAULT_MAX */
     int32_t kv_size;           /* tokens (KV cells) of all conversations together; 0: IC_KV_CONVERSATIONS * ctx_size */
