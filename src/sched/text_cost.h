@@ -24,9 +24,8 @@ void ic_text_cost_learn(struct ic_text_cost *c, double ns, int32_t n);
  * that has not been seen is taken for as dear by the row as the next smaller one, so slices grow as it turns out that they may. */
 int32_t ic_text_cost_slice(const struct ic_text_cost *c, int32_t n_decode, int32_t n_usual, int32_t room, double bound_ns);
 
-/* Prompt tokens of a tick at least, however slow. A row cannot cost more than a decode of one, so this much is within
- * the default bound; and as small batches cost by the row, a larger one would read no faster. */
-#define IC_SLICE_MIN 2
+/* Prompt tokens of a tick at least, however slow: somebody has to get on. */
+#define IC_SLICE_MIN 1
 #define IC_GAP_FACTOR 3 /* a stream's gap while somebody's prompt is read, over its gap without */
 
 #endif

@@ -326,7 +326,9 @@ static void nobody_overtakes_but_whose_predecessor_waits_for_its_session(void **
     CHECK(second->queued && big->queued && small->queued);
     cancel(w, big, IC_CANCEL_ABORT);
     tick(w);
-    CHECK(big->ended && small->ended && !second->ended); /* one tick is all that it needed */
+    CHECK(big->ended && is_running(w, small) + small->ended == 1);
+    tick(w);
+    CHECK(small->ended && !second->ended); /* two ticks for two tokens are all that it needed */
     run_dry(w);
     CHECK(second->end.stats.cached_tokens > 0);
     world_free(w);
@@ -384,7 +386,7 @@ static void an_unknown_cost_gets_the_smallest_slice(void **state)
     tick(w); /* two rows of prompt alone teach a price, decoding has none yet */
     submit_prompt(w, letters(text, 100), 1);
     tick(w);
-    CHECK(w->f.last_n == 1 + IC_SLICE_MIN);
+    CHECK(w->f.last_n <= 3); /* as much as two rows and half as much again, by what is known of two */
     run_dry(w);
     world_free(w);
 }
