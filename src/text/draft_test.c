@@ -309,17 +309,12 @@ static void changed(const char *path, int32_t token, int32_t eos)
     int64_t key = gguf_find_key(g, "tokenizer.ggml.tokens");
     size_t n = gguf_get_arr_n(g, key);
     for (size_t i = 0; i < n; i++)
-        words[i] = strdup(gguf_get_arr_str(g, key, i));
-    if (token >= 0)
-        words[token] = "changed";
+        words[i] = (int32_t)i == token ? "changed" : gguf_get_arr_str(g, key, i);
     gguf_set_arr_str(out, "tokenizer.ggml.tokens", words, n);
     for (int64_t i = 0; i < gguf_get_n_tensors(g); i++)
         gguf_add_tensor(out, ggml_get_tensor(data, gguf_get_tensor_name(g, i)));
     if (eos >= 0)
         gguf_set_val_u32(out, "tokenizer.ggml.eos_token_id", (uint32_t)eos);
-    for (size_t i = 0; i < n; i++)
-        if ((int32_t)i != token)
-            free((char *)words[i]);
     assert_true(gguf_write_to_file(out, path, false));
     gguf_free(out);
     gguf_free(g);
