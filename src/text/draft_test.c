@@ -33,7 +33,7 @@ static struct ic_draft *d;
 static struct ic_text_config config(void)
 {
     return (struct ic_text_config){.path = MODEL, .draft = MODEL, .ctx_size = CTX, .kv_size = CELLS,
-                                   .parallel = STREAMS, .batch = 64, .threads = 2};
+                                   .parallel = STREAMS, .batch = 64, .threads = 1};
 }
 
 static int open_both(void **state)
