@@ -37,10 +37,14 @@ static int32_t least(int32_t a, int32_t b)
 
 struct ic_text_config ic_draft_config(const struct ic_text_config *model)
 {
-    int32_t ctx = least(model->ctx_size, IC_DRAFT_CTX_MAX), kv = 0;
+    int32_t ctx = least(model->ctx_size, IC_DRAFT_CTX_MAX), kv = model->kv_size;
 
-    if (ctx > 0 && model->kv_size > 0 && model->kv_size < IC_KV_CONVERSATIONS * ctx) /* 0: may shrink */
-        kv = model->kv_size > ctx ? model->kv_size : ctx;
+    if (ctx == 0 && kv > 0) /* the default could be more than these cells hold */
+        ctx = least(kv, IC_CTX_DEFAULT_MAX);
+    if (kv > 0 && kv < ctx)
+        kv = ctx;
+    if (kv >= IC_KV_CONVERSATIONS * ctx)
+        kv = 0; /* so many by default, and these may shrink */
     return (struct ic_text_config){
         .path = model->draft,
         .ctx_size = ctx,

@@ -33,7 +33,7 @@ static struct ic_draft *d;
 static struct ic_text_config config(void)
 {
     return (struct ic_text_config){.path = MODEL, .draft = MODEL, .ctx_size = CTX, .kv_size = CELLS,
-                                   .parallel = STREAMS, .batch = 64, .threads = 2};
+                                   .parallel = STREAMS, .batch = 64, .threads = 1};
 }
 
 static int open_both(void **state)
@@ -261,6 +261,24 @@ static void both_compute_with_one_pool(void **state)
 
 /* ---- what is refused -------------------------------------------------------------------------------------------- */
 
+static void its_sizes_follow_the_models(void **state)
+{
+    static const struct {
+        int32_t ctx, kv, want_ctx, want_kv;
+    } t[] = {{0, 0, 0, 0},         {512, 0, 512, 0},         {512, 8192, 512, 0},         {512, 1000, 512, 1000},
+             {0, 1000, 1000, 1000}, {0, 100000, 4096, 0},     {100000, 0, 8192, 0},        {100000, 200000, 8192, 0},
+             {8192, 8192, 8192, 8192}};
+
+    (void)state;
+    for (size_t i = 0; i < sizeof t / sizeof *t; i++) {
+        struct ic_text_config of = {.draft = "d", .ctx_size = t[i].ctx, .kv_size = t[i].kv, .parallel = 256};
+        struct ic_text_config c = ic_draft_config(&of);
+        assert_int_equal(c.ctx_size, t[i].want_ctx);
+        assert_int_equal(c.kv_size, t[i].want_kv);
+        assert_int_equal(c.parallel, IC_DRAFT_STREAMS_MAX);
+    }
+}
+
 static enum ic_status try_draft(const char *path, struct ic_err *err)
 {
     struct ic_text_config cfg = config();
@@ -309,17 +327,12 @@ static void changed(const char *path, int32_t token, int32_t eos)
     int64_t key = gguf_find_key(g, "tokenizer.ggml.tokens");
     size_t n = gguf_get_arr_n(g, key);
     for (size_t i = 0; i < n; i++)
-        words[i] = strdup(gguf_get_arr_str(g, key, i));
-    if (token >= 0)
-        words[token] = "changed";
+        words[i] = (int32_t)i == token ? "changed" : gguf_get_arr_str(g, key, i);
     gguf_set_arr_str(out, "tokenizer.ggml.tokens", words, n);
     for (int64_t i = 0; i < gguf_get_n_tensors(g); i++)
         gguf_add_tensor(out, ggml_get_tensor(data, gguf_get_tensor_name(g, i)));
     if (eos >= 0)
         gguf_set_val_u32(out, "tokenizer.ggml.eos_token_id", (uint32_t)eos);
-    for (size_t i = 0; i < n; i++)
-        if ((int32_t)i != token)
-            free((char *)words[i]);
     assert_true(gguf_write_to_file(out, path, false));
     gguf_free(out);
     gguf_free(g);
@@ -373,6 +386,7 @@ int main(void)
         cmocka_unit_test(its_cells_are_bounded),
         cmocka_unit_test(told_to_stop_it_has_proposed_nothing_and_lost_nothing),
         cmocka_unit_test(both_compute_with_one_pool),
+        cmocka_unit_test(its_sizes_follow_the_models),
         cmocka_unit_test(what_is_no_model_is_no_draft),
         cmocka_unit_test(another_vocabulary_is_refused_and_named),
         cmocka_unit_test(another_models_vocabulary_is_refused),
