@@ -20,6 +20,7 @@
 #include "sched/text_engine.c" /* its back end */
 
 #include "base/utf8.h"
+#include "sched/check.h"
 #include "sched/text_sched_int.h"
 
 #define MODEL IC_SOURCE_DIR "/demo/models/stories260K-f32.gguf"
@@ -93,15 +94,6 @@ static struct {
 
 static struct world *w;
 static struct ic_text_model *alone;
-static uint64_t seed_now;
-
-#define CHECK(cond)                                                                                                    \
-    do {                                                                                                               \
-        if (!(cond)) {                                                                                                 \
-            printf("schedule %llu: %s does not hold\n", (unsigned long long)seed_now, #cond);                          \
-            fail_msg("%s:%d", __FILE__, __LINE__);                                                                     \
-        }                                                                                                              \
-    } while (0)
 
 static uint64_t rnd(uint64_t n)
 {

@@ -32,6 +32,7 @@ static char *flaky_strdup(const char *s)
 #include "sched/text_sched.c" /* its statics: the state is checked after every tick */
 
 #include "base/utf8.h"
+#include "sched/check.h"
 #include "sched/fake_backend.h"
 #include "sched/fake_disk.h"
 
@@ -78,16 +79,6 @@ struct world {
     int cancels_in_decode; /* of 1000 */
     bool unchecked;        /* oracle off */
 };
-
-static uint64_t seed_now; /* of the schedule under way, for messages */
-
-#define CHECK(cond)                                                                                                    \
-    do {                                                                                                               \
-        if (!(cond)) {                                                                                                 \
-            printf("schedule %llu: %s does not hold\n", (unsigned long long)seed_now, #cond);                          \
-            fail_msg("%s:%d", __FILE__, __LINE__);                                                                     \
-        }                                                                                                              \
-    } while (0)
 
 static uint64_t rnd(struct world *w, uint64_t n)
 {
