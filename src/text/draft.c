@@ -7,10 +7,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/least.h"
 #include "base/log.h"
 #include "text/internal.h"
-
-#define NEVER 16 /* nats below the best: of no weight among a hundred thousand */
 
 struct held {
     int32_t *tokens, n, cap;
@@ -30,17 +29,12 @@ struct ic_draft {
 
 enum outcome { FINE, STOPPED, BROKEN };
 
-static int32_t least(int32_t a, int32_t b)
-{
-    return a < b ? a : b;
-}
-
 struct ic_text_config ic_draft_config(const struct ic_text_config *model)
 {
-    int32_t ctx = least(model->ctx_size, IC_DRAFT_CTX_MAX), kv = model->kv_size;
+    int32_t ctx = ic_least(model->ctx_size, IC_DRAFT_CTX_MAX), kv = model->kv_size;
 
     if (ctx == 0 && kv > 0) /* the default could be more than these cells hold */
-        ctx = least(kv, IC_CTX_DEFAULT_MAX);
+        ctx = ic_least(kv, IC_CTX_DEFAULT_MAX);
     if (kv > 0 && kv < ctx)
         kv = ctx;
     if (kv >= IC_KV_CONVERSATIONS * ctx)
@@ -49,7 +43,7 @@ struct ic_text_config ic_draft_config(const struct ic_text_config *model)
         .path = model->draft,
         .ctx_size = ctx,
         .kv_size = kv,
-        .parallel = least(model->parallel, IC_DRAFT_STREAMS_MAX),
+        .parallel = ic_least(model->parallel, IC_DRAFT_STREAMS_MAX),
         .batch = IC_DRAFT_BATCH,
         .gpu_layers = model->gpu_layers == 0 ? 0 : IC_GPU_LAYERS_AUTO,
         .vram_margin = model->vram_margin,
@@ -91,7 +85,7 @@ enum ic_status ic_draft_open(struct ic_draft **out, const struct ic_text_config 
     }
     d->n_seq = i->seqs;
     d->cells = i->kv_size - 1;
-    d->ctx = i->n_ctx_train > 0 ? least(i->ctx_size, i->n_ctx_train) : i->ctx_size;
+    d->ctx = i->n_ctx_train > 0 ? ic_least(i->ctx_size, i->n_ctx_train) : i->ctx_size;
     d->seq = calloc((size_t)d->n_seq, sizeof *d->seq);
     d->rows = calloc((size_t)i->batch, sizeof *d->rows);
     d->row_of = calloc((size_t)i->batch, sizeof *d->row_of);
@@ -186,7 +180,7 @@ void ic_draft_set_abort(struct ic_draft *d, bool (*test)(void *), void *arg)
 /* Tokens that it need not read again; never all, for the last one's logits are wanted. */
 static int32_t in_common(const struct held *h, const int32_t *tokens, int32_t n)
 {
-    int32_t i = 0, most = least(h->n, n - 1);
+    int32_t i = 0, most = ic_least(h->n, n - 1);
 
     if (most > 0 && !memcmp(h->tokens, tokens, sizeof *tokens * (size_t)most))
         return most;
@@ -263,8 +257,8 @@ static void prepare(struct ic_draft *d, struct ic_draft_req *q, int32_t *promise
     int32_t have = in_common(h, q->tokens, q->n);
     if (have < h->n)
         cut(d, q->seq, have);
-    q->read = least(q->read, q->n - have);
-    int32_t steps = have + q->read == q->n && q->max > 0 ? least(q->max, d->ctx - q->n) - 1 : 0, need = q->read + steps;
+    q->read = ic_least(q->read, q->n - have);
+    int32_t steps = have + q->read == q->n && q->max > 0 ? ic_least(q->max, d->ctx - q->n) - 1 : 0, need = q->read + steps;
     if (!make_room(d, *promised + need) || !grow(h, have + need))
         q->read = 0;
     else
@@ -274,16 +268,11 @@ static void prepare(struct ic_draft *d, struct ic_draft_req *q, int32_t *promise
 /* Its best token, where it is sure enough of it. */
 static bool best(struct ic_draft *d, const float *l, int32_t *token)
 {
-    int32_t n = d->m->info.n_vocab, at = 0;
-    float sum = 0;
+    int32_t n = d->m->info.n_vocab, at = ic_logits_argmax(l, n);
 
-    for (int32_t i = 1; i < n; i++)
-        at = l[i] > l[at] ? i : at;
-    for (int32_t i = 0; i < n; i++)
-        if (l[i] > l[at] - NEVER)
-            sum += expf(l[i] - l[at]);
     *token = at;
-    return sum * IC_DRAFT_SURE <= 1 && !llama_vocab_is_eog(d->m->vocab, at); /* NaN: no */
+    return isfinite(l[at]) && expf(l[at] - ic_logits_log_sum_exp(l, n, l[at])) >= IC_DRAFT_SURE &&
+           !llama_vocab_is_eog(d->m->vocab, at);
 }
 
 /* Decodes what has been gathered, and takes the next token of those whose last row is among it. */

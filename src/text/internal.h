@@ -15,6 +15,12 @@ struct ic_place;
  * IC_BAD_REQUEST: there is none for the CPU. */
 enum ic_status ic_text_load_backends(const char *dir, struct ic_err *err);
 
+/* Of n logits the place of the largest, the first of equals; NaNs are passed over, and 0 is returned where there is nothing
+ * else. (sample.c) */
+int32_t ic_logits_argmax(const float *l, int32_t n);
+/* ln Σ exp(l), which turns logits into log probabilities; `max`: the largest. */
+float ic_logits_log_sum_exp(const float *l, int32_t n, float max);
+
 #define IC_TEXT_SEQS_MAX 256 /* llama.cpp's LLAMA_MAX_SEQ */
 
 struct ic_text_model {

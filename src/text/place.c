@@ -14,6 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/least.h"
 #include "base/log.h"
 #include "text/draft.h"
 #include "text/internal.h"
@@ -21,18 +22,7 @@
 #define CACHE_PAD 256 /* cells: llama.cpp rounds up to this */
 #define RESERVE_TRIES 3
 
-static int32_t least(int32_t a, int32_t b)
-{
-    return a < b ? a : b;
-}
-
-static int32_t most(int32_t a, int32_t b)
-{
-    return a > b ? a : b;
-}
-
-/* ---- sizes
- * ---------------------------------------------------------------------------------------------------- */
+/* ---- sizes -------------------------------------------------------------------------------------- */
 
 static void apply_sizes(struct ic_place *p)
 {
@@ -71,7 +61,7 @@ static enum ic_status decide_sizes(struct ic_place *p, const struct ic_text_conf
     if (!cache_type(cfg->type_k, &p->type_k) || !cache_type(cfg->type_v, &p->type_v))
         return ic_fail(err, IC_BAD_REQUEST, "the type of the KV cache must be f16, q8_0 or q4_0");
     s->ctx = cfg->ctx_size ? cfg->ctx_size
-             : trained > 0 ? least(trained, IC_CTX_DEFAULT_MAX)
+             : trained > 0 ? ic_least(trained, IC_CTX_DEFAULT_MAX)
                            : IC_CTX_DEFAULT_MAX;
     if (s->ctx < 8)
         return ic_fail(err, IC_BAD_REQUEST, "a context of %d tokens is too small", s->ctx);
@@ -87,8 +77,8 @@ static enum ic_status decide_sizes(struct ic_place *p, const struct ic_text_conf
     s->kv = (int32_t)kv;
     /* A sequence more costs a few bits in each cell and a row of logits, but a recurrent model a whole state. One is kept for copies of parts
      * (ic_text_seq_save). */
-    s->seqs = has_state(&p->facts) ? s->parallel : most(s->parallel, least(s->parallel + IC_SEQS_KEPT, parallel_max - 1));
-    s->batch = most(cfg->batch > 0 ? cfg->batch : IC_BATCH_DEFAULT, s->parallel);
+    s->seqs = has_state(&p->facts) ? s->parallel : ic_most(s->parallel, ic_least(s->parallel + IC_SEQS_KEPT, parallel_max - 1));
+    s->batch = ic_most(cfg->batch > 0 ? cfg->batch : IC_BATCH_DEFAULT, s->parallel);
     p->ctx_default = !cfg->ctx_size;
     p->kv_default = !cfg->kv_size;
     p->batch_default = cfg->batch <= 0;
@@ -102,11 +92,11 @@ static bool shrink(struct ic_place *p)
     struct ic_sizes *s = &p->sizes, before = *s;
 
     if (p->kv_default && s->kv > s->ctx) {
-        s->kv = most(s->kv / 2, s->ctx);
-    } else if (p->batch_default && s->batch > most(s->parallel, IC_BATCH_SHRUNK_MIN)) {
-        s->batch = most(s->batch / 2, most(s->parallel, IC_BATCH_SHRUNK_MIN));
+        s->kv = ic_most(s->kv / 2, s->ctx);
+    } else if (p->batch_default && s->batch > ic_most(s->parallel, IC_BATCH_SHRUNK_MIN)) {
+        s->batch = ic_most(s->batch / 2, ic_most(s->parallel, IC_BATCH_SHRUNK_MIN));
     } else if (p->ctx_default && s->ctx > IC_CTX_SHRUNK_MIN) {
-        s->ctx = most(s->ctx / 2, IC_CTX_SHRUNK_MIN);
+        s->ctx = ic_most(s->ctx / 2, IC_CTX_SHRUNK_MIN);
         s->kv = p->kv_default ? s->ctx : s->kv;
     } else {
         return false;
@@ -119,8 +109,7 @@ static bool shrink(struct ic_place *p)
     return true;
 }
 
-/* ---- devices
- * -------------------------------------------------------------------------------------------------- */
+/* ---- devices ------------------------------------------------------------------------------------ */
 
 static bool same_card(ggml_backend_dev_t a, ggml_backend_dev_t b)
 {
@@ -224,8 +213,7 @@ static void look_for_devices(struct ic_place *p, const struct ic_text_config *cf
         ic_warn("memory", "no GPU, or no back end for it: all layers stay on the CPU");
 }
 
-/* ---- what llama.cpp is told
- * -------------------------------------------------------------------------------------- */
+/* ---- what llama.cpp is told --------------------------------------------------------------------- */
 
 struct llama_model_params ic_place_model_params(struct ic_place *p)
 {
@@ -253,12 +241,12 @@ struct llama_context_params ic_place_context_params(const struct ic_place *p)
 
     cp.n_ctx = (uint32_t)p->sizes.kv;
     cp.n_batch = cp.n_ubatch = (uint32_t)p->sizes.batch;
-    cp.n_seq_max = (uint32_t)least(p->sizes.seqs + !has_state(&p->facts), (int32_t)llama_max_parallel_sequences());
+    cp.n_seq_max = (uint32_t)ic_least(p->sizes.seqs + !has_state(&p->facts), (int32_t)llama_max_parallel_sequences());
     /* Only the last row of each sequence is asked for, and some proposals: without this the logits of a whole batch are
      * reserved. (No fewer than there are sequences, and no more in a decode: llama.cpp asserts both.) */
     cp.n_outputs_max = cp.n_seq_max;
     if (p->pooling) { /* any row may be asked for its hidden state, which its logits come along with; we pool ourselves */
-        cp.n_outputs_max = (uint32_t)most(p->sizes.batch, (int32_t)cp.n_seq_max);
+        cp.n_outputs_max = (uint32_t)ic_most(p->sizes.batch, (int32_t)cp.n_seq_max);
         cp.pooling_type = LLAMA_POOLING_TYPE_NONE;
     }
     cp.kv_unified = true;
@@ -271,15 +259,14 @@ struct llama_context_params ic_place_context_params(const struct ic_place *p)
     return cp;
 }
 
-/* ---- measuring
- * --------------------------------------------------------------------------------------------------- */
+/* ---- measuring ---------------------------------------------------------------------------------- */
 
 /* Where there is no figure: logits, mask and a few activations of a batch. */
 static uint64_t guess_compute(const struct ic_place *p)
 {
     const struct ic_sizes *s = &p->sizes;
 
-    int32_t outputs = p->pooling ? most(s->seqs, s->batch) : s->seqs;
+    int32_t outputs = p->pooling ? ic_most(s->seqs, s->batch) : s->seqs;
 
     return 4 * ((uint64_t)outputs * p->facts.n_vocab +
                 (uint64_t)s->batch * (16 * (uint64_t)p->facts.n_embd + p->in.kv.cells));
@@ -345,8 +332,7 @@ static enum ic_status measure(struct ic_place *p, struct ic_err *err)
     return IC_OK;
 }
 
-/* ---- planning
- * ---------------------------------------------------------------------------------------------------- */
+/* ---- planning ----------------------------------------------------------------------------------- */
 
 /* Plans `wanted` layers (-1: as many as fit, `at_most`), measuring until the plan is the one that was
  * measured. */
@@ -364,7 +350,7 @@ static enum ic_status plan_measured(struct ic_place *p, int32_t wanted, int32_t 
         if ((st = measure(p, err)) != IC_OK)
             return st;
         p->in.at_most =
-            least(p->in.at_most, p->plan.layers); /* never up again, or it might go to and fro */
+            ic_least(p->in.at_most, p->plan.layers); /* never up again, or it might go to and fro */
     }
 }
 
@@ -455,7 +441,7 @@ static void plan_at_most(struct ic_place *p, int32_t layers)
         p->plan.fits = true;
         if (reserve(p))
             return;
-        layers = most(p->plan.layers - 1, 0);
+        layers = ic_most(p->plan.layers - 1, 0);
     }
     p->in.exactly = 0; /* somebody takes it away under our hands: then without */
     ic_plan_make(&p->plan, &p->in);
@@ -530,7 +516,7 @@ enum ic_status ic_place_open(struct ic_place **out, const struct ic_text_config 
     if (!p->plan.fits)
         ic_warn("memory", "%d layers on the GPU were asked for and do not fit", p->plan.layers);
     if (!reserve(p))
-        plan_at_most(p, most(p->plan.layers - 1, 0));
+        plan_at_most(p, ic_most(p->plan.layers - 1, 0));
     return IC_OK;
 }
 
@@ -548,8 +534,7 @@ void ic_place_close(struct ic_place **pp)
     *pp = NULL;
 }
 
-/* ---- when it fails all the same
- * ------------------------------------------------------------------------------------ */
+/* ---- when it fails all the same ----------------------------------------------------------------- */
 
 bool ic_place_injected(struct ic_place *p)
 {
@@ -603,9 +588,7 @@ void ic_place_settle(struct ic_place *p)
     }
 }
 
-/* ---- `plan`
- * ---------------------------------------------------------------------------------------------------------
- */
+/* ---- `plan` ------------------------------------------------------------------------------------- */
 
 /* With --draft, the draft comes first, as when they are loaded, and the model gets what is left. */
 enum ic_status ic_text_plan(const struct ic_text_config *cfg, void (*line)(void *arg, const char *text),

@@ -175,7 +175,7 @@ WITHIN void greater(vec *a, const vec *b) /* *a = *b > *a ? *b : *a, by lanes */
     *a = (vec)((yes & (ivec)*b) | (~yes & (ivec)*a));
 }
 
-WIDE static int32_t argmax(const float *l, int32_t n)
+WIDE int32_t ic_logits_argmax(const float *l, int32_t n)
 {
     vec m = (vec){0} - INFINITY, v;
     float max = -INFINITY;
@@ -214,7 +214,7 @@ WITHIN void exp_below_zero(vec *x)
 
 /* ln Σ exp(l): what turns logits into log probabilities. Summed against the maximum, so nothing overflows; in floats for
  * a short while and then in a double, so that a large vocabulary loses nothing. */
-WIDE static float log_sum_exp(const float *l, int32_t n, float max)
+WIDE float ic_logits_log_sum_exp(const float *l, int32_t n, float max)
 {
     double sum = 0;
     int32_t i = 0;
@@ -277,7 +277,7 @@ static void fill_top(const float *l, int32_t n, float lse, int32_t want, struct 
 
 enum ic_status ic_sampler_draw(struct ic_sampler *s, const float *logits, struct ic_sampled *out, struct ic_err *err)
 {
-    int32_t best = argmax(logits, s->n_vocab), token = best;
+    int32_t best = ic_logits_argmax(logits, s->n_vocab), token = best;
 
     if (!isfinite(logits[best]))
         return ic_fail(err, IC_INTERNAL, "the model gave no usable logits");
@@ -292,7 +292,7 @@ enum ic_status ic_sampler_draw(struct ic_sampler *s, const float *logits, struct
         llama_sampler_accept(s->grammar, token);
     llama_sampler_accept(s->chain, token);
 
-    float lse = log_sum_exp(logits, s->n_vocab, logits[best]);
+    float lse = ic_logits_log_sum_exp(logits, s->n_vocab, logits[best]);
     out->token = token;
     out->eog = llama_vocab_is_eog(s->vocab, token);
     out->prob = expf(logits[token] - lse);
