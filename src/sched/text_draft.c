@@ -3,6 +3,7 @@
 
 #include <math.h>
 
+#include "base/least.h"
 #include "sched/text_sched_int.h"
 
 #define KEEP 0.9         /* of what was known of a stream */
@@ -77,8 +78,8 @@ static void pay(struct ic_drafter *d, double ns)
 void ic_draft_settle(struct ic_drafter *d, double ns, int32_t n_decode, int32_t n_prompt, int32_t n_drafts,
                      double rows_ns)
 {
-    double *plain = &d->plain_ns[n_decode < IC_DRAFT_STREAMS ? n_decode : IC_DRAFT_STREAMS];
-    double cost = rows_ns - d->kept * d->value_ns;
+    IC_ASSERT(n_decode >= 0 && n_decode <= IC_PREFIX_SEQS_MAX);
+    double *plain = &d->plain_ns[n_decode], cost = rows_ns - d->kept * d->value_ns;
 
     if (n_decode > 0 && n_prompt == 0 && n_drafts == 0)
         *plain = *plain > 0 ? KEEP_PLAIN * *plain + (1 - KEEP_PLAIN) * clipped(ns, *plain) : ns;
@@ -100,11 +101,6 @@ static bool has_draft(const struct ic_text_sched *s)
     return s->be->window == 0 && s->be->draft && !s->drafter.failed;
 }
 
-static int32_t least(int32_t a, int32_t b)
-{
-    return a < b ? a : b;
-}
-
 /* Proposals that would be of use to it; 0: it is not where any could be. */
 static int32_t wanted(const struct ic_text_sched *s, const struct run *r)
 {
@@ -113,7 +109,7 @@ static int32_t wanted(const struct ic_text_sched *s, const struct run *r)
 
     if (r->at < 0 || r->rows != 1 || r->n_gen == 0 || r->n_draft > 0)
         return 0;
-    more = least(least(more, s->be->ctx_size - r->n_tokens - 1), IC_SPEC_MAX);
+    more = ic_least(ic_least(more, s->be->ctx_size - r->n_tokens - 1), IC_SPEC_MAX);
     return more > 0 ? more : 0;
 }
 
@@ -139,7 +135,7 @@ static void look_up(struct ic_text_sched *s, struct ic_spec_tick *tick, bool dra
 {
     for (int32_t i = 0; i < s->n_running && *left > 0; i++) {
         struct run *r = s->order[i];
-        int32_t max = least(wanted(s, r), *left);
+        int32_t max = ic_least(wanted(s, r), *left);
         if (max == 0 || is_drafts(s, r) != drafts)
             continue;
         int32_t k = ic_spec_count(&r->spec, tick, &s->hope, max);
@@ -178,7 +174,7 @@ static bool worth_reading(const struct ic_text_sched *s, const struct asked *a)
     int32_t max = a->r->req->params.max_tokens, more = max < 0 ? IC_DRAFT_EXPECTED : max - a->r->n_gen;
     double decodes = a->behind * d->read_ns / d->alone_ns;
 
-    more = least(more, s->be->ctx_size - a->r->n_tokens);
+    more = ic_least(more, s->be->ctx_size - a->r->n_tokens);
     return decodes < d->credit && decodes <= IC_DRAFT_READ_SHARE * more;
 }
 
@@ -199,7 +195,7 @@ static int32_t catch_up(struct ic_text_sched *s, struct ic_spec_tick *tick, stru
             continue;
         of[n_q] = i;
         q[n_q] = (struct ic_draft_req){.seq = a[i].r->slot, .tokens = a[i].r->tokens, .n = a[i].r->n_tokens};
-        q[n_q].read = least(a[i].behind - 1, room);
+        q[n_q].read = ic_least(a[i].behind - 1, room);
         room -= q[n_q].read;
         ns += q[n_q++].read * d->read_ns;
     }
@@ -231,14 +227,14 @@ static int32_t count(struct ic_text_sched *s, struct ic_spec_tick *tick, struct 
     if (s->drafter.credit <= 0)
         return 0;
     if (step_ns <= 0) /* not known: this will tell */
-        return least(max, IC_DRAFT_PROBE);
-    max = least(max, IC_SPEC_MAX);
+        return ic_least(max, IC_DRAFT_PROBE);
+    max = ic_least(max, IC_SPEC_MAX);
     for (int32_t i = 0; i < max; i++)
         chance[i] = ds->hits;
     int32_t k = ic_spec_worth(tick, chance, max, MARGIN * step_ns / sure, MARGIN);
     if (k > 0)
         return k;
-    k = least(max, IC_DRAFT_PROBE);
+    k = ic_least(max, IC_DRAFT_PROBE);
     double rows = ic_text_cost_of(tick->cost, tick->rows + k) - ic_text_cost_of(tick->cost, tick->rows);
     double price = MARGIN * (rows + k * step_ns / sure);
     if (price > s->drafter.credit * s->drafter.alone_ns || tick->ns + price > tick->limit_ns)
@@ -260,7 +256,7 @@ static void propose(struct ic_text_sched *s, struct ic_spec_tick *tick, struct a
 
     for (int32_t i = 0; i < n_a && room > 0; i++) {
         struct run *r = a[i].r;
-        int32_t k = count(s, tick, r, step_ns, least(wanted(s, r), room));
+        int32_t k = count(s, tick, r, step_ns, ic_least(wanted(s, r), room));
         if (k == 0)
             continue;
         of[n_q] = r;
@@ -310,6 +306,10 @@ static void ask_draft(struct ic_text_sched *s, struct ic_spec_tick *tick, int32_
 void ic_drafts_add(struct ic_text_sched *s, int32_t n_decode, int32_t *n)
 {
     struct ic_drafter *d = &s->drafter;
+    bool looks_up = ic_drafts_looks_up(s);
+
+    if (!looks_up && !has_draft(s))
+        return;
     double base = ic_text_cost_of(&s->cost, n_decode), bound = s->be->policy.itl_bound_ns;
     /* With others there they must not stretch the tick beyond the bound of a gap. */
     struct ic_spec_tick tick = {.cost = &s->cost,
@@ -317,18 +317,18 @@ void ic_drafts_add(struct ic_text_sched *s, int32_t n_decode, int32_t *n)
                                 .useful = *n,
                                 .ns = ic_text_cost_of(&s->cost, *n),
                                 .limit_ns = n_decode == 1 ? INFINITY : bound > 0 ? bound : IC_GAP_FACTOR * base};
-    int32_t left = least(least(s->be->batch - *n, ic_cells_free(s) - *n), IC_SPEC_ROWS_MAX);
+    int32_t left = ic_least(ic_least(s->be->batch - *n, ic_cells_free(s) - *n), IC_SPEC_ROWS_MAX);
     bool draft = has_draft(s) && tick.ns > 0, plain = draft && d->since_plain >= IC_DRAFT_PLAIN;
 
-    left = plain ? 0 : least(left, s->be->outputs - s->be->parallel);
+    left = plain ? 0 : ic_least(left, s->be->outputs - s->be->parallel);
     d->rows = d->kept = 0;
     d->alone_ns = ic_text_cost_of(&s->cost, 1);
     d->value_ns = tick.ns / tick.useful;
-    if (ic_drafts_looks_up(s))
+    if (looks_up)
         look_up(s, &tick, false, &left, n);
     if (draft && left > 0)
         ask_draft(s, &tick, &left, n);
-    if (ic_drafts_looks_up(s))
+    if (looks_up)
         look_up(s, &tick, true, &left, n);
     d->since_plain = s->drafts > 0 ? d->since_plain + 1 : 0;
     atomic_fetch_add(&s->c->drafted, (uint64_t)s->drafts);

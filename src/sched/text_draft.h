@@ -13,13 +13,13 @@
 #ifndef IC_SCHED_TEXT_DRAFT_H
 #define IC_SCHED_TEXT_DRAFT_H
 
+#include "sched/prefix.h"
 #include "sched/text_cost.h"
 #include "sched/text_spec.h"
 
 #define IC_DRAFT_NEAR 4        /* tokens that a stream may lack and be proposed for: more are read first */
 #define IC_DRAFT_READ_MAX 128  /* tokens that the draft reads in a tick to catch up */
 #define IC_DRAFT_READ_FIRST 16 /* … as long as their price is not known */
-#define IC_DRAFT_STREAMS 256   /* more are taken for as many */
 #define IC_DRAFT_PROBE 2       /* proposals of a try */
 #define IC_DRAFT_REST_MIN 32   /* ticks with a token of the stream, between two tries */
 #define IC_DRAFT_REST_MAX 2048
@@ -42,7 +42,7 @@ struct ic_draft_stream {
 struct ic_drafter {
     struct ic_text_cost cost; /* of a step of the draft by the number of streams */
     double read_ns;           /* of a token that it reads to catch up; 0: not known */
-    double plain_ns[IC_DRAFT_STREAMS + 1]; /* of ticks without proposals, by the number of streams: slow averages */
+    double plain_ns[IC_PREFIX_SEQS_MAX + 1]; /* of ticks without proposals, by the number of streams: slow averages */
     double hits, sure;        /* what a stream begins with: averages of all */
     double credit;
     int32_t since_plain;      /* ticks with proposals, since one without */

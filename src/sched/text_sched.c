@@ -446,9 +446,11 @@ static int32_t build(struct ic_text_sched *s)
     for (int32_t i = 0; i < s->n_running && n < n_decode; i++)
         if (pending(s, s->order[i]) == 1)
             add_rows(s, s->order[i], 1, &n);
-    int32_t budget = ic_text_cost_slice(&s->cost, n, usual_streams(s, n), s->be->batch - n, s->be->policy.itl_bound_ns);
     for (int32_t i = 0; i < s->n_running; i++)
         unread += reads(s, i, &first) ? pending(s, s->order[i]) : 0;
+    int32_t budget = 0;
+    if (unread > 0)
+        budget = ic_text_cost_slice(&s->cost, n, usual_streams(s, n), s->be->batch - n, s->be->policy.itl_bound_ns);
     if (budget > unread)
         budget = unread; /* nobody idle loses its cells for rows that nobody has */
     if (!ic_cells_make_room(s, n + budget, -1))
@@ -706,8 +708,10 @@ bool ic_text_sched_tick(struct ic_text_sched *s)
             take_tokens(s, r);
         i += i < s->n_running && s->order[i] == r; /* it may have left the list */
     }
-    double rows_ns = ic_text_cost_of(&s->cost, n) - ic_text_cost_of(&s->cost, n - s->drafter.rows);
-    ic_draft_settle(&s->drafter, ns, s->streams, n - s->streams - s->drafts, s->drafts, rows_ns);
+    if (be->draft) {
+        double rows_ns = ic_text_cost_of(&s->cost, n) - ic_text_cost_of(&s->cost, n - s->drafter.rows);
+        ic_draft_settle(&s->drafter, ns, s->streams, n - s->streams - s->drafts, s->drafts, rows_ns);
+    }
     return true;
 }
 
