@@ -170,17 +170,6 @@ static void sample_metrics(struct run *r)
     r->samples++;
 }
 
-/* One step of every seed; a device may fail. */
-static enum ic_status step_all(const struct run *r, const struct row *w, const struct ic_law_io *io,
-                               struct ic_err *err)
-{
-    const struct ic_law_backend *be = r->o->backend;
-    if (be->run)
-        return be->run(w->exec, io, r->o->seeds, 1, err);
-    be->step(w->exec, io, r->o->seeds);
-    return IC_OK;
-}
-
 /* One step of `w` from the float32 run's states against float32's own step; *out: mean over seeds of the
  * squared error. r->from holds the states before, row 0 those after. */
 static enum ic_status one_step(struct run *r, struct row *w, double *out, struct ic_err *err)
@@ -188,7 +177,7 @@ static enum ic_status one_step(struct run *r, struct row *w, double *out, struct
     *out = 0;
     for (unsigned s = 0; s < r->o->seeds; s++)
         io_copy(r, &r->to[s], &r->from[s]);
-    enum ic_status st = step_all(r, w, r->to, err);
+    enum ic_status st = ic_law_exec_run(r->o->backend, w->exec, r->to, r->o->seeds, 1, err);
     for (unsigned s = 0; s < r->o->seeds && st == IC_OK; s++) {
         const float *after = r->row[0].io[s].psi;
         const double change = difference(after, r->from[s].psi, r->floats);
@@ -309,7 +298,7 @@ static enum ic_status step_through(struct run *r, struct ic_err *err)
         for (unsigned s = 0; take && s < r->o->seeds; s++)
             io_copy(r, &r->from[s], &r->row[0].io[s]);
         for (unsigned i = 0; i < r->rows && st == IC_OK; i++)
-            st = step_all(r, &r->row[i], r->row[i].io, err);
+            st = ic_law_exec_run(r->o->backend, r->row[i].exec, r->row[i].io, r->o->seeds, 1, err);
         if (take && st == IC_OK)
             st = one_steps(r, t, err);
         if (t > r->spin_up && (steps - t) % r->every == 0)
@@ -402,7 +391,7 @@ static enum ic_status print_layers(struct run *r, struct ic_err *err)
     const size_t n = ic_law_arch_specs(law->arch, law->d, law->b, specs);
     for (unsigned k = 0; k < r->o->seeds; k++)
         io_copy(r, &r->from[k], &r->row[0].io[k]);
-    enum ic_status s = step_all(r, &r->row[0], r->row[0].io, err);
+    enum ic_status s = ic_law_exec_run(r->o->backend, r->row[0].exec, r->row[0].io, r->o->seeds, 1, err);
     printf("each layer alone in NF4: share of the parameters, one-step error\n");
     for (size_t i = 0; i < n && s == IC_OK; i++) {
         if (specs[i].ndim != 4)

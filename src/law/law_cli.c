@@ -385,10 +385,8 @@ static enum ic_status run(const struct ic_law_backend *be, const struct ic_law *
         s = be->open(packed, plan, &exec, err);
     const struct ic_law_io io = {.psi = f->psi, .h = f->h, .c = f->c, .gamma = gamma};
     int64_t start = ic_now_ns();
-    if (s == IC_OK && be->run && steps) /* a device may be lost */
-        s = be->run(exec, &io, 1, (unsigned)steps, err);
-    for (unsigned long i = 0; s == IC_OK && !be->run && i < steps; i++)
-        be->step(exec, &io, 1);
+    if (s == IC_OK && steps) /* a device may be lost */
+        s = ic_law_exec_run(be, exec, &io, 1, (unsigned)steps, err);
     double seconds = (double)(ic_now_ns() - start) * 1e-9;
     if (s == IC_OK && steps)
         printf("%lu steps of %ux%u cells in %.3f s: %.1f steps/s, %.2f GFLOP/s (%s)\n", steps, f->height,

@@ -336,6 +336,16 @@ static void line(struct ic_buf *out, const char *what, uint64_t bytes, const cha
                   note);
 }
 
+enum ic_status ic_law_exec_run(const struct ic_law_backend *be, struct ic_law_exec *exec,
+                               const struct ic_law_io *io, unsigned n, unsigned steps, struct ic_err *err)
+{
+    if (be->run)
+        return be->run(exec, io, n, steps, err);
+    for (unsigned i = 0; i < steps; i++)
+        be->step(exec, io, n);
+    return IC_OK;
+}
+
 size_t ic_law_exec_size(const struct ic_law_backend *be, const struct ic_law_packed *packed,
                         const struct ic_law *law, unsigned height, unsigned width, unsigned batch)
 {

@@ -189,6 +189,9 @@ struct ic_law_backend {
     bool (*memory)(uint64_t *free, uint64_t *total);
 };
 
+/* `steps` (>= 1) steps of io[0..n) by `run`, or by `step` on a back end that cannot fail. Errors: run's. */
+enum ic_status ic_law_exec_run(const struct ic_law_backend *be, struct ic_law_exec *exec,
+                               const struct ic_law_io *io, unsigned n, unsigned steps, struct ic_err *err);
 /* ic_law_backend.exec_size of `batch` simulations on a grid, or the guess; 0: no such plan. */
 size_t ic_law_exec_size(const struct ic_law_backend *be, const struct ic_law_packed *packed,
                         const struct ic_law *law, unsigned height, unsigned width, unsigned batch);

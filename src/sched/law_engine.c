@@ -65,8 +65,7 @@ struct ic_law_engine {
     unsigned n_commands;
 };
 
-/* ---- the back end behind the scheduler
- * -------------------------------------------------------------------- */
+/* ---- the back end behind the scheduler ---------------------------------------------------------- */
 
 static const struct ic_law *st_law(void *arg, unsigned i)
 {
@@ -212,17 +211,12 @@ static enum ic_status st_step(void *arg, struct ic_law_group *pub, const struct 
 {
     struct ic_law_engine *e = arg;
     struct group *g = (struct group *)pub;
-    enum ic_status st = IC_OK;
-
     struct ic_life *me = e->worker.life;
     int64_t t0 = ic_worker_begin(&e->worker);
 
     for (bool hang = ic_fault(IC_FAULT_LAW_HANG); hang;)
         pause();
-    if (e->backend->run)
-        st = e->backend->run(g->exec, io, n, 1, err);
-    else
-        e->backend->step(g->exec, io, n);
+    enum ic_status st = ic_law_exec_run(e->backend, g->exec, io, n, 1, err);
     int64_t t1 = ic_worker_end(&e->worker, me);
     double ns = (double)(t1 - t0) / n;
     ic_governor_pause_ns(e->cfg.governor, t1 - t0, t1); /* booked here, rested between ticks */
@@ -259,8 +253,7 @@ static void st_emit(void *arg, struct ic_event *ev)
     ic_events_put(e->events, ev);
 }
 
-/* ---- the thread
- * ---------------------------------------------------------------------------------------------- */
+/* ---- the thread --------------------------------------------------------------------------------- */
 
 static void set_state(struct ic_law_engine *e, enum ic_engine_state st)
 {
@@ -401,8 +394,7 @@ static enum ic_status check_names(struct ic_law_engine *e, uint64_t used)
     return IC_OK;
 }
 
-/* ---- memory of a GPU: what laws and plans take there is in the ledger that the text engine plans with
- * ---- */
+/* ---- memory of a GPU: in the ledger that the text engine plans with -------------------------------- */
 
 #define GPU_OWNER "law"
 #define GPU_WHAT "laws and their plans"
@@ -555,8 +547,7 @@ static void *engine_main(void *arg)
     return NULL;
 }
 
-/* ---- from other threads
- * -------------------------------------------------------------------------------------- */
+/* ---- from other threads ------------------------------------------------------------------------- */
 
 enum ic_status ic_law_engine_start(struct ic_law_engine **out, const struct ic_law_engine_config *cfg,
                                    struct ic_events *events, struct ic_err *err)
