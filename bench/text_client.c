@@ -34,8 +34,7 @@ struct options {
     bool sse, sampled, prefill;
 };
 
-/* ---- figures
- * --------------------------------------------------------------------------------------------- */
+/* ---- figures ------------------------------------------------------------------------------------ */
 
 static int by_value(const void *a, const void *b)
 {
@@ -106,8 +105,7 @@ static double hist_above(const double before[IC_HIST_N + 1], const double after[
     return 0;
 }
 
-/* ---- stream
- * ----------------------------------------------------------------------------------------------- */
+/* ---- stream ------------------------------------------------------------------------------------- */
 
 /* Numbers of three digits: `prefix` of them the same for all, `question` of this one's own. */
 static char *shared_prompt(int i, const struct options *o)
@@ -215,8 +213,7 @@ static void run_stream(const struct options *o)
     free(s);
 }
 
-/* ---- abort
- * ------------------------------------------------------------------------------------------------ */
+/* ---- abort -------------------------------------------------------------------------------------- */
 
 static void pump_until(struct text_stream *s, int n, int64_t until)
 {
@@ -343,8 +340,7 @@ static void run_abort(const struct options *o)
     free(a.tick);
 }
 
-/* ---- idle
- * ------------------------------------------------------------------------------------------------- */
+/* ---- idle --------------------------------------------------------------------------------------- */
 
 static double proc_kib(int pid, const char *key)
 {

@@ -44,8 +44,7 @@ bool ic_governor_sleep(struct ic_governor *g, int64_t since)
     return armed;
 }
 
-/* ---- one device
- * ----------------------------------------------------------------------------------------------- */
+/* ---- one device --------------------------------------------------------------------------------- */
 
 /* Limits of a GPU. One that slows itself down below our limit gets a lower limit, so that there is
  * something between going on and standing still. */
@@ -102,8 +101,7 @@ static double rest_part(const struct ic_governor_device *d)
     return IC_GOVERNOR_REST_LEAST + up * (IC_GOVERNOR_REST_MOST - IC_GOVERNOR_REST_LEAST);
 }
 
-/* ---- all of them
- * ------------------------------------------------------------------------------------------------ */
+/* ---- all of them -------------------------------------------------------------------------------- */
 
 static void consider(struct ic_thermal *t, const struct ic_governor_device *d, int device)
 {

@@ -174,8 +174,7 @@ int ic_ledger_items(struct ic_ledger *l, struct ic_ledger_item *out, int max)
     return n;
 }
 
-/* ---- the host
- * ---------------------------------------------------------------------------------------------- */
+/* ---- the host ----------------------------------------------------------------------------------- */
 
 /* A file of one number. False: there is none, or it says "max". */
 static bool read_number(const char *path, uint64_t *out)

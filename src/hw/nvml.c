@@ -85,8 +85,7 @@ static bool means_lost(nvml_ret rc)
     return rc == NVML_GPU_IS_LOST || rc == NVML_RESET_REQUIRED || rc == NVML_UNINITIALIZED;
 }
 
-/* ---- one device
- * ---------------------------------------------------------------------------------------------- */
+/* ---- one device --------------------------------------------------------------------------------- */
 
 /* Notes the outcome of a call: true when its result counts. */
 static bool good(struct nvml *n, unsigned i, nvml_ret rc)
@@ -156,8 +155,7 @@ static void read_device(struct nvml *n, unsigned i, struct ic_gpu_sample *g)
         ic_gpu_sample_clear(g);
 }
 
-/* ---- coming back
- * ------------------------------------------------------------------------------------------------ */
+/* ---- coming back -------------------------------------------------------------------------------- */
 
 static bool get_handle(struct nvml *n, unsigned i)
 {
@@ -202,8 +200,7 @@ static void try_again(struct nvml *n, struct ic_hw_sample *s)
     }
 }
 
-/* ---- the source
- * --------------------------------------------------------------------------------------------------- */
+/* ---- the source --------------------------------------------------------------------------------- */
 
 static void nvml_read(void *arg, int what, struct ic_hw_sample *s)
 {

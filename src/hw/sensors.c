@@ -55,8 +55,7 @@ double ic_temp_checked(double celsius)
     return celsius >= IC_TEMP_LOWEST && celsius <= IC_TEMP_HIGHEST ? celsius : NAN; /* NAN compares false */
 }
 
-/* ---- sysfs
- * ------------------------------------------------------------------------------------------------ */
+/* ---- sysfs -------------------------------------------------------------------------------------- */
 
 struct sysfs {
     char root[INPUT_PATH_MAX / 2];
@@ -241,8 +240,7 @@ enum ic_status ic_sensors_sysfs(struct ic_sensor_source *out, const char *root, 
     return IC_OK;
 }
 
-/* ---- the file of the tests
- * ------------------------------------------------------------------------------------ */
+/* ---- the file of the tests ---------------------------------------------------------------------- */
 
 static void take_line(const char *name, double v, int what, struct ic_hw_sample *s)
 {

@@ -30,8 +30,7 @@ struct reading {
     struct seen seen[IC_GGUF_LAYERS_MAX];
 };
 
-/* ---- keys
- * --------------------------------------------------------------------------------------------------- */
+/* ---- keys --------------------------------------------------------------------------------------- */
 
 static int64_t find(const struct gguf_context *g, const char *arch, const char *name)
 {
@@ -135,8 +134,7 @@ static enum ic_status read_sizes(struct reading *r, const struct gguf_context *g
     return IC_OK;
 }
 
-/* ---- tensors
- * ------------------------------------------------------------------------------------------------- */
+/* ---- tensors ------------------------------------------------------------------------------------ */
 
 static bool starts(const char *s, const char *with)
 {
@@ -207,8 +205,7 @@ static enum ic_status read_tensors(struct reading *r, const struct gguf_context 
     return IC_OK;
 }
 
-/* ---- caches
- * --------------------------------------------------------------------------------------------------- */
+/* ---- caches ------------------------------------------------------------------------------------- */
 
 /* Elements of recurrent state per sequence and layer, by the formulas of the families that have one. */
 static uint64_t state_elements(const struct ic_gguf_facts *f, const struct gguf_context *g)
@@ -269,8 +266,7 @@ static enum ic_status read_caches(struct reading *r, const struct gguf_context *
     return IC_OK;
 }
 
-/* ---- files
- * ---------------------------------------------------------------------------------------------------- */
+/* ---- files -------------------------------------------------------------------------------------- */
 
 /* A bound on what the parser below will do: it compares each name with all before it. */
 static enum ic_status check_header(FILE *file, const char *kind, const char *path, struct ic_err *err)
@@ -401,8 +397,7 @@ enum ic_status ic_gguf_read(struct ic_gguf_facts *out, const char *path, struct 
     return st;
 }
 
-/* ---- adapters
- * ------------------------------------------------------------------------------------------------- */
+/* ---- adapters ----------------------------------------------------------------------------------- */
 
 /* NULL: there is none, or it is no text. */
 static const char *text_of(const struct gguf_context *g, const char *key)

@@ -20,8 +20,7 @@ struct sim *ic_sim_of(const struct ic_server *s, const struct conn *c, uint64_t 
     return NULL;
 }
 
-/* ---- reading
- * ------------------------------------------------------------------------------------------------ */
+/* ---- reading ------------------------------------------------------------------------------------ */
 
 static enum ic_status parse_roi(const json_t *v, struct ic_view_roi *roi, struct ic_err *err)
 {
@@ -167,8 +166,7 @@ static enum ic_status parse_create(const struct ic_server *s, const json_t *o, s
     return IC_OK;
 }
 
-/* ---- ops
- * ------------------------------------------------------------------------------------------------------ */
+/* ---- ops ---------------------------------------------------------------------------------------- */
 
 static const struct {
     const char *name;
@@ -375,8 +373,7 @@ void ic_sim_conn_closed(struct ic_server *s, struct conn *c)
     free(c->awaiting);
 }
 
-/* ---- events
- * ----------------------------------------------------------------------------------------------------- */
+/* ---- events ------------------------------------------------------------------------------------- */
 
 static void put_sim(struct ic_server *s, struct ic_buf *b, const struct ic_sim_info *i)
 {
@@ -559,8 +556,7 @@ void ic_sim_event(struct ic_server *s, struct conn *c, struct ic_event *ev)
     }
 }
 
-/* ---- for hello and /v1/laws
- * ---------------------------------------------------------------------------------------- */
+/* ---- for hello and /v1/laws --------------------------------------------------------------------- */
 
 void ic_sim_put_limits(const struct ic_server *s, struct ic_buf *b)
 {

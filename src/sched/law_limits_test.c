@@ -1,8 +1,7 @@
 /* What the Law M scheduler answers, and what it refuses: events, states, limits, memory. */
 #include "sched/law_world.h"
 
-/* ---- events
- * ------------------------------------------------------------------------------------------------------ */
+/* ---- events ------------------------------------------------------------------------------------- */
 
 static void test_events_are_exact(void **state)
 {
@@ -99,8 +98,7 @@ static void test_memory_of_a_law_is_kept_and_given_back(void **state)
     close_world(&w);
 }
 
-/* ---- limits
- * ------------------------------------------------------------------------------------------------------ */
+/* ---- limits ------------------------------------------------------------------------------------- */
 
 static void test_limits(void **state)
 {
@@ -255,8 +253,7 @@ static void test_memory(void **state)
     close_world(&w);
 }
 
-/* ---- steps that cannot be made
- * --------------------------------------------------------------------------------------- */
+/* ---- steps that cannot be made ------------------------------------------------------------------ */
 
 static void expect_oom_of(uint64_t sim, uint64_t owner, uint64_t rid)
 {

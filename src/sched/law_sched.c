@@ -70,8 +70,7 @@ static int64_t period_of(double per_second)
     return ns < PERIOD_MAX_NS ? (int64_t)ns : PERIOD_MAX_NS;
 }
 
-/* ---- events ---------------------------------------------------------------------------------------------
- */
+/* ---- events ------------------------------------------------------------------------------------- */
 
 static struct ic_event *new_event(enum ic_event_kind kind, uint64_t owner, uint64_t rid, size_t len)
 {
@@ -271,8 +270,7 @@ static bool frame_is_due(const struct sim *m, int64_t now)
     return m->o.fps <= 0 || now >= m->frame_due_ns - period_of(m->o.fps) / 10;
 }
 
-/* ---- groups
- * ------------------------------------------------------------------------------------------------ */
+/* ---- groups ------------------------------------------------------------------------------------- */
 
 static int64_t bytes_held(const struct ic_law_sched *s)
 {
@@ -414,8 +412,7 @@ static void leave_line(struct sim *m)
     m->in_line = false;
 }
 
-/* ---- simulations
- * --------------------------------------------------------------------------------------------- */
+/* ---- simulations -------------------------------------------------------------------------------- */
 
 static struct sim *find_sim(const struct ic_law_sched *s, uint64_t id, uint64_t owner)
 {
@@ -734,8 +731,7 @@ void ic_law_sched_command(struct ic_law_sched *s, struct ic_sim_cmd *cmd)
     cmd->state = NULL;
 }
 
-/* ---- batches
- * ---------------------------------------------------------------------------------------------------- */
+/* ---- batches ------------------------------------------------------------------------------------ */
 
 static unsigned batch_size(const struct ic_law_sched *s, const struct group *g)
 {
@@ -906,8 +902,7 @@ int64_t ic_law_sched_tick(struct ic_law_sched *s)
     return now;
 }
 
-/* ---- a step that never ends
- * ---------------------------------------------------------------------------------------- */
+/* ---- a step that never ends --------------------------------------------------------------------- */
 
 static void lose(struct ic_law_sched *s, struct sim *m, const struct ic_err *err)
 {
@@ -973,8 +968,7 @@ enum ic_status ic_law_sched_lose_batch(struct ic_law_sched *s, const char *why)
     return IC_OK;
 }
 
-/* ---- open, close
- * --------------------------------------------------------------------------------------------------- */
+/* ---- open, close -------------------------------------------------------------------------------- */
 
 enum ic_status ic_law_sched_open(struct ic_law_sched **out, const struct ic_law_stepper *st,
                                  const struct ic_law_limits *limits, struct ic_law_counters *c,

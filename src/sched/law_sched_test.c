@@ -4,8 +4,7 @@
  * IC_SEED=n and IC_ROUNDS=n choose other schedules; a failure prints the seed of its schedule. */
 #include "sched/law_world.h"
 
-/* ---- batches
- * ----------------------------------------------------------------------------------------------------- */
+/* ---- batches ------------------------------------------------------------------------------------ */
 
 static void test_batches_are_full_and_re_formed(void **state)
 {
@@ -340,9 +339,7 @@ static void test_batch_limit_is_honoured(void **state)
     close_world(&w);
 }
 
-/* ---- rates
- * -------------------------------------------------------------------------------------------------------
- */
+/* ---- rates -------------------------------------------------------------------------------------- */
 
 static void test_a_rate_is_kept(void **state)
 {
@@ -412,8 +409,7 @@ static void test_a_new_rate_takes_effect_at_once(void **state)
     close_world(&w);
 }
 
-/* ---- random schedules
- * -------------------------------------------------------------------------------------------- */
+/* ---- random schedules --------------------------------------------------------------------------- */
 
 #define SIMS 40
 #define OWNERS 5

@@ -64,8 +64,7 @@ static uint64_t rnd(struct world *w, uint64_t n)
     return (w->rng >> 33) % n;
 }
 
-/* ---- the fake stepper
- * -------------------------------------------------------------------------------------------- */
+/* ---- the fake stepper --------------------------------------------------------------------------- */
 
 static const struct ic_law *fake_law(void *arg, unsigned i)
 {
@@ -168,8 +167,7 @@ static void fake_emit(void *arg, struct ic_event *ev)
     w->event[w->n_events++ % EVENTS] = ev;
 }
 
-/* ---- driving it
- * -------------------------------------------------------------------------------------------------- */
+/* ---- driving it --------------------------------------------------------------------------------- */
 
 static const struct ic_law_limits default_limits = {.max_batch = 16,
                                                     .batch_timeout_ns = 50 * MS,
