@@ -186,7 +186,7 @@ test('what was good last is remembered by the next supervisor', async (t) => {
 
 test('a server that hangs is aborted and started again', async (t) => {
   const srv = await supervised(t, ['--watchdog-seconds', '4']);
-  const { pid } = srv.state();
+  const { pid } = await until(() => srv.state().state === 'running' && srv.state(), 'READY to be told'); // its log line comes first
   process.kill(pid, 'SIGSTOP'); // not even its handlers run: SIGABRT waits, SIGKILL does not
   await until(() => srv.state().pid !== pid && srv.state().state === 'running', 'another process');
   assert.match(srv.state().last_end, /because it was silent$/);
