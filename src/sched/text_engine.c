@@ -17,11 +17,10 @@
 
 #define REOPEN_TRIES 5 /* after 1, 2, 4 and 8 s */
 #define FAILURES_MAX 2 /* decodes in a row, before the model is opened anew with fewer layers on the GPU */
-/* Cells without a user that may stay. On a GPU passing over them is cheap and copying them out is not; on a CPU every 256 cost the
- * streams more than their copy (docs/benchmarks.md), but few seldom cost anything, for attention goes by 256 cells anyway. And while
- * none leaves, a stream's cells stay in order, so that f16 sums round as they do in llama.cpp's own tools. */
-#define IDLE_CELLS_GPU 1024
-#define IDLE_CELLS_CPU 128
+/* Cells without a user that may stay. Every 256 cost one stream 1 to 2 % on a CPU (docs/benchmarks.md), but where they leave beside
+ * streams these go on in their cells, out of order, and sums in f16 then round otherwise: with 128, a seed often said another thing
+ * than a moment before (wire_sampling under load: 6 of 20 runs; with 1024 none). */
+#define IDLE_CELLS 1024
 #define HAND_OVER_NS IC_MS /* longer, and a loop that is busy with something else would slow down every stream */
 
 enum command_kind { CMD_SUBMIT, CMD_SESSION_CLOSE };
@@ -294,7 +293,7 @@ static enum ic_status open_model(struct ic_text_engine *e)
         .decode = be_decode,
         .n_seq = i->seqs,
         .window = i->window,
-        .idle_cells = i->gpu_layers > 0 ? IDLE_CELLS_GPU : IDLE_CELLS_CPU,
+        .idle_cells = IDLE_CELLS,
         .policy = e->cfg.policy,
         .disk = e->disk,
         .seq_rm = be_seq_rm,
