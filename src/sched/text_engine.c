@@ -17,7 +17,7 @@
 
 #define REOPEN_TRIES 5 /* after 1, 2, 4 and 8 s */
 #define FAILURES_MAX 2 /* decodes in a row, before the model is opened anew with fewer layers on the GPU */
-/* Cells without a user that may stay. Every 256 cost one stream 1 to 2 % on a CPU (docs/benchmarks.md), but where they leave beside
+/* Cells without a user that may stay. All of these cost one stream 2.6 % on a CPU (docs/benchmarks.md), but where they leave beside
  * streams these go on in their cells, out of order, and sums in f16 then round otherwise: with 128, a seed often said another thing
  * than a moment before (wire_sampling under load: 6 of 20 runs; with 1024 none). */
 #define IDLE_CELLS 1024
