@@ -170,14 +170,14 @@ bool ic_cells_make_room(struct ic_text_sched *s, int32_t need, int32_t but)
     return ic_cells_free(s) >= need;
 }
 
-bool ic_cells_trim(struct ic_text_sched *s)
+bool ic_cells_trim(struct ic_text_sched *s, int32_t stay)
 {
     struct ic_seq_set busy = busy_set(s, -1);
     int32_t idle = ic_prefix_cells(s->prefix) - ic_prefix_cells_of(s->prefix, &busy), victim;
 
     if (!s->be->seq_save || s->be->window < 0 || s->spill.sum >= s->spill.max - s->spill.max / IC_TRIM_SPARE)
         return false; /* what goes would be lost, or others in its stead */
-    if (idle <= s->be->idle_cells || (victim = oldest_idle(s, -1)) < 0)
+    if (idle <= stay || (victim = oldest_idle(s, -1)) < 0)
         return false;
     shrink(s, victim, IC_TRIM_CELLS);
     return true;

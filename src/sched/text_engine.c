@@ -17,9 +17,9 @@
 
 #define REOPEN_TRIES 5 /* after 1, 2, 4 and 8 s */
 #define FAILURES_MAX 2 /* decodes in a row, before the model is opened anew with fewer layers on the GPU */
-/* Cells without a user that may stay. All of these cost one stream 2.6 % on a CPU (docs/benchmarks.md), but where they leave beside
- * streams these go on in their cells, out of order, and sums in f16 then round otherwise: with 128, a seed often said another thing
- * than a moment before (wire_sampling under load: 6 of 20 runs; with 1024 none). */
+/* Cells without a user that may stay beside streams; in between all of them leave. This many cost one stream 2.6 % on a CPU
+ * (docs/benchmarks.md), but where they leave beside streams these go on in their cells, out of order, and sums in f16 then round
+ * otherwise: with 128, a seed often said another thing than a moment before (wire_sampling under load: 6 of 20 runs; with 1024 none). */
 #define IDLE_CELLS 1024
 #define HAND_OVER_NS IC_MS /* longer, and a loop that is busy with something else would slow down every stream */
 
@@ -464,16 +464,18 @@ static void *engine_main(void *arg)
 {
     struct ic_text_engine *e = ((struct ic_life *)arg)->engine;
     ic_altstack_here();
-    bool busy = false, ok = (e->sched ? take_over(e) : first_load(e)) == IC_OK;
+    bool busy = false, untidy = false, ok = (e->sched ? take_over(e) : first_load(e)) == IC_OK;
 
     if (ok)
         set_state(e, atomic_load(&e->draining) ? IC_ENGINE_DRAINING : IC_ENGINE_READY);
     while (ok && !atomic_load(&e->stop)) {
         bool away = ic_text_sched_is_parked(e->sched);
-        take_commands(e, busy ? 0 : away || !e->cfg.idle_unload_ns ? INT64_MAX : e->idle_since_ns + e->cfg.idle_unload_ns);
+        take_commands(e, busy || untidy ? 0 : away || !e->cfg.idle_unload_ns ? INT64_MAX : e->idle_since_ns + e->cfg.idle_unload_ns);
+        untidy = false;
         if (rest(e, &busy))
             continue;
         busy = ic_text_sched_tick(e->sched);
+        untidy = !busy && ic_text_sched_tidy(e->sched);
         if (e->failures >= FAILURES_MAX)
             lean_back(e);
         if (ic_text_sched_is_parked(e->sched))

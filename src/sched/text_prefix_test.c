@@ -507,7 +507,7 @@ static void slices_are_larger_where_several_wait(void **state)
 }
 
 /* Cells of nobody cost every row a look: beside the next stream those beyond some go to host memory, the oldest first and not all
- * in one tick, and come back. While nobody streams they cost nothing and stay. */
+ * in one tick, and come back. */
 static void idle_cells_are_few_where_they_can_be_kept_elsewhere(void **state)
 {
     (void)state;
@@ -565,6 +565,33 @@ static void a_full_context_goes_on_when_told_to(void **state)
     world_free(w);
 }
 
+/* While nobody streams all of them go, in pieces, where there is room for them. */
+static void idle_cells_leave_while_nobody_streams(void **state)
+{
+    (void)state;
+    for (int keep = 0; keep < 2; keep++) {
+        struct world *w = world_new(16, 4, 512, 1000, 8000);
+        char first[900];
+        int pieces = 0;
+        w->f.be.policy.cache_ram = keep ? 1 << 20 : 0;
+        w->f.ns_row = 1000;
+        world_restart(w);
+        struct client_req *one = endless(submit_prompt(w, letters(first, 400), 20));
+        CHECK(!tidy(w)); /* it waits */
+        tick(w);
+        CHECK(!tidy(w)); /* it runs */
+        run_dry(w);
+        for (uint64_t before = w->c.spilled; tidy(w); before = w->c.spilled, pieces++)
+            CHECK(w->c.spilled - before <= IC_TRIM_CELLS + IC_SPILL_MIN);
+        CHECK(pieces == (keep ? 2 : 0) && (fake_cells(&w->f) == 0) == keep);
+        struct client_req *again = endless(submit_prompt(w, first, 20));
+        run_dry(w);
+        CHECK(again->end.stats.cached_tokens == again->end.stats.prompt_tokens - 1 && (w->c.restored > 0) == keep);
+        CHECK(again->text.len == one->text.len && memcmp(again->text.data, one->text.data, one->text.len) == 0);
+        world_free(w);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -587,6 +614,7 @@ int main(void)
         cmocka_unit_test(slices_pass_over_sizes_that_do_not_pay),
         cmocka_unit_test(slices_are_larger_where_several_wait),
         cmocka_unit_test(idle_cells_are_few_where_they_can_be_kept_elsewhere),
+        cmocka_unit_test(idle_cells_leave_while_nobody_streams),
         cmocka_unit_test(a_full_context_goes_on_when_told_to),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -89,7 +89,7 @@ struct world {
 /* What has happened in all schedules. */
 static struct {
     uint64_t tokens, ties, preempted, spilled, restored, spoilt, drafted, accepted, by_model, cached, full, stopped;
-    uint64_t deadlines, aborts, went_on, reopened, stop_strings;
+    uint64_t deadlines, aborts, went_on, reopened, tidied, stop_strings;
 } seen;
 
 static struct world *w;
@@ -703,6 +703,8 @@ static void random_step(int busy)
         ic_text_sched_reap(w->s, NULL);
     else if (what == 94 && rnd(3) == 0)
         reopen();
+    else if (what == 93)
+        seen.tidied += ic_text_sched_tidy(w->s);
     else
         tick();
 }
@@ -753,7 +755,7 @@ static void random_schedules_say_what_the_model_says_alone(void **state)
     CHECK((double)seen.ties <= TIES_MAX * (double)seen.tokens);
     CHECK(seen.cached > 0 && seen.spilled > 0 && seen.restored > 0 && seen.spoilt > 0 && seen.preempted > 0);
     CHECK(seen.accepted > 0 && seen.accepted < seen.drafted && seen.by_model > 0 && seen.full > 0 && seen.stopped > 0);
-    CHECK(seen.deadlines > 0 && seen.aborts > 0 && seen.went_on > 0 && seen.stop_strings > 0 && seen.reopened > 0);
+    CHECK(seen.deadlines > 0 && seen.aborts > 0 && seen.went_on > 0 && seen.stop_strings > 0 && seen.reopened > 0 && seen.tidied > 0);
 }
 
 static int open_alone(void **state)

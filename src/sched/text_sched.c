@@ -694,7 +694,7 @@ bool ic_text_sched_tick(struct ic_text_sched *s)
     ic_hist_add(&s->c->tick, t1 - t0);
     atomic_fetch_add(&s->c->rows, (uint64_t)n);
     ic_text_cost_learn(&s->cost, ns, n);
-    s->trim = s->trim && ic_cells_trim(s); /* now, when no token waits to be written */
+    s->trim = s->trim && ic_cells_trim(s, s->be->idle_cells); /* now, when no token waits to be written */
     for (int32_t i = 0; i < s->n_running; i++)
         if (s->order[i]->rows) {
             ic_cells_grow(s, s->order[i]);
@@ -712,6 +712,14 @@ bool ic_text_sched_tick(struct ic_text_sched *s)
         double rows_ns = ic_text_cost_of(&s->cost, n) - ic_text_cost_of(&s->cost, n - s->drafter.rows);
         ic_draft_settle(&s->drafter, ns, s->streams, n - s->streams - s->drafts, s->drafts, rows_ns);
     }
+    return true;
+}
+
+bool ic_text_sched_tidy(struct ic_text_sched *s)
+{
+    if (s->parked || s->n_running > 0 || s->waiting || !ic_cells_trim(s, 0))
+        return false;
+    publish_counters(s);
     return true;
 }
 

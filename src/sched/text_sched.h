@@ -28,8 +28,8 @@ struct ic_text_backend {
     int32_t outputs; /* rows of a decode that may ask for logits: parallel, and what is beyond it for proposals */
     int32_t n_embd; /* numbers of a hidden state; 0: none can be had, `embedding` is not called */
     int32_t n_seq;  /* sequences that can be held: parallel, and those that only keep what they have */
-    /* Cells that nobody uses are passed over by every row of every decode. More than these go to host memory (cache_ram) beside the
-     * next streams, whence they come back in milliseconds. */
+    /* Cells that nobody uses are passed over by every row of every decode. More than these go to host memory (cache_ram) even beside
+     * streams, whence they come back in milliseconds; the others in ic_text_sched_tidy. */
     int32_t idle_cells;
     int32_t window; /* what the memory can do, as in ic_prefix_match: 0: be cut and shared anywhere */
     struct ic_text_policy policy;
@@ -108,6 +108,10 @@ void ic_text_sched_session_close(struct ic_text_sched *s, uint64_t session);
 /* One tick: obeys cancels and deadlines, admits, decodes once, samples, emits. False when there is nothing to do
  * until the next call of another function (or the next cancel). */
 bool ic_text_sched_tick(struct ic_text_sched *s);
+
+/* While nobody runs or waits: a piece of what idle sequences hold goes to host memory (cache_ram), as far as there is room, so that
+ * the next streams find their cells free and in order. False when there is nothing to do until the next tick. */
+bool ic_text_sched_tidy(struct ic_text_sched *s);
 
 /* The part of a tick that computes nothing: obeys cancels and deadlines. Lowers *until (NULL: not wanted), a time on the
  * backend's clock, to the next deadline. False when no request is left. */

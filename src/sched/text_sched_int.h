@@ -20,7 +20,7 @@
  * that to short questions. */
 #define IC_SHARE_MIN 32
 #define IC_SPILL_MIN 16       /* tokens: fewer are computed sooner than copied twice */
-#define IC_TRIM_CELLS 256     /* idle cells that go to host memory in a tick, about: a copy takes milliseconds, which the streams wait */
+#define IC_TRIM_CELLS 256     /* idle cells that go to host memory at once, about: whoever streams or comes waits for the copy */
 #define IC_TRIM_SPARE 8       /* of host memory so much (one in …) is not filled by them: what lies there would have to go */
 #define IC_CLIENTS_MAX 1024   /* whose balance is remembered while they ask nothing */
 #define IC_TURN_TOKENS 512    /* quantum of the round robin between clients */
@@ -128,9 +128,9 @@ void ic_cells_cut(struct ic_text_sched *s, int32_t slot, int32_t keep);
 void ic_cells_grow(struct ic_text_sched *s, struct run *r);
 /* Frees cells, idle ones that were used longest ago first, until `need` are free. */
 bool ic_cells_make_room(struct ic_text_sched *s, int32_t need, int32_t but);
-/* Of idle cells beyond the backend's idle_cells some go to host memory, those at the end of the sequence that was used longest ago.
- * False: nothing is left to do. */
-bool ic_cells_trim(struct ic_text_sched *s);
+/* Of idle cells beyond `stay` some go to host memory, those at the end of the sequence that was used longest ago. False: nothing is
+ * left to do. */
+bool ic_cells_trim(struct ic_text_sched *s, int32_t stay);
 /* All that one idle sequence holds goes; -1: the one used longest ago. False: there is none. */
 bool ic_cells_evict(struct ic_text_sched *s, int32_t slot);
 /* A slot for a run with whatever is there of its tokens, and room for the rest. -1: not now. */

@@ -135,6 +135,8 @@ static void random_schedule(uint64_t seed)
             w->f.now += (int64_t)rnd(w, 20000);
         else if (what == 11)
             ic_text_sched_reap(w->s, NULL); /* a rest between two ticks */
+        else if (what == 13)
+            tidy(w);
         else if (what == 12 && ic_text_sched_is_parked(w->s))
             reopen(w);
         else if (what == 12 && rnd(w, 3) == 0)
@@ -149,6 +151,9 @@ static void random_schedule(uint64_t seed)
         int64_t from = w->ticks;
         run_dry(w);
         CHECK(w->ticks - from <= 40LL * w->n * w->f.be.ctx_size + 100);
+        if (rnd(w, 2))
+            for (int n = 0; tidy(w); n++)
+                CHECK(n < FAKE_SEQS + w->f.be.kv_size / IC_SPILL_MIN);
         if (rnd(w, 2)) {
             for (int i = 0; i < SESSIONS; i++)
                 close_session(w, i);

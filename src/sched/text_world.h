@@ -653,6 +653,18 @@ static bool tick(struct world *w)
     return more;
 }
 
+/* A piece of what is idle goes to host memory, unless somebody runs or waits. */
+static bool tidy(struct world *w)
+{
+    int32_t cells = fake_cells(&w->f), any = w->s->n_running || w->s->waiting;
+    bool more = ic_text_sched_tidy(w->s);
+
+    check_state(w);
+    CHECK(!more || !any);
+    CHECK(more ? fake_cells(&w->f) <= cells : fake_cells(&w->f) == cells); /* equal: another idle one held the same */
+    return more;
+}
+
 /* The model goes, by our will or by itself. */
 static void lose(struct world *w, bool orderly)
 {

@@ -15,6 +15,8 @@ if (!fs.existsSync(model)) {
   process.exit(0);
 }
 assert.ok(BIN);
+const avx512 = / avx512f /.test(fs.readFileSync('/proc/cpuinfo', 'utf8')); // ggml picks its kernels by it, and these round each in its way
+const text = (g) => (avx512 ? g.text : (g.text_avx2 ?? g.text));
 const server = await Server.start([], { model });
 const c = await server.connect();
 
@@ -23,14 +25,14 @@ const ask = (g) => c.infer(g.messages ?? g.prompt, { temp: 0, max_tokens: g.max_
 for (const g of golden.answers)
   test(`${JSON.stringify(g.messages ?? g.prompt)}`, async () => {
     const s = await ask(g).done();
-    assert.equal(s.text, g.text);
+    assert.equal(s.text, text(g));
     assert.equal(s.end.reason, g.ended ? 'stop' : 'length');
   });
 
 if (name === 'stories260k')
   test('all of them at once', async () => {
     const all = await Promise.all(golden.answers.map((g) => ask(g).done()));
-    assert.deepEqual(all.map((s) => s.text), golden.answers.map((g) => g.text));
+    assert.deepEqual(all.map((s) => s.text), golden.answers.map(text));
   });
 
 test('the server has survived', () => server.stop());

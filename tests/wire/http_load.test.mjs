@@ -19,7 +19,7 @@ async function tool(command, args, input = '') {
   for (const s of [p.stdout, p.stderr]) s.setEncoding('utf8').on('data', (d) => (out += d));
   p.stdin.on('error', () => {});
   p.stdin.end(input);
-  const end = await within(Promise.race([once(p, 'close'), once(p, 'error')]), command);
+  const end = await within(once(p, 'close').catch((e) => [e]), command); // once() throws what 'error' brings
   if (end[0]?.code === 'ENOENT') return null;
   return { code: end[0], out };
 }

@@ -52,6 +52,18 @@ test('what leaves the cache comes back from host memory, and says the same', () 
     await c.close();
   }));
 
+test('while nobody streams, all that is idle leaves the cache for host memory, and comes back', () =>
+  withServer(['--cache-ram', '64M'], async (s) => {
+    const c = await s.connect();
+    const first = await c.infer(PREFIX, params).done();
+    await until(async () => (await s.metrics()).ic_text_kv_tokens_used === 0, 'empty');
+    const again = await c.infer(PREFIX, params).done();
+    assert.equal(again.end.stats.cached_tokens, again.end.stats.prompt_tokens - 1);
+    assert.ok((await s.metrics()).ic_text_kv_restored_tokens_total >= again.end.stats.cached_tokens);
+    same(again, first);
+    await c.close();
+  }));
+
 // ---- the disk below host memory: 192 KiB of that hold one text of the others and a half
 const diskArgs = (dir) => ['--kv-size', '512', '--ctx-size', '512', '--cache-ram', '192K', '--cache-disk', dir];
 const ours = (dir) => fs.readdirSync(dir).filter((f) => f.startsWith('inference-core-kv-'));
