@@ -73,6 +73,12 @@ static void wake_loop(void *arg)
     ic_net_wake(s->net);
 }
 
+static bool take_turn(void *arg)
+{
+    struct serve *s = arg;
+    return ic_net_turn(s->net);
+}
+
 static void *signal_main(void *arg)
 {
     struct serve *s = arg;
@@ -522,6 +528,7 @@ int ic_cli_serve(int argc, char **argv)
     if (ic_notify_open(&s.notify, &err) != IC_OK)
         ic_warn("serve", "the service manager is not told how we are: %s", err.msg);
     ic_events_init(&s.events, wake_loop, &s);
+    s.events.turn = take_turn;
     ic_turn_init(&s.turn);
     st = start(&s, &err);
     if (st != IC_OK) {

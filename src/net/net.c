@@ -1,7 +1,8 @@
 /* The network layer's frame: opening, the loop, waking it, closing. See net_i.h for how it is divided.
  *
  * Thread: the loop, but ic_net_wake and ic_net_stop, which only set an atomic flag and write to lws'
- * event descriptor (lws_cancel_service), so a signal handler may call ic_net_stop.
+ * event descriptor (lws_cancel_service), so a signal handler may call ic_net_stop; and ic_net_turn, which
+ * does the loop's work while that waits. Every entry from lws has `turn` locked.
  *
  * Every entry from lws ends in conn_settle_all: what an app callback queued is written before poll is
  * called again. A wake-up thus costs one eventfd write, one poll return, one send. */
@@ -71,9 +72,8 @@ static void on_cancelled(struct lws *wsi)
     n->app->on_settled(n->arg);
 }
 
-static int net_callback(struct lws *wsi, enum lws_callback_reasons why, void *user, void *in, size_t len)
+static int net_event(struct lws *wsi, enum lws_callback_reasons why, void *in, size_t len)
 {
-    (void)user;
     switch (why) {
     case LWS_CALLBACK_RAW_RX: return on_rx(wsi, in, len);
     case LWS_CALLBACK_RAW_WRITEABLE: on_writable(wsi); break;
@@ -89,6 +89,19 @@ static int net_callback(struct lws *wsi, enum lws_callback_reasons why, void *us
     return 0;
 }
 
+static int net_callback(struct lws *wsi, enum lws_callback_reasons why, void *user, void *in, size_t len)
+{
+    struct lws_context *ctx = wsi ? lws_get_context(wsi) : NULL;
+    struct ic_net *n = ctx ? lws_context_user(ctx) : NULL;
+    (void)user;
+    if (!n)
+        return net_event(wsi, why, in, len);
+    pthread_mutex_lock(&n->turn);
+    int rc = net_event(wsi, why, in, len);
+    pthread_mutex_unlock(&n->turn);
+    return rc;
+}
+
 /* Sources have a protocol of their own, so that their opaque pointer is never taken for a conn. */
 static int source_callback(struct lws *wsi, enum lws_callback_reasons why, void *user, void *in, size_t len)
 {
@@ -97,8 +110,10 @@ static int source_callback(struct lws *wsi, enum lws_callback_reasons why, void 
     (void)len;
     struct source *s = wsi ? lws_get_opaque_user_data(wsi) : NULL;
     if (why == LWS_CALLBACK_RAW_RX_FILE && s) {
+        pthread_mutex_lock(&s->net->turn);
         s->ready(s);
         conn_settle_all(s->net);
+        pthread_mutex_unlock(&s->net->turn);
     } else if (why == LWS_CALLBACK_RAW_CLOSE_FILE && s) {
         s->wsi = NULL;
         s->fd = -1; /* lws closes it */
@@ -273,6 +288,11 @@ enum ic_status ic_net_open(struct ic_net **out, const struct ic_net_config *cfg,
     struct ic_net *n = calloc(1, sizeof *n);
     if (!n)
         return ic_fail(err, IC_OOM, "no memory for the network");
+    pthread_mutexattr_t recursive;
+    pthread_mutexattr_init(&recursive);
+    pthread_mutexattr_settype(&recursive, PTHREAD_MUTEX_RECURSIVE);
+    pthread_mutex_init(&n->turn, &recursive);
+    pthread_mutexattr_destroy(&recursive);
     n->cfg_copy = *cfg;
     n->cfg = &n->cfg_copy;
     n->app = app;
@@ -320,6 +340,18 @@ void ic_net_wake(struct ic_net *n)
 {
     if (!atomic_exchange(&n->wake, true))
         lws_cancel_service(n->ctx);
+}
+
+bool ic_net_turn(struct ic_net *n)
+{
+    if (n->cfg->tls_cert || pthread_mutex_trylock(&n->turn))
+        return false;
+    bool all = n->closing || n->app->on_turn(n->arg);
+    conn_settle_all(n);
+    if (!n->closing)
+        n->app->on_settled(n->arg);
+    pthread_mutex_unlock(&n->turn);
+    return all;
 }
 
 void ic_net_stop(struct ic_net *n)
@@ -393,6 +425,7 @@ void ic_net_close(struct ic_net **np)
     free(n->free_lobby);
     free(n->rx);
     free(n->tx);
+    pthread_mutex_destroy(&n->turn);
     free(n);
     *np = NULL;
 }

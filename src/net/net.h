@@ -1,8 +1,8 @@
 /* The network: one port, HTTP and WebSocket, with or without TLS, on libwebsockets. Knows no model and
  * no protocol; it turns bytes into calls of struct ic_peer_app (proto/peer.h).
  *
- * Thread: open, run and close on one thread (the loop). ic_net_wake and ic_net_stop from any thread;
- * ic_net_stop also from a signal handler. The loop blocks only in poll. */
+ * Thread: open, run and close on one thread (the loop). ic_net_wake, ic_net_turn and ic_net_stop from any
+ * thread; ic_net_stop also from a signal handler. The loop blocks only in poll. */
 #ifndef IC_NET_NET_H
 #define IC_NET_NET_H
 
@@ -36,6 +36,9 @@ int ic_net_port(const struct ic_net *n); /* the bound TCP port */
 /* Serves until ic_net_stop. */
 void ic_net_run(struct ic_net *n);
 void ic_net_wake(struct ic_net *n); /* coalesced: many wakes, one on_wake */
+/* Any thread: the app's on_turn and the writing after it, here and now, while the loop waits in poll. False: on_turn left
+ * something, or the loop is at work, or there is TLS (libwebsockets is the loop's alone): ic_net_wake helps. */
+bool ic_net_turn(struct ic_net *n);
 void ic_net_stop(struct ic_net *n); /* ic_net_run returns soon */
 
 /* Loop thread: no further connections are accepted (the listening socket closes); existing ones go on. */

@@ -20,6 +20,7 @@
 #define IC_NET_NET_I_H
 
 #include <libwebsockets.h>
+#include <pthread.h>
 #include <stdatomic.h>
 
 #include "base/buf.h"
@@ -131,6 +132,7 @@ struct ic_net {
     int spare_fd; /* given up for a moment to refuse a connection when fds have run out */
     bool draining, closing;
     atomic_bool wake, stop;
+    pthread_mutex_t turn; /* of all below and every conn: the loop's but while it is in poll; recursive, for lws calls back */
     struct source ticker;
     int64_t tick_ns; /* when it goes off */
     bool busy_ticks;

@@ -436,6 +436,45 @@ static void wake_latency(struct srv *s, const char *what)
     close(fd);
 }
 
+static void *chatter(void *arg)
+{
+    while (burn) {
+        cl_ws_text(*(int *)arg, "talk");
+        assert_true(cl_ws_expect(*(int *)arg, 0x81, "talk"));
+    }
+    return NULL;
+}
+
+/* While the loop waits another thread may do its work; while it works that one is sent away. */
+static void turns(void **state)
+{
+    enum { N = 2000 };
+    pthread_t t;
+    struct srv *s = &srv;
+    char token[7];
+    (void)state;
+    int talking = cl_ws_open(s->port, "/x", ""), quiet = cl_ws_open(s->port, "/x", ""), refused = 0;
+    cl_ws_text(quiet, "ready");
+    assert_true(cl_ws_expect(quiet, 0x81, "ready"));
+    srv_settled(s);
+    burn = true;
+    pthread_create(&t, NULL, chatter, &talking);
+    for (int i = 0; i < N; i++) {
+        s->wake_ns = ic_now_ns();
+        for (; !ic_net_turn(s->net); refused++)
+            ;
+        assert_true(cl_read(quiet, token, 7) && memcmp(token + 2, "token", 5) == 0);
+    }
+    s->more = true;
+    assert_false(ic_net_turn(s->net));
+    s->more = false;
+    burn = false;
+    pthread_join(t, NULL);
+    print_message("of %d turns %d were refused\n", N + refused, refused);
+    close(talking);
+    close(quiet);
+}
+
 static void idle_memory(void **state)
 {
     (void)state;
@@ -484,6 +523,7 @@ int main(void)
         cmocka_unit_test(too_many),      cmocka_unit_test(addresses),   cmocka_unit_test(restart),
         cmocka_unit_test(static_files),  cmocka_unit_test(tls),         cmocka_unit_test(abrupt),
         cmocka_unit_test(paused_client), cmocka_unit_test(idle_memory), cmocka_unit_test(latency),
+        cmocka_unit_test(turns),
     };
     return cmocka_run_group_tests(tests, shared_start, shared_stop);
 }

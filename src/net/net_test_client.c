@@ -346,6 +346,17 @@ static void on_wake(void *app)
     s->command = CMD_NONE;
 }
 
+/* On whatever thread has the turn: one token a call. True when the test does not say that there is more. */
+static bool on_turn(void *app)
+{
+    struct srv *s = app;
+    struct ic_peer *p = ic_net_peer(s->net, s->target);
+
+    if (p)
+        p->vt->send(p, IC_MSG_TEXT, "token", 5, s->wake_ns);
+    return !s->more;
+}
+
 /* On the loop right after on_wake: by now what on_wake sent has been given to its socket. */
 static void on_settled(void *app)
 {
@@ -369,7 +380,8 @@ static void on_written(void *app, int64_t ns)
 }
 
 static const struct ic_peer_app test_app = {on_handshake, on_open, on_message, on_refused, on_close,
-                                            on_http,      on_wake, on_settled, on_tick,    on_written};
+                                            on_http,      on_wake, on_turn,    on_settled, on_tick,
+                                            on_written};
 
 /* ---- server ---- */
 

@@ -1,8 +1,8 @@
 /* A connection as the protocol layer sees it, and what the network layer owes it.
  *
  * `net` implements the functions of struct ic_peer_vt and calls the ones of struct ic_peer_app; neither
- * side knows the other's types. Everything here runs on the loop thread, never blocks and never
- * re-enters: a call from app to peer only queues work, it does not call back before it returns.
+ * side knows the other's types. Everything here runs on the loop thread (or, while that waits, on one that
+ * takes its turn: on_turn; never on two at once), never blocks and never re-enters: a call from app to peer only queues work, it does not call back before it returns.
  *
  * A peer is owned by `net`. It is valid from on_open (WebSocket) or on_http (one HTTP exchange) until
  * on_close returns; other threads name it by slot and generation only. */
@@ -88,7 +88,10 @@ struct ic_peer_app {
     void (*on_http)(void *app, struct ic_peer *, const struct ic_http_req *);
     /* Another thread called ic_net_wake: drain queues. */
     void (*on_wake)(void *app);
-    /* What on_wake queued has been written, as far as the sockets took it. */
+    /* Any thread, while the loop waits (ic_net_turn): write what of the queues needs nothing but sockets. False: there
+     * is more, for the loop. */
+    bool (*on_turn)(void *app);
+    /* What on_wake or on_turn queued has been written, as far as the sockets took it. */
     void (*on_settled)(void *app);
     /* Every IC_NET_TICK_MS or more often; every 100 ms from ic_net_stop_accepting on. */
     void (*on_tick)(void *app);

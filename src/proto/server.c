@@ -434,6 +434,19 @@ static void on_wake(void *app)
         s->hooks.woken(s->hooks.arg);
 }
 
+static bool on_turn(void *app)
+{
+    struct ic_server *s = app;
+    bool rest;
+
+    for (struct ic_event *ev = ic_events_take_tokens(s->events, &rest), *next; ev; ev = next) {
+        next = ev->next;
+        route(s, ev);
+        ic_event_free(ev);
+    }
+    return !rest;
+}
+
 static void on_settled(void *app)
 {
     struct ic_server *s = app;
@@ -468,6 +481,7 @@ const struct ic_peer_app ic_server_app = {
     .on_close = on_close,
     .on_http = on_http,
     .on_wake = on_wake,
+    .on_turn = on_turn,
     .on_settled = on_settled,
     .on_tick = on_tick,
     .on_written = on_written,

@@ -18,7 +18,7 @@ void ic_events_init(struct ic_events *q, void (*wake)(void *), void *arg)
     q->tail = &q->head;
 }
 
-void ic_events_put(struct ic_events *q, struct ic_event *ev)
+static void put(struct ic_events *q, struct ic_event *ev, bool wake)
 {
     pthread_mutex_lock(&q->lock);
     while (q->count >= IC_EVENTS_MAX && !q->closed)
@@ -34,7 +34,26 @@ void ic_events_put(struct ic_events *q, struct ic_event *ev)
     *q->tail = ev;
     q->tail = &ev->next;
     pthread_mutex_unlock(&q->lock);
-    if (was_empty)
+    if (was_empty && wake)
+        q->wake(q->wake_arg);
+}
+
+void ic_events_put(struct ic_events *q, struct ic_event *ev)
+{
+    put(q, ev, true);
+}
+
+void ic_events_put_later(struct ic_events *q, struct ic_event *ev)
+{
+    put(q, ev, false);
+}
+
+void ic_events_offer(struct ic_events *q)
+{
+    pthread_mutex_lock(&q->lock);
+    bool any = q->count > 0;
+    pthread_mutex_unlock(&q->lock);
+    if (any && !(q->turn && q->turn(q->wake_arg)))
         q->wake(q->wake_arg);
 }
 
@@ -52,6 +71,28 @@ struct ic_event *ic_events_take(struct ic_events *q)
     return list;
 }
 
+struct ic_event *ic_events_take_tokens(struct ic_events *q, bool *rest)
+{
+    pthread_mutex_lock(&q->lock);
+    struct ic_event *list = NULL, **end = &list;
+    unsigned n = 0;
+    for (; q->head && q->head->kind == IC_EVENT_TOKEN; n++) {
+        *end = q->head;
+        end = &q->head->next;
+        q->head = *end;
+    }
+    *end = NULL;
+    if (!q->head)
+        q->tail = &q->head;
+    if (n && q->count >= IC_EVENTS_MAX)
+        pthread_cond_broadcast(&q->room);
+    q->count -= n;
+    q->taken += n;
+    *rest = q->count > 0;
+    pthread_mutex_unlock(&q->lock);
+    return list;
+}
+
 void ic_events_written(struct ic_events *q)
 {
     pthread_mutex_lock(&q->lock);
@@ -63,6 +104,7 @@ void ic_events_written(struct ic_events *q)
 
 void ic_events_hand_over(struct ic_events *q, int64_t limit_ns)
 {
+    ic_events_offer(q);
     int64_t until = ic_now_ns() + limit_ns;
     struct timespec ts = {(time_t)(until / 1000000000), (long)(until % 1000000000)};
 

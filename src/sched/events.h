@@ -19,17 +19,26 @@ struct ic_events {
     unsigned waiters;
     pthread_cond_t done;
     void (*wake)(void *); /* called when the queue stops being empty; any thread */
-    void *wake_arg;
+    /* Any thread: takes and writes the tokens at the head, in the loop's stead, where the loop waits for something to do. True:
+     * all that there was. NULL: only the loop can. */
+    bool (*turn)(void *);
+    void *wake_arg; /* of both */
 };
 
 void ic_events_init(struct ic_events *q, void (*wake)(void *), void *arg);
 /* Takes ev; blocks while IC_EVENTS_MAX are waiting, unless the queue is closed (then ev is freed). */
 void ic_events_put(struct ic_events *q, struct ic_event *ev);
+/* As ic_events_put, but nobody is woken: ic_events_offer or _hand_over is to follow within a millisecond. */
+void ic_events_put_later(struct ic_events *q, struct ic_event *ev);
+/* What waits is written from this thread if it can be (turn), else the loop is woken. */
+void ic_events_offer(struct ic_events *q);
 /* Detaches everything that waits, oldest first; NULL when empty. Never blocks for long. */
 struct ic_event *ic_events_take(struct ic_events *q);
+/* Detaches the tokens before the first event of another kind. *rest: something stays behind. */
+struct ic_event *ic_events_take_tokens(struct ic_events *q, bool *rest);
 /* The loop: what was taken so far has been given to its sockets, as far as they took it. */
 void ic_events_written(struct ic_events *q);
-/* An engine, before it keeps a core busy: waits until everything that was put has been written, at most limit_ns.
+/* An engine, before it keeps a core busy: offers, and waits until everything that was put has been written, at most limit_ns.
  * For machines where the loop has no core to itself, and a token would wait for the next one to be computed. */
 void ic_events_hand_over(struct ic_events *q, int64_t limit_ns);
 /* No more waiting, no more events: for the end of the process. */

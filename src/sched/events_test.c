@@ -31,6 +31,13 @@ static struct ic_event *event(uint64_t owner, int32_t index)
     return ev;
 }
 
+static struct ic_event *token(uint64_t owner, int32_t index)
+{
+    struct ic_event *ev = event(owner, index);
+    ev->kind = IC_EVENT_TOKEN;
+    return ev;
+}
+
 struct producer {
     struct shared *s;
     uint64_t id;
@@ -152,6 +159,73 @@ static void an_engine_hands_over_until_its_events_are_written(void **state)
     ic_events_deinit(&s.q);
 }
 
+struct turn {
+    struct shared s; /* first: wake_arg of both */
+    int turns, got;
+    bool busy;
+};
+
+static bool take_turn(void *arg)
+{
+    struct turn *t = arg;
+    bool rest;
+
+    t->turns++;
+    if (t->busy)
+        return false;
+    for (struct ic_event *ev = ic_events_take_tokens(&t->s.q, &rest), *next; ev; ev = next, t->got++) {
+        next = ev->next;
+        assert_true(ev->kind == IC_EVENT_TOKEN && ev->index == t->got);
+        free(ev);
+    }
+    ic_events_written(&t->s.q);
+    return !rest;
+}
+
+/* Tokens are written by the thread that made them; the loop is woken for the rest only, or when it has the turn. */
+static void an_engine_writes_its_tokens(void **state)
+{
+    struct turn t = {0};
+    struct ic_events *q = &t.s.q;
+    struct ic_event *ev;
+
+    (void)state;
+    ic_events_init(q, on_wake, &t);
+    ic_events_offer(q);
+    assert_int_equal(t.s.wakes, 0); /* nothing to offer */
+    ic_events_put_later(q, token(1, 0));
+    assert_int_equal(t.s.wakes, 0);
+    ic_events_offer(q); /* nobody but the loop can */
+    assert_int_equal(t.s.wakes, 1);
+    q->turn = take_turn;
+    ic_events_put_later(q, token(1, 1));
+    ic_events_hand_over(q, INT64_C(3600) * 1000000000);
+    assert_true(t.got == 2 && t.turns == 1 && t.s.wakes == 1);
+    ic_events_put_later(q, token(1, 2));
+    ic_events_put_later(q, token(1, 3));
+    ev = event(1, 4);
+    ev->kind = IC_EVENT_END;
+    ic_events_put_later(q, ev);
+    ic_events_put_later(q, token(2, 4)); /* behind it: not before it */
+    ic_events_offer(q);
+    assert_true(t.got == 4 && t.s.wakes == 2);
+    ic_events_offer(q); /* again, with the end at the head */
+    assert_true(t.got == 4 && t.s.wakes == 3);
+    ev = ic_events_take(q);
+    assert_true(ev->kind == IC_EVENT_END && ev->next->kind == IC_EVENT_TOKEN && !ev->next->next);
+    free(ev->next);
+    free(ev);
+    ic_events_written(q);
+    t.busy = true;
+    ic_events_put_later(q, token(1, 4));
+    ic_events_hand_over(q, 1000); /* the loop is at work: it will come to it */
+    assert_true(t.got == 4 && t.s.wakes == 4);
+    t.busy = false;
+    ic_events_offer(q);
+    assert_true(t.got == 5 && t.s.wakes == 4);
+    ic_events_deinit(q);
+}
+
 static void closing_lets_everybody_go(void **state)
 {
     struct shared s = {0};
@@ -186,6 +260,7 @@ int main(void)
         cmocka_unit_test(oldest_first_and_woken_once),
         cmocka_unit_test(producers_wait_and_lose_nothing),
         cmocka_unit_test(an_engine_hands_over_until_its_events_are_written),
+        cmocka_unit_test(an_engine_writes_its_tokens),
         cmocka_unit_test(closing_lets_everybody_go),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -22,6 +22,7 @@
  * otherwise: with 128, a seed often said another thing than a moment before (wire_sampling under load: 6 of 20 runs; with 1024 none). */
 #define IDLE_CELLS 1024
 #define HAND_OVER_NS IC_MS /* longer, and a loop that is busy with something else would slow down every stream */
+#define OFFER_NS (IC_MS / 4) /* tokens of one tick are written together, but none waits longer for the others to be drawn */
 
 enum command_kind { CMD_SUBMIT, CMD_SESSION_CLOSE };
 
@@ -57,7 +58,8 @@ struct ic_text_engine {
     pthread_cond_t wake;
     struct command *head, **tail;
     bool kicked;
-    bool hand_over; /* computing takes every core: the loop needs one lent to it */
+    bool hand_over; /* computing takes every core: the loop has none of its own, so this thread writes its tokens */
+    int64_t unsaid_ns; /* when the first event was put that has not been offered; 0: none */
 };
 
 /* ---- the real model behind the scheduler ---------------------------------------------------------------- */
@@ -88,14 +90,20 @@ static enum ic_decode faulty(struct ic_life *me, bool *is_fault)
     return stall ? IC_DECODE_ABORTED : IC_DECODE_FAILED;
 }
 
+static void hand_over(struct ic_text_engine *e)
+{
+    if (e->hand_over)
+        ic_events_hand_over(e->events, HAND_OVER_NS);
+    e->unsaid_ns = 0;
+}
+
 static enum ic_decode be_decode(void *arg, const struct ic_row *rows, int32_t n)
 {
     struct ic_text_engine *e = arg;
     struct ic_life *me = e->worker.life;
     bool fault;
 
-    if (e->hand_over) /* else the tokens of the last tick may wait until this one is computed */
-        ic_events_hand_over(e->events, HAND_OVER_NS);
+    hand_over(e); /* else the tokens of the last tick may wait until this one is computed */
     int64_t t0 = ic_worker_begin(&e->worker);
     enum ic_decode rc = faulty(me, &fault);
     if (!fault)
@@ -120,8 +128,7 @@ static bool be_draft(void *arg, struct ic_draft_req *reqs, int32_t n)
     struct ic_text_engine *e = arg;
     struct ic_life *me = e->worker.life;
 
-    if (e->hand_over)
-        ic_events_hand_over(e->events, HAND_OVER_NS);
+    hand_over(e);
     int64_t t0 = ic_worker_begin(&e->worker);
     bool ok = !ic_fault(IC_FAULT_DRAFT_FAIL) && ic_draft_propose(e->draft, reqs, n);
     int64_t t1 = ic_worker_end(&e->worker, me);
@@ -208,10 +215,27 @@ static int64_t be_now(void *arg)
     return ic_now_ns();
 }
 
+static void say(struct ic_text_engine *e)
+{
+    if (e->unsaid_ns)
+        ic_events_offer(e->events);
+    e->unsaid_ns = 0;
+}
+
 static void be_emit(void *arg, struct ic_event *ev)
 {
     struct ic_text_engine *e = arg;
-    ic_events_put(e->events, ev);
+    int64_t now;
+
+    if (!e->hand_over) {
+        ic_events_put(e->events, ev);
+        return;
+    }
+    ic_events_put_later(e->events, ev);
+    now = ic_now_ns();
+    e->unsaid_ns = e->unsaid_ns ? e->unsaid_ns : now;
+    if (now - e->unsaid_ns >= OFFER_NS)
+        say(e);
 }
 
 static bool should_abort(void *arg)
@@ -347,6 +371,7 @@ static bool bring_back(struct ic_text_engine *e)
 {
     int64_t t0 = ic_now_ns();
 
+    say(e);
     atomic_store(&e->worker.beat, 0); /* loading takes what it takes */
     for (int i = 0; !atomic_load(&e->stop); i++) {
         if ((e->model || open_model(e) == IC_OK) && ic_text_sched_unpark(e->sched, &e->be, &e->err) == IC_OK) {
@@ -390,6 +415,7 @@ static void take_commands(struct ic_text_engine *e, int64_t until)
 {
     struct timespec ts = {(time_t)(until / 1000000000), (long)(until % 1000000000)};
 
+    say(e);
     pthread_mutex_lock(&e->lock);
     while (!e->head && !e->kicked && !atomic_load(&e->stop) && until > ic_now_ns()) {
         atomic_store(&e->worker.beat, 0);
