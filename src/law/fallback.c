@@ -51,6 +51,7 @@ struct ic_law_exec {
     size_t taken; /* of the device's memory */
     struct ic_law_state **guests; /* of simulations without a state, a place each; NULL: not needed yet */
     struct ic_law_io *io;         /* the batch as the one of `device` or `cpu` sees it */
+    unsigned guests_off;          /* of the batch so many have their new state, though the run failed */
     bool started;                 /* io is made; start_status and why are its error */
     enum ic_status start_status;
     struct ic_err why;
@@ -316,7 +317,8 @@ static enum ic_status bring(struct ic_law_exec *e, const struct ic_law_io *io, u
     return st;
 }
 
-/* What those without a state get back. Before any state counts as newer: a failure leaves all as it was. */
+/* What those without a state get back. Before any state counts as newer: a failure leaves them as they
+ * were. */
 static enum ic_status see_guests_off(struct ic_law_exec *e, const struct ic_law_io *io, unsigned n,
                                      struct ic_err *err)
 {
@@ -324,6 +326,7 @@ static enum ic_status see_guests_off(struct ic_law_exec *e, const struct ic_law_
     for (unsigned i = 0; i < n && st == IC_OK; i++)
         if (!io[i].state) {
             st = first->state_get(e->guests[i], &io[i], err);
+            e->guests_off = st == IC_OK ? i + 1 : i;
             if (st == IC_OK && io[i].delta)
                 st = first->delta(e->device, i, io[i].delta, err);
         }
@@ -583,24 +586,28 @@ static enum ic_status fb_run(struct ic_law_exec *e, const struct ic_law_io *io, 
                              struct ic_err *err)
 {
     struct ic_err why = {0};
+    e->guests_off = 0;
     if (e->device) {
         if (run_on_device(e, io, n, steps, &why) == IC_OK)
             return IC_OK;
         move_to_cpu(e, io, n, &why);
     }
+    unsigned left = 0;
     for (unsigned i = 0; i < n; i++) {
         if (io[i].state)
             go_home(io[i].state, true); /* one that was not in the batch that moved */
-        e->io[i] = io[i];
-        e->io[i].state = NULL;
+        else if (i < e->guests_off)
+            continue;
+        e->io[left] = io[i];
+        e->io[left++].state = NULL;
     }
     if (!e->cpu) {
         enum ic_status s = open_on_cpu(e, err);
         if (s != IC_OK)
             return s; /* the next call tries again */
     }
-    for (unsigned i = 0; i < steps; i++)
-        cpu_backend()->step(e->cpu, e->io, n);
+    for (unsigned i = 0; i < steps && left; i++)
+        cpu_backend()->step(e->cpu, e->io, left);
     return IC_OK;
 }
 
