@@ -233,8 +233,8 @@ static bool same_state(const struct rig *a, const struct rig *b, unsigned i)
 {
     const size_t half = a->plan->memory_bytes / 2;
     return memcmp(a->io[i].psi, b->io[i].psi, a->plan->psi_bytes) == 0 &&
-           (!half || (memcmp(a->io[i].h, b->io[i].h, half) == 0 &&
-                      memcmp(a->io[i].c, b->io[i].c, half) == 0));
+           (!half ||
+            (memcmp(a->io[i].h, b->io[i].h, half) == 0 && memcmp(a->io[i].c, b->io[i].c, half) == 0));
 }
 
 /* Steps in pieces, begun or not, in other company and after an edit: the same as states that travel. */
@@ -261,7 +261,8 @@ static void check_resident(const char *name, enum ic_law_arch arch, unsigned d, 
     there.io[2] = there.io[1];
     there.io[1] = there.io[0];
     there.io[0] = first;
-    same = same && memcmp(before, there.io[0].psi, there.plan->psi_bytes) == 0; /* the host's is untouched */
+    same =
+        same && memcmp(before, there.io[0].psi, there.plan->psi_bytes) == 0; /* the host's is untouched */
     steps(&here, 3, 11);
     if (there.be->delta(there.exec, 1, delta, &err) != IC_OK) /* place 1 was simulation 2 */
         die("a delta", &err);
@@ -304,8 +305,8 @@ struct frame_errors {
     size_t bytes, other;
 };
 
-static void compare_frame(struct rig *r, struct ic_view_ctx *ctx, unsigned i,
-                          const struct ic_law_draw *d, const float *delta, struct frame_errors *e)
+static void compare_frame(struct rig *r, struct ic_view_ctx *ctx, unsigned i, const struct ic_law_draw *d,
+                          const float *delta, struct frame_errors *e)
 {
     const struct ic_law_shape shape = {r->plan->height, r->plan->width, r->plan->law->d};
     struct ic_view_frame got, want;
@@ -317,8 +318,10 @@ static void compare_frame(struct rig *r, struct ic_view_ctx *ctx, unsigned i,
     if (r->be->frame(r->exec, i, a, got.bytes, &got, &err) != IC_OK ||
         ic_view_render(ctx, &d->request, r->io[i].psi, delta, shape, b, got.bytes, &want, &err) != IC_OK)
         die("a frame", &err);
-    e->range = fmax(e->range, fabs((double)got.min - (double)want.min) / fmax(fabs((double)want.min), 1e-6));
-    e->range = fmax(e->range, fabs((double)got.max - (double)want.max) / fmax(fabs((double)want.max), 1e-6));
+    e->range =
+        fmax(e->range, fabs((double)got.min - (double)want.min) / fmax(fabs((double)want.min), 1e-6));
+    e->range =
+        fmax(e->range, fabs((double)got.max - (double)want.max) / fmax(fabs((double)want.max), 1e-6));
     for (size_t k = 0; k < got.bytes && got.dtype == IC_VIEW_U8; k++) {
         const double diff = fabs((double)a[k] - (double)b[k]);
         e->u8 = fmax(e->u8, ring ? 255 * circular(diff / 255) : diff);
@@ -382,8 +385,8 @@ static void check_frames(unsigned d, unsigned grid_h, unsigned grid_w)
                 const struct ic_view_roi part = {3, 5, 7, 6}, all = {0};
                 struct ic_law_draw draws[4];
                 for (unsigned i = 0; i < 4; i++)
-                    draws[i] = (struct ic_law_draw){r.io[i].state, spoiled || i == 2 ? -1 : (int)i,
-                                                    {view, enc, i % 2 ? part : all}};
+                    draws[i] = (struct ic_law_draw){
+                        r.io[i].state, spoiled || i == 2 ? -1 : (int)i, {view, enc, i % 2 ? part : all}};
                 /* of three float32 a cell not all fit at once, which is told */
                 const unsigned n = f32 && ic_view_channels(view) == 3 ? 2 : 4;
                 if (n < 4) {
@@ -396,8 +399,8 @@ static void check_frames(unsigned d, unsigned grid_h, unsigned grid_w)
                     compare_frame(&r, ctx, i, &draws[i], draws[i].place < 0 ? NULL : r.io[i].delta, &e);
             }
             const bool good = e.u8 <= 1 && e.f32 <= 1e-5 && e.range <= 1e-5;
-            printf("frames d %2u %ux%u %-10s %s u8 off by %.0f (%zu of %zu), f32 by %.1e, range by %.1e  ", d,
-                   grid_h, grid_w, ic_view_name(view), spoiled ? "spoiled" : "stepped", e.u8, e.other,
+            printf("frames d %2u %ux%u %-10s %s u8 off by %.0f (%zu of %zu), f32 by %.1e, range by %.1e  ",
+                   d, grid_h, grid_w, ic_view_name(view), spoiled ? "spoiled" : "stepped", e.u8, e.other,
                    e.bytes, e.f32, e.range);
             verdict(good ? 0 : 1, 0.5);
         }
@@ -634,8 +637,7 @@ static int serve(unsigned grid, unsigned batch)
     }
     printf("  bytes: plan %.2f MiB, states of the batch %.2f MiB, weights %.2f MiB; pinned for frames %.2f "
            "MiB\n",
-           (double)plan_bytes / 1048576.0,
-           (double)ic_law_state_bytes(law, grid, grid) * batch / 1048576.0,
+           (double)plan_bytes / 1048576.0, (double)ic_law_state_bytes(law, grid, grid) * batch / 1048576.0,
            (double)r.be->packed_bytes(r.packed) / 1048576.0,
            (double)ic_law_frames_bytes(grid, grid, batch) / 1048576.0);
     leave(&r);

@@ -16,7 +16,7 @@
 /* What has happened, and what is to fail: a run, counted from 1, and in which way. */
 static struct {
     unsigned long runs, puts, gets, draws, frames, deltas;
-    size_t states;        /* open now */
+    size_t states;         /* open now */
     unsigned long fail_at; /* 0: never */
     enum ic_status fail_with;
     bool gone; /* nothing can be read back any more */
@@ -200,8 +200,8 @@ static enum ic_status fake_run(struct ic_law_exec *e, const struct ic_law_io *io
     fake_fill(e->delta, e->plan->batch * psi);
     if (++fake_device.runs == fake_device.fail_at) {
         fake_device.gone = fake_device.fail_with != IC_OOM;
-        return ic_fail(err, fake_device.fail_with, fake_device.gone ? "the fake device is gone"
-                                                                    : "the fake GPU's memory is exhausted");
+        return ic_fail(err, fake_device.fail_with,
+                       fake_device.gone ? "the fake device is gone" : "the fake GPU's memory is exhausted");
     }
     for (unsigned i = 0; i < n; i++) {
         e->io[i] = io[i];

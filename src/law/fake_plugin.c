@@ -3,7 +3,7 @@
  *   FAKE_GPU_MIB=N    its memory, of which weights, plans and states take their share (default 1024)
  *   FAKE_GPU_OOM=N    the Nth call for steps finds no memory, once
  *   FAKE_GPU_LOST=N   the Nth call for steps, and all that is asked afterwards, finds no device
- *   FAKE_GPU_LOG=1    what has happened is told on stderr at the end of the process
+ *   FAKE_GPU_LOG=FILE what has happened is told there at the end of the process
  * FAKE_ABI and FAKE_SYMBOL, at compile time, make a plug-in that must be refused. */
 #include <stdatomic.h>
 #include <stdio.h>
@@ -133,10 +133,17 @@ __attribute__((constructor)) static void make_backend(void)
 
 __attribute__((destructor)) static void tell(void)
 {
-    if (setting("FAKE_GPU_LOG", 0))
-        fprintf(stderr, "fake GPU: runs %lu puts %lu gets %lu draws %lu frames %lu deltas %lu, held %zu\n",
-                fake_device.runs, fake_device.puts, fake_device.gets, fake_device.draws,
-                fake_device.frames, fake_device.deltas, atomic_load(&held));
+    const char *path = getenv("FAKE_GPU_LOG");
+    FILE *f = path ? fopen(path, "w") : NULL;
+
+    if (!f)
+        return;
+    fprintf(f,
+            "{\"runs\":%lu,\"puts\":%lu,\"gets\":%lu,\"draws\":%lu,\"frames\":%lu,\"deltas\":%lu,"
+            "\"held\":%zu}\n",
+            fake_device.runs, fake_device.puts, fake_device.gets, fake_device.draws, fake_device.frames,
+            fake_device.deltas, atomic_load(&held));
+    fclose(f);
 }
 
 __attribute__((visibility("default"))) extern const struct ic_law_plugin FAKE_SYMBOL;

@@ -48,7 +48,7 @@ struct ic_law_exec {
     const struct ic_law_plan *plan;
     struct ic_law_exec *device, *cpu; /* one of them */
     struct ic_law_plan *cpu_plan;
-    size_t taken; /* of the device's memory */
+    size_t taken;                 /* of the device's memory */
     struct ic_law_state **guests; /* of simulations without a state, a place each; NULL: not needed yet */
     struct ic_law_io *io;         /* the batch as the one of `device` or `cpu` sees it */
     unsigned guests_off;          /* of the batch so many have their new state, though the run failed */

@@ -374,8 +374,7 @@ size_t ic_law_staging_bytes(const struct ic_law_backend *be, const struct ic_law
 {
     if (be->state_open)
         return ic_law_frames_bytes(height, width, batch);
-    return batch *
-           (2 * ic_law_psi_bytes(law, height, width) + ic_law_memory_bytes(law, height, width));
+    return batch * (2 * ic_law_psi_bytes(law, height, width) + ic_law_memory_bytes(law, height, width));
 }
 
 /* What n simulations take; false, with the bound that they pass, where that is more than there is. */
@@ -445,8 +444,7 @@ void ic_law_plan_report(const struct ic_law_plan *p, const struct ic_law_backend
                               ? ic_law_exec_size(be, packed, law, p->height, p->width, p->batch + 1)
                               : 0;
     const bool device = be->memory != NULL;
-    const uint64_t staging =
-        device ? ic_law_staging_bytes(be, law, p->height, p->width, p->batch) : 0;
+    const uint64_t staging = device ? ic_law_staging_bytes(be, law, p->height, p->width, p->batch) : 0;
     const uint64_t states =
         device && be->state_open ? ic_law_state_bytes(law, p->height, p->width) * p->batch : 0;
     ic_buf_printf(out,

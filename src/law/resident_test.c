@@ -1,6 +1,6 @@
-/* States that stay on a device: what is asked of the host's copy is right whatever happened, nothing travels
- * that need not, and what a lost device takes with it is counted. The device is fake_device.h: it shows
- * what was not copied. */
+/* States that stay on a device: what is asked of the host's copy is right whatever happened, nothing
+ * travels that need not, and what a lost device takes with it is counted. The device is fake_device.h: it
+ * shows what was not copied. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -54,8 +54,7 @@ static void rig_open(void)
     if (!fake.name)
         fake = fake_device_backend("fake");
     memset(&fake_device, 0, sizeof fake_device);
-    r = (struct rig){.be = ic_law_backend_with_cpu(&fake),
-                     .law = synth_law(IC_LAW_UNET_CONVLSTM, 2, 4, 1)};
+    r = (struct rig){.be = ic_law_backend_with_cpu(&fake), .law = synth_law(IC_LAW_UNET_CONVLSTM, 2, 4, 1)};
     const struct ic_law_backend *ref = &ic_law_backend_ref;
     assert_int_equal(ic_law_plan_open(r.law, GRID, GRID, BATCH, r.be->tensor_bytes, &r.plan, &err), IC_OK);
     assert_int_equal(r.be->pack(r.law, 1, &r.packed, &err), IC_OK);

@@ -167,9 +167,8 @@ static void test_frames_are_right_and_late(void **state)
                 struct ic_event *ev = next_event(&w);
                 psi[0] = (float)k;
                 float delta[PSI_FLOATS] = {(float)k};
-                assert_int_equal(ic_view_render(w.views, &req, psi, delta,
-                                                (struct ic_law_shape){4, 4, 1}, want, sizeof want, &f,
-                                                NULL),
+                assert_int_equal(ic_view_render(w.views, &req, psi, delta, (struct ic_law_shape){4, 4, 1},
+                                                want, sizeof want, &f, NULL),
                                  IC_OK);
                 assert_int_equal(ev->kind, IC_EVENT_SIM_FRAME);
                 assert_int_equal(ev->sim.step, k);

@@ -24,7 +24,7 @@
 #define PERIOD_MAX_NS                                                                                      \
     (365LL * 86400 * 1000 * IC_MS) /* rarer than once a year is as good as never, and never overflows */
 #define COPY_NS (IC_SIM_COPY_S * 1000 * IC_MS)
-#define OWED_POLL_NS (2 * IC_MS)   /* how often to look whether a client can take the frame it is owed */
+#define OWED_POLL_NS (2 * IC_MS) /* how often to look whether a client can take the frame it is owed */
 
 struct sim {
     struct sim *next_all, *next; /* of all; in the line */
@@ -305,8 +305,7 @@ static bool device_draws(const struct ic_law_sched *s, const struct sim *m, int6
 /* Whether a frame after this step may want its delta. */
 static bool wants_delta(const struct sim *m)
 {
-    return m->o.frames &&
-           (ic_view_needs_delta(m->o.view) || m->o.extras & IC_EXTRA_FLOW || m->o.metrics);
+    return m->o.frames && (ic_view_needs_delta(m->o.view) || m->o.extras & IC_EXTRA_FLOW || m->o.metrics);
 }
 
 static void send_frame(struct ic_law_sched *s, struct sim *m, struct ic_event *ev)
@@ -400,8 +399,7 @@ static bool gather(struct ic_law_sched *s, struct sim *m, int place)
 
     if (!ev)
         return false;
-    s->draws[s->n_pending] =
-        (struct ic_law_draw){m->state, place, {m->o.view, m->o.encoding, m->o.roi}};
+    s->draws[s->n_pending] = (struct ic_law_draw){m->state, place, {m->o.view, m->o.encoding, m->o.roi}};
     s->pending[s->n_pending] = (struct pending){m, ev, m->frame_due_ns};
     s->n_pending++;
     s->pending_of = m->g->plan;

@@ -186,8 +186,9 @@ int64_t ic_law_sched_tick(struct ic_law_sched *s);
 
 /* The thread that is in `step` will not come back: called by the one that takes over, in its place. The
  * simulations of the batch fail with IC_INTERNAL and `why`, and are closed; the others go on from the
- * states they have in host memory (a device that hangs is not asked), on plans opened anew. What the step may still write to is never freed. A grid that
- * cannot be opened again loses its simulations too. IC_OOM: nothing was done. */
+ * states they have in host memory (a device that hangs is not asked), on plans opened anew. What the step
+ * may still write to is never freed. A grid that cannot be opened again loses its simulations too. IC_OOM:
+ * nothing was done. */
 enum ic_status ic_law_sched_lose_batch(struct ic_law_sched *s, const char *why);
 
 #endif

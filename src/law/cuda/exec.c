@@ -73,8 +73,9 @@ struct ic_law_exec {
     struct {
         struct ic_cu_frame *table, *table_host; /* device; pinned */
         float *partial;                         /* device */
-        char *pool, *pool_host; /* device; pinned: min and max of each frame of a batch, then their pixels */
-        size_t *at;             /* in the pool */
+        char *pool,
+            *pool_host; /* device; pinned: min and max of each frame of a batch, then their pixels */
+        size_t *at;     /* in the pool */
         struct ic_view_frame *info;
         unsigned n;
         cudaStream_t copies;
@@ -945,7 +946,7 @@ static void cu_close(struct ic_law_exec **exec)
 
 /* Bytes that a plan takes on the device besides its arena, and where its deltas lie. */
 struct layout {
-    size_t stats; /* floats */
+    size_t stats;                             /* floats */
     size_t delta_stride, delta_at, delta_own; /* delta_at: in the arena; delta_own: bytes, else 0 */
     size_t all;                               /* bytes, the arena included */
 };
@@ -979,10 +980,10 @@ static struct layout layout_of(const struct ic_law_plan *p)
     l.delta_stride = (p->psi_bytes + 255) / 256 * 256;
     l.delta_at = free_at_the_end(p, l.delta_stride * p->batch);
     l.delta_own = l.delta_at == SIZE_MAX ? l.delta_stride * p->batch : 0;
-    l.all = p->arena_bytes + l.stats * sizeof(float) + l.delta_own + pool_bytes(p) +
-            (sizeof(struct ic_cu_io) + sizeof(struct ic_cu_frame) +
-             IC_CU_FRAME_BLOCKS * 2 * sizeof(float)) *
-                p->batch;
+    l.all =
+        p->arena_bytes + l.stats * sizeof(float) + l.delta_own + pool_bytes(p) +
+        (sizeof(struct ic_cu_io) + sizeof(struct ic_cu_frame) + IC_CU_FRAME_BLOCKS * 2 * sizeof(float)) *
+            p->batch;
     return l;
 }
 
