@@ -199,7 +199,10 @@ static enum ic_status fake_run(struct ic_law_exec *e, const struct ic_law_io *io
     e->drawn = 0;
     fake_fill(e->delta, e->plan->batch * psi);
     if (++fake_device.runs == fake_device.fail_at) {
-        fake_device.gone = fake_device.fail_with != IC_OOM;
+        fake_device.gone = fake_device.fail_with == IC_UNAVAILABLE;
+        for (unsigned i = 0; i < n && fake_device.fail_with != IC_OOM; i++) /* half made */
+            if (io[i].state)
+                fake_fill(io[i].state->psi, psi);
         return ic_fail(err, fake_device.fail_with,
                        fake_device.gone ? "the fake device is gone" : "the fake GPU's memory is exhausted");
     }

@@ -263,6 +263,30 @@ static void what_a_lost_device_takes_is_counted(void **state)
     }
 }
 
+/* A step that failed in the middle, on a device that can still be read: its states are not believed. What was
+ * written before is not counted as lost. */
+static void a_step_that_fails_half_made(void **state)
+{
+    struct ic_err err = {0};
+    (void)state;
+    rig_open();
+    fake_device.fail_at = 3;
+    fake_device.fail_with = IC_INTERNAL;
+    run(BATCH, 4);
+    r.be->state_put(r.io[0].state, &r.io[0], &err); /* as it began */
+    run(BATCH, 2);
+    run(2, 1);
+    assert_int_equal(ic_law_fallback_lost(r.io[0].state), 2);
+    assert_int_equal(ic_law_fallback_lost(r.io[1].state), 6);
+    want_steps(r.want, 2, 1);
+    expect_close(&r.io[0], &r.want[0]);
+    expect_close(&r.io[1], &r.want[1]);
+    get(2, IC_OK); /* not in that batch: it can be read */
+    want_steps(&r.want[2], 1, 6);
+    expect_same(&r.io[2], &r.want[2]);
+    rig_close();
+}
+
 static void a_device_lost_between_steps(void **state)
 {
     (void)state;
@@ -371,6 +395,7 @@ int main(void)
         cmocka_unit_test(guests_are_brought_and_taken_back),
         cmocka_unit_test(frames_are_drawn_there),
         cmocka_unit_test(what_a_lost_device_takes_is_counted),
+        cmocka_unit_test(a_step_that_fails_half_made),
         cmocka_unit_test(a_device_lost_between_steps),
         cmocka_unit_test(out_of_memory_loses_nothing),
         cmocka_unit_test(states_make_room_for_each_other),
