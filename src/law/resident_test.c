@@ -263,8 +263,8 @@ static void what_a_lost_device_takes_is_counted(void **state)
     }
 }
 
-/* A step that failed in the middle, on a device that can still be read: its states are not believed. What was
- * written before is not counted as lost. */
+/* A step that failed in the middle, on a device that can still be read: its states are not believed. What
+ * was written before is not counted as lost. */
 static void a_step_that_fails_half_made(void **state)
 {
     struct ic_err err = {0};
