@@ -2,6 +2,8 @@
  *
  *   law-gpu check ROOT          golden vectors of ROOT/tests/golden and random laws against the reference
  *   law-gpu small               one small law, a few steps: for compute-sanitizer
+ *   law-gpu serve [GRID,BATCH]  (64,64) milliseconds of a step as a server makes it: states that travel or
+ *                               stay, with and without frames, beside the device's own time
  *   law-gpu time [--backend B] [--precision P] [--d N] [--b N] [--case GRID,BATCH]…
  *
  * `check` exits with 1 where an error is past its bound. Bounds: float32 is held to what
@@ -14,6 +16,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "base/clock.h"
 #include "law/cpu/synth.h"
 #include "law/plugin.h"
 #include "model/tensors.h"
@@ -197,6 +200,220 @@ static void check_many(const char *name)
     synth_free(law);
 }
 
+/* ---- states that stay ------------------------------------------------------------------------------ */
+
+static void stay(struct rig *r)
+{
+    struct ic_err err = {0};
+    for (unsigned i = 0; i < r->n; i++)
+        if (r->be->state_open(r->packed, r->plan, &r->io[i], &r->io[i].state, &err) != IC_OK ||
+            r->be->state_put(r->io[i].state, &r->io[i], &err) != IC_OK)
+            die("a state", &err);
+}
+
+static void leave(struct rig *r)
+{
+    for (unsigned i = 0; i < r->n; i++)
+        r->be->state_close(&r->io[i].state);
+}
+
+static void fetch(struct rig *r, unsigned i)
+{
+    struct ic_err err = {0};
+    if (r->be->state_get(r->io[i].state, &r->io[i], &err) != IC_OK)
+        die("a state", &err);
+}
+
+static void start(struct rig *r, unsigned n, unsigned count)
+{
+    r->be->start(r->exec, r->io, n, count);
+}
+
+static bool same_state(const struct rig *a, const struct rig *b, unsigned i)
+{
+    const size_t half = a->plan->memory_bytes / 2;
+    return memcmp(a->io[i].psi, b->io[i].psi, a->plan->psi_bytes) == 0 &&
+           (!half ||
+            (memcmp(a->io[i].h, b->io[i].h, half) == 0 && memcmp(a->io[i].c, b->io[i].c, half) == 0));
+}
+
+/* Steps in pieces, begun or not, in other company and after an edit: the same as states that travel. */
+static void check_resident(const char *name, enum ic_law_arch arch, unsigned d, unsigned b, unsigned grid)
+{
+    struct ic_law *law = synth_law(arch, d, b, 3);
+    struct rig there = rig_open(law, name, grid, grid, 3), here = rig_open(law, name, grid, grid, 3);
+    struct ic_err err = {0};
+    float *delta = malloc(there.plan->psi_bytes);
+    bool same = true;
+    stay(&there);
+    float *const before = malloc(there.plan->psi_bytes);
+    memcpy(before, there.io[0].psi, there.plan->psi_bytes);
+    steps(&there, 3, 3);
+    start(&there, 3, 1);
+    steps(&there, 3, 1);
+    start(&there, 1, 7); /* the first goes ahead */
+    steps(&there, 1, 7);
+    struct ic_law_io first = there.io[0]; /* and the others follow in its place */
+    there.io[0] = there.io[1];
+    there.io[1] = there.io[2];
+    start(&there, 2, 7);
+    steps(&there, 2, 7);
+    there.io[2] = there.io[1];
+    there.io[1] = there.io[0];
+    there.io[0] = first;
+    same =
+        same && memcmp(before, there.io[0].psi, there.plan->psi_bytes) == 0; /* the host's is untouched */
+    steps(&here, 3, 11);
+    if (there.be->delta(there.exec, 1, delta, &err) != IC_OK) /* place 1 was simulation 2 */
+        die("a delta", &err);
+    same = same && memcmp(delta, here.io[2].delta, there.plan->psi_bytes) == 0;
+    for (unsigned i = 0; i < 3; i++) {
+        fetch(&there, i);
+        same = same && same_state(&there, &here, i);
+        there.io[i].psi[2 * d] += 0.25f;
+        here.io[i].psi[2 * d] += 0.25f;
+        if (there.be->state_put(there.io[i].state, &there.io[i], &err) != IC_OK)
+            die("a state", &err);
+    }
+    steps(&there, 3, 2);
+    steps(&here, 3, 2);
+    for (unsigned i = 0; i < 3; i++) {
+        fetch(&there, i);
+        same = same && same_state(&there, &here, i);
+    }
+    printf("%-10s %-22s states that stay %s ", name, ic_law_arch_info(arch)->name,
+           same ? "are those that travel" : "DIFFER from those that travel:");
+    verdict(same ? 0 : 1, 0.5);
+    leave(&there);
+    rig_close(&there);
+    rig_close(&here);
+    free(before);
+    free(delta);
+    synth_free(law);
+}
+
+/* ---- frames ---------------------------------------------------------------------------------------- */
+
+/* Of [0, 1] where 0 and 1 are neighbours. */
+static double circular(double d)
+{
+    return fmin(d, 1 - d);
+}
+
+struct frame_errors {
+    double u8, f32, range; /* steps of a byte; of [0, 1]; relative */
+    size_t bytes, other;
+};
+
+static void compare_frame(struct rig *r, struct ic_view_ctx *ctx, unsigned i, const struct ic_law_draw *d,
+                          const float *delta, struct frame_errors *e)
+{
+    const struct ic_law_shape shape = {r->plan->height, r->plan->width, r->plan->law->d};
+    struct ic_view_frame got, want;
+    struct ic_err err = {0};
+    const bool ring = d->request.view == IC_VIEW_PHASE;
+    if (ic_view_plan(&d->request, shape, &got, &err) != IC_OK)
+        die("a frame", &err);
+    unsigned char *a = malloc(got.bytes), *b = malloc(got.bytes);
+    if (r->be->frame(r->exec, i, a, got.bytes, &got, &err) != IC_OK ||
+        ic_view_render(ctx, &d->request, r->io[i].psi, delta, shape, b, got.bytes, &want, &err) != IC_OK)
+        die("a frame", &err);
+    e->range =
+        fmax(e->range, fabs((double)got.min - (double)want.min) / fmax(fabs((double)want.min), 1e-6));
+    e->range =
+        fmax(e->range, fabs((double)got.max - (double)want.max) / fmax(fabs((double)want.max), 1e-6));
+    for (size_t k = 0; k < got.bytes && got.dtype == IC_VIEW_U8; k++) {
+        const double diff = fabs((double)a[k] - (double)b[k]);
+        e->u8 = fmax(e->u8, ring ? 255 * circular(diff / 255) : diff);
+        e->bytes++;
+        e->other += a[k] != b[k];
+    }
+    for (size_t k = 0; k < got.bytes / 4 && got.dtype == IC_VIEW_F32; k++) {
+        const double diff =
+            fabs((double)((const float *)(const void *)a)[k] - (double)((const float *)(const void *)b)[k]);
+        e->f32 = isnan(diff) ? 9 : fmax(e->f32, ring ? circular(diff) : diff);
+    }
+    free(a);
+    free(b);
+}
+
+/* Every view of one cell, both encodings, with a region and without: after a step, with its delta; and of
+ * a state with cells that do not count. */
+static void check_frames(unsigned d, unsigned grid_h, unsigned grid_w)
+{
+    struct ic_law *law = synth_law(IC_LAW_UNET_UNITARY, d, 16, 3);
+    struct rig r = rig_open(law, "cuda", grid_h, grid_w, 4);
+    const size_t row = 2 * (size_t)d, cells = (size_t)grid_h * grid_w;
+    struct ic_view_ctx *ctx;
+    struct ic_err err = {0};
+    if (ic_view_ctx_open(&ctx, &err) != IC_OK)
+        die("a context", &err);
+    stay(&r);
+    for (int spoiled = 0; spoiled < 2; spoiled++) {
+        if (spoiled) {
+            for (unsigned i = 0; i < 4; i++) {
+                float *psi = r.io[i].psi;
+                for (size_t k = 0; k < row; k++) {
+                    psi[5 * row + k] = 0;
+                    psi[6 * row + k] *= 0.04f;
+                    psi[9 * row + k] *= 3e19f;
+                    psi[11 * row + k] *= 2;
+                }
+                psi[7 * row] = NAN;
+                psi[8 * row + 1] = INFINITY;
+                for (size_t k = 0; k < row && i == 3; k++) /* an even picture */
+                    for (size_t c = 0; c < cells; c++)
+                        psi[c * row + k] = k == 0 ? 1.0f : 0.0f;
+                if (r.be->state_put(r.io[i].state, &r.io[i], &err) != IC_OK)
+                    die("a state", &err);
+            }
+        } else {
+            steps(&r, 4, 3);
+            for (unsigned i = 0; i < 4; i++) {
+                fetch(&r, i);
+                if (r.be->delta(r.exec, i, r.io[i].delta, &err) != IC_OK)
+                    die("a delta", &err);
+            }
+        }
+        for (int v = 0; v < IC_VIEW_COUNT; v++) {
+            const enum ic_view view = (enum ic_view)v;
+            struct frame_errors e = {0};
+            if (!ic_view_of_one_cell(view))
+                continue;
+            for (int f32 = 0; f32 < 2; f32++) {
+                const enum ic_view_encoding enc = f32 ? IC_VIEW_F32 : IC_VIEW_U8;
+                const struct ic_view_roi part = {3, 5, 7, 6}, all = {0};
+                struct ic_law_draw draws[4];
+                for (unsigned i = 0; i < 4; i++)
+                    draws[i] = (struct ic_law_draw){
+                        r.io[i].state, spoiled || i == 2 ? -1 : (int)i, {view, enc, i % 2 ? part : all}};
+                /* of three float32 a cell not all fit at once, which is told */
+                const unsigned n = f32 && ic_view_channels(view) == 3 ? 2 : 4;
+                if (n < 4) {
+                    struct ic_law_draw many[4] = {draws[0], draws[2], draws[0], draws[2]};
+                    e.range = r.be->draw(r.exec, many, 4, &err) == IC_TOO_LARGE ? 0 : 9;
+                }
+                if (r.be->draw(r.exec, draws, n, &err) != IC_OK)
+                    die("drawing", &err);
+                for (unsigned i = 0; i < n; i++)
+                    compare_frame(&r, ctx, i, &draws[i], draws[i].place < 0 ? NULL : r.io[i].delta, &e);
+            }
+            const bool good = e.u8 <= 1 && e.f32 <= 1e-5 && e.range <= 1e-5;
+            printf("frames d %2u %ux%u %-10s %s u8 off by %.0f (%zu of %zu), f32 by %.1e, range by %.1e  ",
+                   d, grid_h, grid_w, ic_view_name(view), spoiled ? "spoiled" : "stepped", e.u8, e.other,
+                   e.bytes, e.f32, e.range);
+            verdict(good ? 0 : 1, 0.5);
+        }
+    }
+    struct ic_law_draw other = {r.io[0].state, -1, {.view = IC_VIEW_GRADIENT}};
+    if (r.be->draw(r.exec, &other, 1, &err) != IC_BAD_REQUEST)
+        verdict(1, 0);
+    leave(&r);
+    ic_view_ctx_close(&ctx);
+    rig_close(&r);
+    synth_free(law);
+}
+
 static double worst(const float *a, const double *ref, size_t n)
 {
     double w = 0;
@@ -294,6 +511,15 @@ static int check(const char *root)
     check_random(IC_LAW_UNET_UNITARY, 8, 32, 32, 32, "all=fp16");
     check_many("cuda");
     check_many("cuda-fp32");
+    for (int arch = 0; arch < IC_LAW_ARCH_COUNT; arch++)
+        check_resident("cuda-fp32", (enum ic_law_arch)arch, 4, 16, 16);
+    check_resident("cuda", IC_LAW_UNET_UNITARY, 8, 32, 64);
+    check_resident("cuda", IC_LAW_UNET_CONVLSTM, 4, 16, 32);
+    check_resident("cuda", IC_LAW_MLP, 5, 10, 20);
+    check_resident("cuda-bf16", IC_LAW_DEEP_QCA, 4, 16, 32);
+    check_frames(8, 64, 64);
+    check_frames(1, 12, 20);
+    check_frames(2, 16, 24);
     printf("%s: %d wrong\n", failures ? "CHECK FAILED" : "CHECK PASSED", failures);
     return failures != 0;
 }
@@ -306,8 +532,116 @@ static int small(void)
         struct rig r = rig_open(law, names[i], 16, 16, 2);
         steps(&r, 2, 2);
         printf("%s: psi[0] %g\n", names[i], (double)r.io[0].psi[0]);
+        stay(&r);
+        start(&r, 2, 2);
+        steps(&r, 2, 2);
+        struct ic_law_draw d = {r.io[1].state, 1, {.view = IC_VIEW_FLOW}};
+        struct ic_view_frame f = {0};
+        unsigned char pixels[16 * 16 * 3];
+        struct ic_err err = {0};
+        if (r.be->draw(r.exec, &d, 1, &err) != IC_OK ||
+            r.be->frame(r.exec, 0, pixels, sizeof pixels, &f, &err) != IC_OK)
+            die("drawing", &err);
+        fetch(&r, 0);
+        leave(&r);
         rig_close(&r);
     }
+    synth_free(law);
+    return 0;
+}
+
+/* ---- as a server does it --------------------------------------------------------------------------- */
+
+enum { SERVE_TRAVEL, SERVE_STAY, SERVE_FRAMES };
+
+/* Milliseconds per step: `count` steps, `each` in a call, a u8 density frame of everybody after each call.
+ */
+static double serve_ms(struct rig *r, int how, unsigned count, unsigned each)
+{
+    const struct ic_law_shape shape = {r->plan->height, r->plan->width, r->plan->law->d};
+    struct ic_law_draw *draws = calloc(r->n, sizeof *draws);
+    struct ic_view_frame frame;
+    struct ic_err err = {0};
+    unsigned char *pixels = malloc((size_t)r->plan->height * r->plan->width * r->n);
+    bool pending = false;
+    for (unsigned i = 0; i < r->n; i++)
+        draws[i] = (struct ic_law_draw){r->io[i].state, (int)i, {.view = IC_VIEW_DENSITY}};
+    if (ic_view_plan(&draws[0].request, shape, &frame, &err) != IC_OK)
+        die("a frame", &err);
+    const int64_t t0 = ic_now_ns();
+    for (unsigned done = 0; done <= count; done += each) {
+        if (how != SERVE_TRAVEL && done < count)
+            start(r, r->n, each);
+        for (unsigned i = 0; pending && i < r->n; i++)
+            if (r->be->frame(r->exec, i, pixels + i * frame.bytes, frame.bytes, &frame, &err) != IC_OK)
+                die("a frame", &err);
+        pending = false;
+        if (done == count)
+            break;
+        steps(r, r->n, each);
+        if (how != SERVE_FRAMES)
+            continue;
+        if (r->be->draw(r->exec, draws, r->n, &err) != IC_OK)
+            die("drawing", &err);
+        pending = true;
+    }
+    const double ms = (double)(ic_now_ns() - t0) * 1e-6 / count;
+    free(draws);
+    free(pixels);
+    return ms;
+}
+
+static double middle(const double v[3])
+{
+    return fmax(fmin(v[0], v[1]), fmin(fmax(v[0], v[1]), v[2]));
+}
+
+static int serve(unsigned grid, unsigned batch)
+{
+    static const struct {
+        const char *what;
+        int how;
+        unsigned each;
+    } rows[] = {{"states travel, a step a call", SERVE_TRAVEL, 1},
+                {"states stay, a step a call", SERVE_STAY, 1},
+                {"states stay, 10 steps a call", SERVE_STAY, 10},
+                {"a u8 density frame of each, every step", SERVE_FRAMES, 1},
+                {"the same, every 10 steps", SERVE_FRAMES, 10}};
+    struct ic_law *law = synth_law(IC_LAW_UNET_UNITARY, 8, 32, 1);
+    struct rig r = rig_open(law, "cuda", grid, grid, batch);
+    struct ic_err err = {0};
+    double device[3];
+    const size_t plan_bytes = r.be->exec_bytes(r.exec);
+    for (unsigned i = 0; i < batch; i++) { /* nobody wants delta */
+        free(r.io[i].delta);
+        r.io[i].delta = NULL;
+    }
+    if (plugin->set_states(r.exec, r.io, batch, &err) != IC_OK)
+        die("timing", &err);
+    for (int k = 0; k < 3; k++)
+        if (plugin->time_steps(r.exec, batch, 200, true, &device[k], &err) != IC_OK)
+            die("timing", &err);
+    printf("grid %u batch %u, UNET_UNITARY d 8 b 32, fp16; ms per step, middle of 3 x 400 (all)\n", grid,
+           batch);
+    printf("  %-42s %8.4f (%.4f %.4f %.4f)\n", "the device's own time", middle(device), device[0],
+           device[1], device[2]);
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
+        double ms[3];
+        if (i == 1)
+            stay(&r);
+        serve_ms(&r, rows[i].how, 40, rows[i].each);
+        for (int k = 0; k < 3; k++)
+            ms[k] = serve_ms(&r, rows[i].how, 400, rows[i].each);
+        printf("  %-42s %8.4f (%.4f %.4f %.4f)\n", rows[i].what, middle(ms), ms[0], ms[1], ms[2]);
+        fflush(stdout);
+    }
+    printf("  bytes: plan %.2f MiB, states of the batch %.2f MiB, weights %.2f MiB; pinned for frames %.2f "
+           "MiB\n",
+           (double)plan_bytes / 1048576.0, (double)ic_law_state_bytes(law, grid, grid) * batch / 1048576.0,
+           (double)r.be->packed_bytes(r.packed) / 1048576.0,
+           (double)ic_law_frames_bytes(grid, grid, batch) / 1048576.0);
+    leave(&r);
+    rig_close(&r);
     synth_free(law);
     return 0;
 }
@@ -403,6 +737,12 @@ int main(int argc, char **argv)
         return check(argv[2]);
     if (argc == 2 && strcmp(argv[1], "small") == 0)
         return small();
+    if (argc >= 2 && argc <= 3 && strcmp(argv[1], "serve") == 0) {
+        unsigned grid = 64, batch = 64;
+        if (argc == 3 && sscanf(argv[2], "%u,%u", &grid, &batch) != 2)
+            return 2;
+        return serve(grid, batch);
+    }
     if (argc > 2 && strcmp(argv[1], "time") == 0)
         return timing(argc - 2, argv + 2);
     fprintf(stderr, "see the top of bench/law_gpu.c\n");

@@ -1,17 +1,17 @@
 #!/bin/sh
 # The CUDA back end of Law M on a machine with a GPU: builds it, checks it, times it beside PyTorch.
 #
-#   tools/gpu-law.sh [build] [check] [sanitize] [time] [torch]     (no word: all of them)
+#   tools/gpu-law.sh [build] [check] [sanitize] [serve] [time] [torch]     (no word: all of them)
 #
 # GPU_LAW_DIR (default .gpu): where law-gpu, libic-law-cuda.so and shared libraries lie or go. With what another
 # machine of the same processor built there, leave `build` out: only a driver is needed then.
 # check: golden vectors and random laws, every precision, memory poisoned with NaN. sanitize: compute-sanitizer's
-# memcheck and racecheck on a small law. time: graphs on and off. Exits with 1 where a check fails.
+# memcheck and racecheck on a small law. serve: steps and frames as a server makes them. time: graphs on and off. Exits with 1 where a check fails.
 set -eu
 root=$(cd "$(dirname "$0")/.." && pwd)
 dir=${GPU_LAW_DIR:-$root/.gpu}
 cases64=${CASES:-"--case 64,1 --case 64,16 --case 64,64 --case 128,1 --case 128,16 --case 256,1 --case 256,16"}
-[ $# -gt 0 ] || set -- build check sanitize time torch
+[ $# -gt 0 ] || set -- build check sanitize serve time torch
 mkdir -p "$dir"
 export LD_LIBRARY_PATH="$dir${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}" IC_LAW_PLUGIN="$dir/libic-law-cuda.so"
 status=0
@@ -35,6 +35,7 @@ for word in "$@"; do
             echo "skipped: no compute-sanitizer"
         fi
         ;;
+    serve) "$dir/law-gpu" serve 64,64 && "$dir/law-gpu" serve 64,1 || status=1 ;;
     time)
         # shellcheck disable=SC2086
         "$dir/law-gpu" time $cases64

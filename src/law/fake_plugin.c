@@ -1,10 +1,15 @@
-/* A plug-in without a GPU, for tests: its back end "cuda" is the reference behind a device's manners. The
- * environment says what the device is like: FAKE_GPU_MIB=N   its memory, of which weights and plans take
- * their share (default 1024) FAKE_GPU_OOM=N   the Nth step finds no memory, once FAKE_ABI and FAKE_SYMBOL,
- * at compile time, make a plug-in that must be refused. */
+/* A plug-in without a GPU, for tests: its back end "cuda" is fake_device.h with a memory that ends.
+ * The environment says what the device is like:
+ *   FAKE_GPU_MIB=N    its memory, of which weights, plans and states take their share (default 1024)
+ *   FAKE_GPU_OOM=N    the Nth call for steps finds no memory, once
+ *   FAKE_GPU_LOST=N   the Nth call for steps, and all that is asked afterwards, finds no device
+ *   FAKE_GPU_LOG=FILE what has happened is told there at the end of the process
+ * FAKE_ABI and FAKE_SYMBOL, at compile time, make a plug-in that must be refused. */
 #include <stdatomic.h>
+#include <stdio.h>
 #include <stdlib.h>
 
+#include "law/fake_device.h"
 #include "law/plugin.h"
 
 #ifndef FAKE_ABI
@@ -15,7 +20,6 @@
 #endif
 
 static _Atomic size_t held; /* bytes */
-static _Atomic long steps;
 
 static long setting(const char *name, long otherwise)
 {
@@ -43,15 +47,15 @@ static enum ic_status take(size_t bytes, struct ic_err *err)
     return IC_OK;
 }
 
-static size_t tensor_bytes(unsigned channels, unsigned height, unsigned width)
+static void give(size_t bytes)
 {
-    return ic_law_backend_ref.tensor_bytes(channels, height, width);
+    atomic_fetch_sub(&held, bytes);
 }
 
 static void unpack(struct ic_law_packed **packed)
 {
     if (*packed)
-        atomic_fetch_sub(&held, ic_law_backend_ref.packed_bytes(*packed));
+        give(ic_law_backend_ref.packed_bytes(*packed));
     ic_law_backend_ref.unpack(packed);
 }
 
@@ -65,69 +69,82 @@ static enum ic_status pack(const struct ic_law *law, unsigned threads, struct ic
     return st;
 }
 
-static size_t packed_bytes(const struct ic_law_packed *packed)
-{
-    return ic_law_backend_ref.packed_bytes(packed);
-}
-
-static size_t exec_bytes(const struct ic_law_exec *exec)
-{
-    return ic_law_backend_ref.exec_bytes(exec);
-}
-
-static size_t exec_size(const struct ic_law_packed *packed, const struct ic_law_plan *plan)
-{
-    return ic_law_backend_ref.exec_size(packed, plan);
-}
-
 static enum ic_status open_exec(const struct ic_law_packed *packed, const struct ic_law_plan *plan,
                                 struct ic_law_exec **out, struct ic_err *err)
 {
-    const size_t bytes = exec_size(packed, plan);
+    const size_t bytes = fake_exec_size(packed, plan);
     enum ic_status st = take(bytes, err);
 
     *out = NULL;
-    if (st == IC_OK && (st = ic_law_backend_ref.open(packed, plan, out, err)) != IC_OK)
-        atomic_fetch_sub(&held, bytes);
+    if (st == IC_OK && (st = fake_open(packed, plan, out, err)) != IC_OK)
+        give(bytes);
     return st;
 }
 
 static void close_exec(struct ic_law_exec **exec)
 {
     if (*exec)
-        atomic_fetch_sub(&held, exec_bytes(*exec));
-    ic_law_backend_ref.close(exec);
+        give(fake_exec_bytes(*exec));
+    fake_close(exec);
 }
 
-static enum ic_status run(struct ic_law_exec *exec, const struct ic_law_io *io, unsigned n, unsigned times,
-                          struct ic_err *err)
+static size_t state_bytes(size_t own)
 {
-    if (atomic_fetch_add(&steps, 1) + 1 == setting("FAKE_GPU_OOM", 0))
-        return ic_fail(err, IC_OOM, "the fake GPU's memory is exhausted");
-    for (unsigned i = 0; i < times; i++)
-        ic_law_backend_ref.step(exec, io, n);
-    return IC_OK;
+    return (own + 255) / 256 * 256; /* ic_law_state_bytes */
 }
 
-static void step(struct ic_law_exec *exec, const struct ic_law_io *io, unsigned n)
+static enum ic_status open_state(const struct ic_law_packed *packed, const struct ic_law_plan *plan,
+                                 const struct ic_law_io *host, struct ic_law_state **out,
+                                 struct ic_err *err)
 {
-    (void)run(exec, io, n, 1, NULL);
+    const size_t bytes = state_bytes(plan->psi_bytes + plan->memory_bytes);
+    enum ic_status st = take(bytes, err);
+
+    *out = NULL;
+    if (st == IC_OK && (st = fake_state_open(packed, plan, host, out, err)) != IC_OK)
+        give(bytes);
+    return st;
 }
 
-static const struct ic_law_backend backend = {
-    .name = "cuda",
-    .tensor_bytes = tensor_bytes,
-    .pack = pack,
-    .unpack = unpack,
-    .packed_bytes = packed_bytes,
-    .open = open_exec,
-    .close = close_exec,
-    .exec_bytes = exec_bytes,
-    .step = step,
-    .run = run,
-    .exec_size = exec_size,
-    .memory = memory,
-};
+static void close_state(struct ic_law_state **state)
+{
+    if (*state)
+        give(state_bytes((*state)->psi_bytes + 2 * (*state)->half));
+    fake_state_close(state);
+}
+
+static struct ic_law_backend backend;
+
+__attribute__((constructor)) static void make_backend(void)
+{
+    const long oom = setting("FAKE_GPU_OOM", 0), lost = setting("FAKE_GPU_LOST", 0);
+
+    backend = fake_device_backend("cuda");
+    backend.pack = pack;
+    backend.unpack = unpack;
+    backend.open = open_exec;
+    backend.close = close_exec;
+    backend.state_open = open_state;
+    backend.state_close = close_state;
+    backend.memory = memory;
+    fake_device.fail_at = (unsigned long)(oom ? oom : lost);
+    fake_device.fail_with = oom ? IC_OOM : IC_UNAVAILABLE;
+}
+
+__attribute__((destructor)) static void tell(void)
+{
+    const char *path = getenv("FAKE_GPU_LOG");
+    FILE *f = path ? fopen(path, "w") : NULL;
+
+    if (!f)
+        return;
+    fprintf(f,
+            "{\"runs\":%lu,\"puts\":%lu,\"gets\":%lu,\"draws\":%lu,\"frames\":%lu,\"deltas\":%lu,"
+            "\"held\":%zu}\n",
+            fake_device.runs, fake_device.puts, fake_device.gets, fake_device.draws, fake_device.frames,
+            fake_device.deltas, atomic_load(&held));
+    fclose(f);
+}
 
 __attribute__((visibility("default"))) extern const struct ic_law_plugin FAKE_SYMBOL;
 const struct ic_law_plugin FAKE_SYMBOL = {

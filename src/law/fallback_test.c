@@ -252,7 +252,7 @@ static void no_memory_anywhere(void **state)
     assert_true(ic_law_fallback_on_device(packed));
     assert_int_equal(be->exec_size(packed, plan), be->exec_bytes(exec));
     const size_t staged = ic_law_fallback_host_bytes(exec);
-    assert_in_range(staged, ic_law_staging_bytes(law, GRID, GRID), be->exec_bytes(exec) - 1);
+    assert_in_range(staged, ic_law_staging_bytes(&fake, law, GRID, GRID, 1), be->exec_bytes(exec) - 1);
     float *psi = aligned_alloc(64, plan->psi_bytes), *before = malloc(plan->psi_bytes);
     const struct ic_law_io io = {.psi = psi, .gamma = 0.01f};
     synth_psi(psi, GRID * GRID, 2, 1);

@@ -357,9 +357,24 @@ size_t ic_law_exec_size(const struct ic_law_backend *be, const struct ic_law_pac
     return size;
 }
 
-size_t ic_law_staging_bytes(const struct ic_law *law, unsigned height, unsigned width)
+size_t ic_law_state_bytes(const struct ic_law *law, unsigned height, unsigned width)
 {
-    return 2 * ic_law_psi_bytes(law, height, width) + ic_law_memory_bytes(law, height, width);
+    return (ic_law_psi_bytes(law, height, width) + ic_law_memory_bytes(law, height, width) + 255) / 256 *
+           256;
+}
+
+size_t ic_law_frames_bytes(unsigned height, unsigned width, unsigned batch)
+{
+    /* one float32 or three bytes a cell; three float32 of a single frame at the least */
+    return (size_t)height * width * 4 * (batch < 3 ? 3 : batch);
+}
+
+size_t ic_law_staging_bytes(const struct ic_law_backend *be, const struct ic_law *law, unsigned height,
+                            unsigned width, unsigned batch)
+{
+    if (be->state_open)
+        return ic_law_frames_bytes(height, width, batch);
+    return batch * (2 * ic_law_psi_bytes(law, height, width) + ic_law_memory_bytes(law, height, width));
 }
 
 /* What n simulations take; false, with the bound that they pass, where that is more than there is. */
@@ -369,7 +384,8 @@ struct fit_query {
     const struct ic_law *law;
     unsigned height, width;
     const struct ic_law_room *room;
-    size_t each; /* in host memory, besides the plan */
+    size_t each;   /* in host memory, besides the plan */
+    size_t states; /* of one on the device */
 };
 
 static bool fits(const struct fit_query *q, unsigned n, struct ic_law_fit *out)
@@ -379,14 +395,16 @@ static bool fits(const struct fit_query *q, unsigned n, struct ic_law_fit *out)
     if (q->each > room->host / n)
         return false;
     const size_t exec = ic_law_exec_size(q->be, q->packed, q->law, q->height, q->width, n);
-    out->host = n * q->each + (room->on_device ? 0 : exec);
-    out->device = room->on_device ? exec : 0;
+    const size_t copies =
+        room->on_device ? ic_law_staging_bytes(q->be, q->law, q->height, q->width, n) : exec;
+    out->host = n * q->each + copies;
+    out->device = room->on_device ? exec + n * q->states : 0;
     if (!exec)
         out->limit = IC_LAW_FIT_MOST;
     else if (out->device > room->device)
         out->limit = IC_LAW_FIT_DEVICE;
     else
-        return exec <= SIZE_MAX - n * q->each && out->host <= room->host;
+        return copies <= SIZE_MAX - n * q->each && out->host <= room->host;
     return false;
 }
 
@@ -396,9 +414,9 @@ struct ic_law_fit ic_law_batch_fit(const struct ic_law_backend *be, const struct
 {
     const size_t psi =
         (ic_law_psi_bytes(law, height, width) + IC_LAW_ALIGN - 1) / IC_LAW_ALIGN * IC_LAW_ALIGN;
-    struct fit_query q = {be, packed, law, height, width, room, 0};
+    struct fit_query q = {be, packed, law, height, width, room, 0, 0};
     q.each = 2 * psi + ic_law_memory_bytes(law, height, width); /* state and delta */
-    q.each += room->on_device ? ic_law_staging_bytes(law, height, width) : 0;
+    q.states = room->on_device && be->state_open ? ic_law_state_bytes(law, height, width) : 0;
     struct ic_law_fit best = {0}, tried;
     unsigned lo = 0, hi = most; /* lo fits */
     best.limit = IC_LAW_FIT_MOST;
@@ -426,7 +444,9 @@ void ic_law_plan_report(const struct ic_law_plan *p, const struct ic_law_backend
                               ? ic_law_exec_size(be, packed, law, p->height, p->width, p->batch + 1)
                               : 0;
     const bool device = be->memory != NULL;
-    const uint64_t staging = device ? ic_law_staging_bytes(law, p->height, p->width) * p->batch : 0;
+    const uint64_t staging = device ? ic_law_staging_bytes(be, law, p->height, p->width, p->batch) : 0;
+    const uint64_t states =
+        device && be->state_open ? ic_law_state_bytes(law, p->height, p->width) * p->batch : 0;
     ic_buf_printf(out,
                   "%s %s d %u b %u %s on %s, grid %ux%u, batch %u: %zu ops, %.3f GFLOP a step and "
                   "simulation\n",
@@ -450,6 +470,8 @@ void ic_law_plan_report(const struct ic_law_plan *p, const struct ic_law_backend
         return;
     }
     line(out, "copies in host memory", staging, "on their way to the device, of the batch");
-    line(out, "sum on the device", exec + packed_bytes, "for the full batch");
+    if (states)
+        line(out, "states on the device", states, "of the full batch");
+    line(out, "sum on the device", exec + packed_bytes + states, "for the full batch");
     line(out, "sum in host memory", host + staging, "likewise");
 }

@@ -22,6 +22,7 @@
 #include "base/buf.h"
 #include "base/status.h"
 #include "law/law.h"
+#include "law/views.h"
 
 /* X(symbol, text)
  *
@@ -141,6 +142,10 @@ size_t ic_law_tensor_bytes_nchw(unsigned channels, unsigned height, unsigned wid
 
 /* ---- Back ends ------------------------------------------------------------------------------- */
 
+struct ic_law_packed; /* a back end's form of a law's weights; shared by all plans of the law */
+struct ic_law_exec;   /* a plan with its arena and scratch on a back end */
+struct ic_law_state;  /* psi, h and c of one simulation in a device's memory (state_open) */
+
 /* One simulation of a step. All pointers are borrowed for the call, owned by the simulation, and in
  * the canonical layout whatever the back end uses inside (host memory, float32, 16-byte aligned or
  * better). Simulations of one call must not share buffers. */
@@ -149,10 +154,17 @@ struct ic_law_io {
     float *h, *c; /* [4b,H/4,W/4] each, read and replaced; NULL where the law has no memory */
     float *delta; /* [H,W,d,2]: receives delta without the decay term; NULL: not wanted */
     float gamma;  /* decay of this simulation; <= 0 acts as 0 */
+    /* Of the same back end. A step reads and replaces this one and leaves psi, h and c alone; delta, where
+     * wanted, is left on the device too (`delta` of the back end has it). NULL: all in host memory. */
+    struct ic_law_state *state;
 };
 
-struct ic_law_packed; /* a back end's form of a law's weights; shared by all plans of the law */
-struct ic_law_exec;   /* a plan with its arena and scratch on a back end */
+/* A frame of a simulation as the last `run` left it. */
+struct ic_law_draw {
+    const struct ic_law_state *state;
+    int place; /* its place in that run, whose delta is shown; -1: delta counts as zero */
+    struct ic_view_request request;
+};
 
 struct ic_law_backend {
     const char *name; /* "ref", "cpu" */
@@ -178,7 +190,8 @@ struct ic_law_backend {
     void (*net_out)(const struct ic_law_exec *exec, unsigned sample, float *out);
     /* As `step`, `steps` (>= 1) times in a row, on a back end that can lose its device; NULL where `step`
      * cannot fail. delta, where wanted, is the last step's. On failure psi, h and c are as before the
-     * call, and the exec is good for nothing but close. OOM, UNAVAILABLE (the device is gone), INTERNAL. */
+     * call, but what is only in an ic_law_state is so after OOM alone, else lost; the exec is good for
+     * nothing but close. OOM, UNAVAILABLE (the device is gone), INTERNAL. */
     enum ic_status (*run)(struct ic_law_exec *exec, const struct ic_law_io *io, unsigned n, unsigned steps,
                           struct ic_err *err);
     /* What exec_bytes would be after open, without allocating it; 0: the plan cannot be opened. NULL: not
@@ -187,7 +200,44 @@ struct ic_law_backend {
     /* Bytes of the device's memory that are free now, and all of it. False: no device. NULL: it computes in
      * the host's memory. */
     bool (*memory)(uint64_t *free, uint64_t *total);
+
+    /* ---- What a back end adds whose states may stay on its device; else all of it is NULL. The thread is
+     * that of the exec; none of it between `start` and its `run`, but for `frame`. */
+
+    /* A state of this law and grid: ic_law_state_bytes on the device, content undefined until state_put.
+     * psi, h and c of `host` are borrowed until state_close: a back end may bring them up to date at any
+     * time. The packed weights must outlive it. OOM, UNAVAILABLE. */
+    enum ic_status (*state_open)(const struct ic_law_packed *packed, const struct ic_law_plan *plan,
+                                 const struct ic_law_io *host, struct ic_law_state **out,
+                                 struct ic_err *err);
+    void (*state_close)(struct ic_law_state **state);
+    /* From, or to, psi, h and c of host memory; state_get changes nothing there when it fails. */
+    enum ic_status (*state_put)(struct ic_law_state *state, const struct ic_law_io *host,
+                                struct ic_err *err);
+    enum ic_status (*state_get)(struct ic_law_state *state, const struct ic_law_io *host,
+                                struct ic_err *err);
+    /* Begins what the next call, `run` with the same arguments, completes, and returns without waiting for
+     * it. Errors come from there. The io must live until then. May be NULL. */
+    void (*start)(struct ic_law_exec *exec, const struct ic_law_io *io, unsigned n, unsigned steps);
+    /* Draws n <= batch frames of views that depend on one cell (ic_view_of_one_cell), and begins to copy
+     * them to the host; the frames of the draw before are gone. They are those of ic_view_render, but that
+     * a byte may differ by one step, a float32 by 1e-5 of the range, and min and max by 1e-5 of their size.
+     * TOO_LARGE: no room for all of these (4 bytes a cell and place of the batch; 12 for a batch below 3);
+     * BAD_REQUEST: another view; UNAVAILABLE. Nothing is drawn then. Does not wait. */
+    enum ic_status (*draw)(struct ic_law_exec *exec, const struct ic_law_draw *draws, unsigned n,
+                           struct ic_err *err);
+    /* Waits for frame i of the last draw; out has `size` bytes, >= those planned (ic_view_plan). Sets min
+     * and max of `frame`. UNAVAILABLE. */
+    enum ic_status (*frame)(struct ic_law_exec *exec, unsigned i, void *out, size_t size,
+                            struct ic_view_frame *frame, struct ic_err *err);
+    /* delta of a place of the last run where it was wanted, [H,W,d,2] to host memory. UNAVAILABLE. */
+    enum ic_status (*delta)(struct ic_law_exec *exec, unsigned place, float *out, struct ic_err *err);
 };
+
+/* Bytes that the state of one simulation takes on a device. */
+size_t ic_law_state_bytes(const struct ic_law *law, unsigned height, unsigned width);
+/* Bytes of a batch's frames: on the device, and as much in pinned host memory. */
+size_t ic_law_frames_bytes(unsigned height, unsigned width, unsigned batch);
 
 /* `steps` (>= 1) steps of io[0..n) by `run`, or by `step` on a back end that cannot fail. Errors: run's. */
 enum ic_status ic_law_exec_run(const struct ic_law_backend *be, struct ic_law_exec *exec,
@@ -197,8 +247,8 @@ size_t ic_law_exec_size(const struct ic_law_backend *be, const struct ic_law_pac
                         const struct ic_law *law, unsigned height, unsigned width, unsigned batch);
 
 /* What a batch may take, in bytes. A plan lies in a device's memory where `on_device` (the back end has
- * `memory`), else in the host's, as states and deltas do; to a device these are copied through the host's
- * memory once more (ic_law_staging_bytes). */
+ * `memory`), with the states of its batch where these may stay there; else in the host's, as states and
+ * deltas always do. What goes to a device and back takes host memory once more (ic_law_staging_bytes). */
 struct ic_law_room {
     size_t host, device;
     bool on_device;
@@ -218,8 +268,10 @@ struct ic_law_fit ic_law_batch_fit(const struct ic_law_backend *be, const struct
                                    const struct ic_law *law, unsigned height, unsigned width,
                                    const struct ic_law_room *room, unsigned most);
 
-/* Host memory through which one simulation of a batch travels to a device and back: psi, memory, delta. */
-size_t ic_law_staging_bytes(const struct ic_law *law, unsigned height, unsigned width);
+/* Host memory through which a batch's data travels to a device and back: its frames, or, where states
+ * cannot stay there, psi, memory and delta of each. */
+size_t ic_law_staging_bytes(const struct ic_law_backend *be, const struct ic_law *law, unsigned height,
+                            unsigned width, unsigned batch);
 
 extern const struct ic_law_backend ic_law_backend_ref; /* ref.c: plain C, NCHW */
 /* src/law/cpu/ adds `ic_law_backend_cpu`, declared in law/cpu/cpu.h. */

@@ -659,7 +659,7 @@ static void a_device_and_its_host_both_bound_a_batch(void **state)
     struct ic_law_fit fit;
     (void)state;
     be.exec_size = fake_exec_size;
-    assert_int_equal(ic_law_staging_bytes(law, 8, 12), 2 * psi + memory);
+    assert_int_equal(ic_law_staging_bytes(&be, law, 8, 12, 3), 3 * (2 * psi + memory));
     const size_t seven = FAKE_PLAN + 7 * FAKE_EACH;
     fit = expect_fit(&be, NULL, law, (struct ic_law_room){much, seven, true}, 1024, 7, IC_LAW_FIT_DEVICE);
     assert_int_equal(fit.device, seven);
@@ -675,6 +675,39 @@ static void a_device_and_its_host_both_bound_a_batch(void **state)
     /* without a device the same plan counts beside the states, and what a device has does not matter */
     expect_fit(&be, NULL, law, (struct ic_law_room){seven + 7 * (2 * psi + memory), 0, false}, 1024, 7,
                IC_LAW_FIT_HOST);
+    ic_law_close(&law);
+}
+
+static enum ic_status fake_state_open(const struct ic_law_packed *packed, const struct ic_law_plan *plan,
+                                      const struct ic_law_io *host, struct ic_law_state **out,
+                                      struct ic_err *err)
+{
+    (void)packed, (void)plan, (void)host, (void)out;
+    return ic_fail(err, IC_INTERNAL, "only its presence counts");
+}
+
+/* Where states stay on the device they count there, and frames are what takes host memory besides. */
+static void states_on_a_device_bound_a_batch(void **state)
+{
+    struct ic_law_backend be = ic_law_backend_ref;
+    struct ic_law *law = fixture_law(IC_LAW_UNET_CONVLSTM, 2, 4, 3);
+    const size_t psi = 8 * 12 * 2 * 2 * sizeof(float),
+                 memory = 2 * (4 * 4) * (8 / 4) * (12 / 4) * sizeof(float), much = (size_t)1 << 40;
+    const size_t own = (psi + memory + 255) / 256 * 256, frames = 8 * 12 * 4;
+    (void)state;
+    be.exec_size = fake_exec_size;
+    be.state_open = fake_state_open;
+    assert_int_equal(ic_law_state_bytes(law, 8, 12), own);
+    assert_int_equal(ic_law_staging_bytes(&be, law, 8, 12, 7), 7 * frames);
+    assert_int_equal(ic_law_staging_bytes(&be, law, 8, 12, 1), 3 * frames); /* three float32 a cell */
+    const size_t seven = FAKE_PLAN + 7 * (FAKE_EACH + own), host = 7 * (2 * psi + memory + frames);
+    const struct ic_law_fit fit =
+        expect_fit(&be, NULL, law, (struct ic_law_room){much, seven, true}, 1024, 7, IC_LAW_FIT_DEVICE);
+    assert_int_equal(fit.device, seven);
+    assert_int_equal(fit.host, host);
+    expect_fit(&be, NULL, law, (struct ic_law_room){much, seven - 1, true}, 1024, 6, IC_LAW_FIT_DEVICE);
+    expect_fit(&be, NULL, law, (struct ic_law_room){host, much, true}, 1024, 7, IC_LAW_FIT_HOST);
+    expect_fit(&be, NULL, law, (struct ic_law_room){host - 1, much, true}, 1024, 6, IC_LAW_FIT_HOST);
     ic_law_close(&law);
 }
 
@@ -791,6 +824,7 @@ int main(void)
         cmocka_unit_test(living_tensors_never_overlap),
         cmocka_unit_test(sizes_are_told_beforehand),
         cmocka_unit_test(a_device_and_its_host_both_bound_a_batch),
+        cmocka_unit_test(states_on_a_device_bound_a_batch),
         cmocka_unit_test(the_arena_reuses_bytes),
         cmocka_unit_test(impossible_plans_are_refused),
         cmocka_unit_test(a_dead_cell_stays_dead_under_the_product),

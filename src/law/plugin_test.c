@@ -173,6 +173,61 @@ static void it_steps(void **state)
     synth_free(law);
 }
 
+/* So is what it takes for states that stay and frames: what the device has is not what the host has until
+ * it is asked for, and frames are those of the views. */
+static void it_keeps_states_and_draws(void **state)
+{
+    struct ic_err err = {0};
+    const struct ic_law_backend *be, *ref = &ic_law_backend_ref;
+    struct ic_law *law = synth_law(IC_LAW_UNET_UNITARY, 2, 4, 1);
+    struct ic_law_plan *plan;
+    struct ic_law_packed *packed;
+    struct ic_law_exec *exec;
+    struct ic_view_ctx *ctx;
+    struct ic_view_frame got = {.bytes = 64}, want;
+    uint8_t pixels[64], right[64];
+
+    (void)state;
+    assert_int_equal(ic_law_backend_open("cuda", &be, &err), IC_OK);
+    assert_int_equal(ic_law_plan_open(law, 8, 8, 1, ref->tensor_bytes, &plan, &err), IC_OK);
+    float *psi = aligned_alloc(64, plan->psi_bytes), *before = aligned_alloc(64, plan->psi_bytes);
+    synth_psi(psi, 64, 2, 3);
+    memcpy(before, psi, plan->psi_bytes);
+    struct ic_law_io io = {.psi = psi, .gamma = 0.01f};
+    assert_int_equal(be->pack(law, 1, &packed, &err), IC_OK);
+    assert_int_equal(be->open(packed, plan, &exec, &err), IC_OK);
+    assert_int_equal(be->state_open(packed, plan, &io, &io.state, &err), IC_OK);
+    assert_int_equal(be->state_put(io.state, &io, &err), IC_OK);
+    be->start(exec, &io, 1, 3);
+    assert_int_equal(be->run(exec, &io, 1, 3, &err), IC_OK);
+    assert_memory_equal(psi, before, plan->psi_bytes);
+    struct ic_law_draw draw = {io.state, -1, {.view = IC_VIEW_PHASE}};
+    assert_int_equal(be->draw(exec, &draw, 1, &err), IC_OK);
+    assert_int_equal(be->frame(exec, 0, pixels, sizeof pixels, &got, &err), IC_OK);
+    assert_int_equal(be->state_get(io.state, &io, &err), IC_OK);
+    be->state_close(&io.state);
+    be->close(&exec);
+    be->unpack(&packed);
+
+    assert_int_equal(ref->pack(law, 1, &packed, &err), IC_OK);
+    assert_int_equal(ref->open(packed, plan, &exec, &err), IC_OK);
+    for (int i = 0; i < 3; i++)
+        ref->step(exec, &(struct ic_law_io){.psi = before, .gamma = 0.01f}, 1);
+    assert_memory_equal(psi, before, plan->psi_bytes);
+    assert_int_equal(ic_view_ctx_open(&ctx, &err), IC_OK);
+    assert_int_equal(ic_view_render(ctx, &draw.request, psi, NULL, (struct ic_law_shape){8, 8, 2}, right,
+                                    sizeof right, &want, &err),
+                     IC_OK);
+    assert_memory_equal(pixels, right, sizeof right);
+    ic_view_ctx_close(&ctx);
+    ref->close(&exec);
+    ref->unpack(&packed);
+    ic_law_plan_close(&plan);
+    free(psi);
+    free(before);
+    synth_free(law);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -182,6 +237,7 @@ int main(void)
         cmocka_unit_test(without_a_plug_in_other_back_ends_are_there),
         cmocka_unit_test(the_standard_places),
         cmocka_unit_test(it_steps),
+        cmocka_unit_test(it_keeps_states_and_draws),
     };
     return cmocka_run_group_tests(tests, find_self, NULL);
 }

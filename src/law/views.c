@@ -654,6 +654,11 @@ bool ic_view_needs_delta(enum ic_view view)
     return (unsigned)view < IC_VIEW_COUNT && infos[view].delta;
 }
 
+bool ic_view_of_one_cell(enum ic_view view)
+{
+    return (unsigned)view < IC_VIEW_COUNT && (!drawers[view].map || view == IC_VIEW_PHASE_HSV);
+}
+
 enum ic_status ic_view_parse(const char *name, enum ic_view *view, struct ic_err *err)
 {
     for (unsigned i = 0; name && i < IC_VIEW_COUNT; i++) {

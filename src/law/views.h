@@ -63,6 +63,8 @@ const char *ic_view_name(enum ic_view view);
 const char *ic_view_formula(enum ic_view view);
 size_t ic_view_channels(enum ic_view view); /* values per cell: 1 or 3 */
 bool ic_view_needs_delta(enum ic_view view);
+/* Whether a cell's values come from that cell alone: no neighbours, no spectrum, no means of the grid. */
+bool ic_view_of_one_cell(enum ic_view view);
 /* An unknown name, or NULL, is IC_BAD_REQUEST (Atheria shows the density for those). */
 enum ic_status ic_view_parse(const char *name, enum ic_view *view, struct ic_err *err);
 

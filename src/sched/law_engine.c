@@ -31,8 +31,10 @@ struct command {
 struct group {
     struct ic_law_group pub; /* first: the scheduler's view of it */
     struct ic_law_plan *plan;
+    struct ic_law_packed *packed; /* the law's when it was opened */
     struct ic_law_exec *exec;
     double ns_per_sim; /* moving average, 0: unknown */
+    int64_t start_ns;  /* of a step begun with st_start; 0: none */
 };
 
 struct ic_law_engine {
@@ -173,10 +175,11 @@ static enum ic_status st_group_open(void *arg, unsigned law, unsigned height, un
         IC_OK) {
         size_t plan = be->exec_size ? be->exec_size(e->packed[law], g->plan) : g->plan->arena_bytes;
         if (on_device(e, law))
-            plan = max_batch * ic_law_staging_bytes(e->laws[law], height, width);
+            plan = ic_law_staging_bytes(e->device, e->laws[law], height, width, max_batch);
         need = bytes_of(e->laws[law], height, width, plan, max_batch);
     }
     if (st == IC_OK && need <= room && (st = be->open(e->packed[law], g->plan, &g->exec, err)) == IC_OK) {
+        g->packed = e->packed[law];
         g->pub = (struct ic_law_group){
             .law = e->laws[law],
             .height = height,
@@ -207,18 +210,20 @@ static enum ic_status st_group_open(void *arg, unsigned law, unsigned height, un
 }
 
 static enum ic_status st_step(void *arg, struct ic_law_group *pub, const struct ic_law_io *io, unsigned n,
-                              struct ic_err *err)
+                              unsigned steps, struct ic_err *err)
 {
     struct ic_law_engine *e = arg;
     struct group *g = (struct group *)pub;
     struct ic_life *me = e->worker.life;
+    const int64_t called = ic_now_ns(), begun = g->start_ns ? g->start_ns : called;
     int64_t t0 = ic_worker_begin(&e->worker);
 
     for (bool hang = ic_fault(IC_FAULT_LAW_HANG); hang;)
         pause();
-    enum ic_status st = ic_law_exec_run(e->backend, g->exec, io, n, 1, err);
+    enum ic_status st = ic_law_exec_run(e->backend, g->exec, io, n, steps, err);
     int64_t t1 = ic_worker_end(&e->worker, me);
-    double ns = (double)(t1 - t0) / n;
+    double ns = (double)(t1 - t0 + called - begun) / n / steps; /* without the wait for the cores */
+    g->start_ns = 0;
     ic_governor_pause_ns(e->cfg.governor, t1 - t0, t1); /* booked here, rested between ticks */
     pub->shared_bytes = host_bytes(e, g);               /* it may have moved to the CPU */
     if (st != IC_OK) {
@@ -239,6 +244,86 @@ static unsigned st_batch_limit(void *arg, struct ic_law_group *pub)
         return pub->max_n;
     double n = (double)SHARED_BATCH_MS * IC_MS / g->ns_per_sim;
     return n < 1 ? 1 : n < pub->max_n ? (unsigned)n : pub->max_n;
+}
+
+/* ---- states on a device: for the scheduler, what the back end has --------------------------------- */
+
+#define STEPS_MAX 1024 /* in one call */
+
+static enum ic_status st_state_open(void *arg, struct ic_law_group *pub, const struct ic_law_io *host,
+                                    struct ic_law_state **out, struct ic_err *err)
+{
+    struct ic_law_engine *e = arg;
+    struct group *g = (struct group *)pub;
+    return e->backend->state_open(g->packed, g->plan, host, out, err);
+}
+
+static void st_state_close(void *arg, struct ic_law_state **state)
+{
+    ((struct ic_law_engine *)arg)->backend->state_close(state);
+}
+
+static void st_state_put(void *arg, struct ic_law_state *state, const struct ic_law_io *host)
+{
+    (void)((struct ic_law_engine *)arg)->backend->state_put(state, host, NULL);
+}
+
+static void st_state_get(void *arg, struct ic_law_state *state, const struct ic_law_io *host)
+{
+    struct ic_err err = {0};
+    if (((struct ic_law_engine *)arg)->backend->state_get(state, host, &err) != IC_OK)
+        ic_warn("law", "a state could not be read back: %s", err.msg);
+}
+
+static uint64_t st_state_lost(void *arg, struct ic_law_state *state)
+{
+    (void)arg;
+    return ic_law_fallback_lost(state);
+}
+
+static uint64_t st_state_abandon(void *arg, struct ic_law_state **state)
+{
+    (void)arg;
+    return ic_law_fallback_abandon(state);
+}
+
+static void st_start(void *arg, struct ic_law_group *pub, const struct ic_law_io *io, unsigned n,
+                     unsigned steps)
+{
+    struct ic_law_engine *e = arg;
+    struct group *g = (struct group *)pub;
+    g->start_ns = ic_now_ns();
+    e->backend->start(g->exec, io, n, steps);
+}
+
+static unsigned st_steps_in(void *arg, struct ic_law_group *pub, unsigned n, int64_t ns)
+{
+    struct group *g = (struct group *)pub;
+    (void)arg;
+    if (!ic_law_fallback_on_device(g->packed) || g->ns_per_sim <= 0 || ns <= 0)
+        return 1;
+    const double steps = (double)ns / (g->ns_per_sim * n);
+    return steps < 1 ? 1 : steps > STEPS_MAX ? STEPS_MAX : (unsigned)steps;
+}
+
+static enum ic_status st_draw(void *arg, struct ic_law_group *pub, const struct ic_law_draw *draws,
+                              unsigned n)
+{
+    return ((struct ic_law_engine *)arg)->backend->draw(((struct group *)pub)->exec, draws, n, NULL);
+}
+
+static enum ic_status st_frame(void *arg, struct ic_law_group *pub, unsigned i, void *out, size_t size,
+                               struct ic_view_frame *frame)
+{
+    struct group *g = (struct group *)pub;
+    return ((struct ic_law_engine *)arg)->backend->frame(g->exec, i, out, size, frame, NULL);
+}
+
+static void st_delta(void *arg, struct ic_law_group *pub, unsigned place, float *out)
+{
+    struct group *g = (struct group *)pub;
+    if (((struct ic_law_engine *)arg)->backend->delta(g->exec, place, out, NULL) != IC_OK)
+        memset(out, 0, pub->psi_bytes); /* the device is lost: the next step will say so */
 }
 
 static int64_t st_now(void *arg)
@@ -487,6 +572,19 @@ static enum ic_status load(struct ic_law_engine *e)
         .now_ns = st_now,
         .emit = st_emit,
     };
+    if (e->device && e->device->state_open) {
+        e->stepper.state_open = st_state_open;
+        e->stepper.state_close = st_state_close;
+        e->stepper.state_put = st_state_put;
+        e->stepper.state_get = st_state_get;
+        e->stepper.state_lost = st_state_lost;
+        e->stepper.state_abandon = st_state_abandon;
+        e->stepper.start = st_start;
+        e->stepper.steps_in = st_steps_in;
+        e->stepper.draw = st_draw;
+        e->stepper.frame = st_frame;
+        e->stepper.delta = st_delta;
+    }
     return ic_law_sched_open(&e->sched, &e->stepper, &e->cfg.limits, &e->counters, &e->err);
 }
 

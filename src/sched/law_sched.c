@@ -6,9 +6,15 @@
  * later)
  *
  * Frames: drawn right after the step that they show, when the simulation's client has taken the earlier
- * ones; a client that is behind costs nothing but skipped frames. */
+ * ones; a client that is behind costs nothing but skipped frames. Those that a device draws are `pending`
+ * while they are copied: from the end of one batch until the next has begun, a command comes, or there is
+ * nothing else to do. So a pending frame's simulation is always there.
+ *
+ * psi, h and c of a simulation with a `state` may be behind it (`stale`): to_host before they are read or
+ * partly written, written after they were. */
 #include "sched/law_sched.h"
 
+#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -17,7 +23,8 @@
 #define PREDICT_MEMORY_NS (IC_PREDICT_MEMORY_S * 1000 * IC_MS)
 #define PERIOD_MAX_NS                                                                                      \
     (365LL * 86400 * 1000 * IC_MS) /* rarer than once a year is as good as never, and never overflows */
-#define OWED_POLL_NS (2 * IC_MS)   /* how often to look whether a client can take the frame it is owed */
+#define COPY_NS (IC_SIM_COPY_S * 1000 * IC_MS)
+#define OWED_POLL_NS (2 * IC_MS) /* how often to look whether a client can take the frame it is owed */
 
 struct sim {
     struct sim *next_all, *next; /* of all; in the line */
@@ -35,6 +42,16 @@ struct sim {
     size_t bytes;
     bool in_line, predict;
     struct ic_sim_credit *credit;
+    struct ic_law_state *state; /* NULL: psi, h and c are all there is */
+    bool stale;                 /* these are behind it, */
+    int64_t stale_ns;           /* since then */
+};
+
+/* A frame on its way from a device. */
+struct pending {
+    struct sim *m;
+    struct ic_event *ev; /* complete but for its pixels */
+    int64_t due_ns;      /* the simulation's frame_due_ns before it */
 };
 
 struct group {
@@ -59,6 +76,11 @@ struct ic_law_sched {
     struct ic_law_io *io;
     struct sim **batch;
     unsigned n_batch; /* in the step under way */
+    struct ic_law_draw *draws;
+    struct pending *pending; /* of one plan; being gathered, then being copied */
+    unsigned n_pending;
+    bool copying;
+    struct ic_law_group *pending_of;
     struct ic_view_ctx *views;
     double *scratch; /* for the largest d */
 };
@@ -192,6 +214,72 @@ static bool client_is_behind(const struct sim *m)
     return atomic_load(&m->credit->in_flight) >= IC_SIM_FRAMES_IN_FLIGHT;
 }
 
+/* ---- states on a device ------------------------------------------------------------------------- */
+
+static struct ic_law_io io_of(const struct sim *m)
+{
+    return (struct ic_law_io){
+        .psi = m->psi, .h = m->h, .c = m->c, .gamma = (float)m->o.gamma, .state = m->state};
+}
+
+static void tell(struct ic_law_sched *s, const struct sim *m, const struct ic_err *err)
+{
+    struct ic_sim_cmd about = {.owner = m->owner, .sim = m->id, .rid = m->rid};
+
+    emit_error(s, &about, err);
+}
+
+/* The simulation has gone back by so many steps: m->step and m->left say so already. */
+static void tell_loss(struct ic_law_sched *s, const struct sim *m, int64_t steps)
+{
+    struct ic_err err = {0};
+
+    ic_fail(&err, IC_UNAVAILABLE,
+            "the GPU was lost, and with it %lld steps: the simulation goes on from step %lld",
+            (long long)steps, (long long)m->step);
+    tell(s, m, &err);
+    emit_sim(s, m, IC_EVENT_SIM_STATUS, 0, NULL, 0);
+}
+
+/* What was lost since it was last asked; a run that is under way makes these steps again. */
+static void go_back(struct ic_law_sched *s, struct sim *m, int64_t lost)
+{
+    if (!lost)
+        return;
+    m->step -= lost;
+    m->left += m->left > 0 ? lost : 0;
+    tell_loss(s, m, lost);
+}
+
+static int64_t take_loss(struct ic_law_sched *s, struct sim *m)
+{
+    return m->state ? (int64_t)s->st->state_lost(s->st->arg, m->state) : 0;
+}
+
+/* psi, h and c are those of m->step afterwards; where the device is lost, m->step is theirs. */
+static void to_host(struct ic_law_sched *s, struct sim *m)
+{
+    const struct ic_law_io io = io_of(m);
+
+    if (!m->stale)
+        return;
+    s->st->state_get(s->st->arg, m->state, &io);
+    m->stale = false;
+    go_back(s, m, take_loss(s, m));
+}
+
+/* psi, h or c were written. */
+static void written(struct ic_law_sched *s, struct sim *m)
+{
+    const struct ic_law_io io = io_of(m);
+
+    m->stale = false;
+    if (m->state)
+        s->st->state_put(s->st->arg, m->state, &io);
+}
+
+/* ---- frames ------------------------------------------------------------------------------------- */
+
 /* The earliest time of the next frame. On schedule, so that there are never more than `fps` in a second,
  * however the steps fall. */
 static void plan_next_frame(struct sim *m, int64_t now)
@@ -202,50 +290,26 @@ static void plan_next_frame(struct sim *m, int64_t now)
     m->frame_due_ns = due <= now ? now + period : due < latest ? due : latest;
 }
 
-/* Draws what the client looks at and sends it. `delta` may be NULL. */
-static void emit_frame(struct ic_law_sched *s, struct sim *m, const float *delta)
+static bool metrics_are_due(const struct sim *m, int64_t now)
 {
-    struct ic_view_request req = {m->o.view, m->o.encoding, m->o.roi};
-    struct ic_law_shape shape = shape_of(m->g);
-    struct ic_view_frame frame;
-    struct ic_event *ev;
-    size_t extra = extras_floats(m->o.extras, shape.h * shape.w), n_poincare = 0;
-    float *extras = NULL;
+    return m->o.metrics && (!m->metrics_ns || now - m->metrics_ns >= m->o.metrics_ns);
+}
 
-    if (client_is_behind(m)) {
-        atomic_fetch_add(&s->c->frames_skipped, 1);
-        return;
-    }
-    m->owes_frame = false;
-    if (ic_view_plan(&req, shape, &frame, NULL) != IC_OK ||
-        (extra && !(extras = malloc(extra * sizeof *extras))) ||
-        !(ev = new_event(IC_EVENT_SIM_FRAME, m->owner, 0, frame.bytes + extra * sizeof *extras))) {
-        free(extras);
-        return;
-    }
-    if (ic_view_render(s->views, &req, m->psi, delta, shape, ev->text, frame.bytes, &frame, NULL) !=
-        IC_OK) {
-        free(extras);
-        free(ev);
-        return;
-    }
-    fill_info(m, &ev->sim);
-    ev->sim.frame = frame;
-    ev->stamp_ns = s->st->now_ns(s->st->arg);
-    plan_next_frame(m, ev->stamp_ns);
-    if (extra) {
-        extra = draw_extras(s, m, delta, extras, &n_poincare);
-        memcpy(ev->text + frame.bytes, extras, extra * sizeof *extras);
-        ev->len = frame.bytes + extra * sizeof *extras;
-        ev->sim.extras = m->o.extras;
-        ev->sim.n_poincare = n_poincare;
-        free(extras);
-    }
-    if (m->o.metrics && (!m->metrics_ns || ev->stamp_ns - m->metrics_ns >= m->o.metrics_ns)) {
-        m->metrics_ns = ev->stamp_ns;
-        ev->sim.has_metrics =
-            ic_law_metrics_compute(m->psi, delta, shape, 0, &ev->sim.metrics, NULL) == IC_OK;
-    }
+/* Whether the device may draw it: what else travels with the frame is made from the host's copy. */
+static bool device_draws(const struct ic_law_sched *s, const struct sim *m, int64_t now)
+{
+    return m->stale && s->st->draw && ic_view_of_one_cell(m->o.view) && !m->o.extras &&
+           !metrics_are_due(m, now);
+}
+
+/* Whether a frame after this step may want its delta. */
+static bool wants_delta(const struct sim *m)
+{
+    return m->o.frames && (ic_view_needs_delta(m->o.view) || m->o.extras & IC_EXTRA_FLOW || m->o.metrics);
+}
+
+static void send_frame(struct ic_law_sched *s, struct sim *m, struct ic_event *ev)
+{
     atomic_fetch_add(&m->credit->refs, 1);
     atomic_fetch_add(&m->credit->in_flight, 1);
     ev->sim.credit = m->credit;
@@ -253,13 +317,141 @@ static void emit_frame(struct ic_law_sched *s, struct sim *m, const float *delta
     s->st->emit(s->st->arg, ev);
 }
 
+/* An event for a frame as it is now, with room for `extra` floats after its pixels; NULL: no memory. */
+static struct ic_event *new_frame(struct ic_law_sched *s, struct sim *m, size_t extra)
+{
+    struct ic_view_request req = {m->o.view, m->o.encoding, m->o.roi};
+    struct ic_view_frame frame;
+    struct ic_event *ev = NULL;
+
+    if (ic_view_plan(&req, shape_of(m->g), &frame, NULL) == IC_OK)
+        ev = new_event(IC_EVENT_SIM_FRAME, m->owner, 0, frame.bytes + extra * sizeof(float));
+    if (!ev)
+        return NULL;
+    fill_info(m, &ev->sim);
+    ev->sim.frame = frame;
+    ev->stamp_ns = s->st->now_ns(s->st->arg);
+    return ev;
+}
+
+/* Draws what the client looks at on the CPU and sends it. `place`: in the step just made, for its delta;
+ * -1: none. */
+static void draw_here(struct ic_law_sched *s, struct sim *m, int place)
+{
+    struct ic_view_request req = {m->o.view, m->o.encoding, m->o.roi};
+    struct ic_law_shape shape = shape_of(m->g);
+    size_t extra = extras_floats(m->o.extras, shape.h * shape.w), n_poincare = 0;
+    const int64_t before = m->step;
+    float *extras = NULL, *delta = place >= 0 ? s->io[place].delta : NULL;
+
+    if (delta && m->state)
+        s->st->delta(s->st->arg, m->g->plan, (unsigned)place, delta);
+    to_host(s, m);
+    if (m->step != before)
+        delta = NULL; /* of a step that is lost */
+    struct ic_event *ev = new_frame(s, m, extra);
+    if (!ev || (extra && !(extras = malloc(extra * sizeof *extras))) ||
+        ic_view_render(s->views, &req, m->psi, delta, shape, ev->text, ev->sim.frame.bytes, &ev->sim.frame,
+                       NULL) != IC_OK) {
+        free(extras);
+        free(ev);
+        return;
+    }
+    plan_next_frame(m, ev->stamp_ns);
+    if (extra) {
+        extra = draw_extras(s, m, delta, extras, &n_poincare);
+        memcpy(ev->text + ev->sim.frame.bytes, extras, extra * sizeof *extras);
+        ev->len = ev->sim.frame.bytes + extra * sizeof *extras;
+        ev->sim.extras = m->o.extras;
+        ev->sim.n_poincare = n_poincare;
+        free(extras);
+    }
+    if (metrics_are_due(m, ev->stamp_ns)) {
+        m->metrics_ns = ev->stamp_ns;
+        ev->sim.has_metrics =
+            ic_law_metrics_compute(m->psi, delta, shape, 0, &ev->sim.metrics, NULL) == IC_OK;
+    }
+    send_frame(s, m, ev);
+}
+
+/* Takes the frames that the device draws and sends them. One that is lost with the device is owed. */
+static void send_drawn(struct ic_law_sched *s)
+{
+    for (unsigned i = 0; s->copying && i < s->n_pending; i++) {
+        struct pending *p = &s->pending[i];
+        if (s->st->frame(s->st->arg, s->pending_of, i, p->ev->text, p->ev->sim.frame.bytes,
+                         &p->ev->sim.frame) == IC_OK) {
+            send_frame(s, p->m, p->ev);
+        } else {
+            p->m->owes_frame = true;
+            free(p->ev);
+        }
+    }
+    if (s->copying)
+        s->n_pending = 0;
+    s->copying = false;
+}
+
+/* Adds a frame to those that the device is to draw. False: no memory. */
+static bool gather(struct ic_law_sched *s, struct sim *m, int place)
+{
+    struct ic_event *ev = new_frame(s, m, 0);
+
+    if (!ev)
+        return false;
+    s->draws[s->n_pending] = (struct ic_law_draw){m->state, place, {m->o.view, m->o.encoding, m->o.roi}};
+    s->pending[s->n_pending] = (struct pending){m, ev, m->frame_due_ns};
+    s->n_pending++;
+    s->pending_of = m->g->plan;
+    plan_next_frame(m, ev->stamp_ns);
+    return true;
+}
+
+/* Has the device draw what was gathered; what it cannot draw is drawn here. */
+static void draw_gathered(struct ic_law_sched *s)
+{
+    if (!s->n_pending)
+        return;
+    s->copying = s->st->draw(s->st->arg, s->pending_of, s->draws, s->n_pending) == IC_OK;
+    for (unsigned i = 0; !s->copying && i < s->n_pending; i++) {
+        struct pending *p = &s->pending[i];
+        free(p->ev);
+        p->m->frame_due_ns = p->due_ns; /* planned anew */
+        draw_here(s, p->m, s->draws[i].place);
+    }
+    s->n_pending = s->copying ? s->n_pending : 0;
+}
+
+/* Draws what the client looks at. `later`: it may come after the next step's beginning, and is gathered
+ * with others; else it has been sent when this returns. */
+static void emit_frame(struct ic_law_sched *s, struct sim *m, int place, bool later)
+{
+    const bool gathering = s->n_pending > 0 && !s->copying;
+
+    if (client_is_behind(m)) {
+        atomic_fetch_add(&s->c->frames_skipped, 1);
+        return;
+    }
+    m->owes_frame = false;
+    if (!device_draws(s, m, s->st->now_ns(s->st->arg)) || (!later && gathering)) {
+        draw_here(s, m, place);
+        return;
+    }
+    if (!later)
+        send_drawn(s);
+    if (gather(s, m, place) && !later) {
+        draw_gathered(s);
+        send_drawn(s);
+    }
+}
+
 /* A frame that nothing newer would follow: drawn now, or as soon as the client has taken the earlier ones.
  */
-static void emit_last_frame(struct ic_law_sched *s, struct sim *m, const float *delta)
+static void emit_last_frame(struct ic_law_sched *s, struct sim *m, int place)
 {
     m->owes_frame = true;
     if (!client_is_behind(m))
-        emit_frame(s, m, delta);
+        emit_frame(s, m, place, false);
 }
 
 static bool frame_is_due(const struct sim *m, int64_t now)
@@ -436,6 +628,8 @@ static void free_sim(struct ic_law_sched *s, struct sim *m)
     atomic_fetch_sub(&s->c->running, m->left != 0);
     atomic_fetch_sub(&s->c->state_bytes, (int64_t)m->bytes);
     ic_sim_credit_unref(m->credit);
+    if (m->state)
+        s->st->state_close(s->st->arg, &m->state);
     free(m->psi);
     free(m);
 }
@@ -577,16 +771,23 @@ static enum ic_status alloc_sim(struct ic_law_sched *s, const struct ic_sim_cmd 
     atomic_fetch_add(&s->c->sims, 1);
     atomic_fetch_add(&s->c->state_bytes, (int64_t)bytes);
     *out = m;
+    /* A prediction is one step: its state does not stay anywhere. */
+    const struct ic_law_io io = io_of(m);
+    if (s->st->state_open && cmd->op != IC_SIM_PREDICT)
+        return s->st->state_open(s->st->arg, g->plan, &io, &m->state, err);
     return IC_OK;
 }
 
-static enum ic_status fill_state(struct sim *m, struct ic_err *err)
+static enum ic_status fill_state(struct ic_law_sched *s, struct sim *m, struct ic_err *err)
 {
     memset(m->psi, 0, m->bytes);
-    return ic_law_init_fill(m->psi, shape_of(m->g), m->o.init, m->o.seed, err);
+    enum ic_status st = ic_law_init_fill(m->psi, shape_of(m->g), m->o.init, m->o.seed, err);
+    written(s, m);
+    return st;
 }
 
-static enum ic_status take_state(struct sim *m, const struct ic_sim_cmd *cmd, struct ic_err *err)
+static enum ic_status take_state(struct ic_law_sched *s, struct sim *m, const struct ic_sim_cmd *cmd,
+                                 struct ic_err *err)
 {
     size_t psi = m->g->plan->psi_bytes / sizeof(float), all = m->bytes / sizeof(float);
 
@@ -594,6 +795,7 @@ static enum ic_status take_state(struct sim *m, const struct ic_sim_cmd *cmd, st
         return ic_fail(err, IC_BAD_REQUEST, "a state of this law and grid has %zu bytes, not %zu",
                        psi * sizeof(float), cmd->state_floats * sizeof(float));
     memcpy(m->psi, cmd->state, cmd->state_floats * sizeof(float));
+    written(s, m);
     return IC_OK;
 }
 
@@ -606,7 +808,7 @@ static void cmd_create(struct ic_law_sched *s, struct ic_sim_cmd *cmd)
     if (st == IC_OK)
         st = apply(s, m, &cmd->opts, &err);
     if (st == IC_OK)
-        st = cmd->state ? take_state(m, cmd, &err) : fill_state(m, &err);
+        st = cmd->state ? take_state(s, m, cmd, &err) : fill_state(s, m, &err);
     if (st != IC_OK) {
         emit_error(s, cmd, &err);
         if (m)
@@ -625,7 +827,7 @@ static void cmd_predict(struct ic_law_sched *s, struct ic_sim_cmd *cmd)
     enum ic_status st = alloc_sim(s, cmd, &m, &err);
 
     if (st == IC_OK)
-        st = take_state(m, cmd, &err);
+        st = take_state(s, m, cmd, &err);
     if (st != IC_OK) {
         emit_error(s, cmd, &err);
         if (m)
@@ -648,9 +850,8 @@ static void cmd_run(struct ic_law_sched *s, struct sim *m, const struct ic_sim_c
 
 static enum ic_status cmd_reset(struct ic_law_sched *s, struct sim *m, struct ic_err *err)
 {
-    enum ic_status st = fill_state(m, err);
+    enum ic_status st = fill_state(s, m, err);
 
-    (void)s;
     m->step = 0;
     return st;
 }
@@ -683,7 +884,9 @@ static void control(struct ic_law_sched *s, struct sim *m, const struct ic_sim_c
             redraw = true;
             break;
         case IC_SIM_TOOL:
+            to_host(s, m);
             st = ic_law_tool_apply(m->psi, shape_of(m->g), cmd->tool, &cmd->tool_args, NULL, &err);
+            written(s, m);
             redraw = true;
             break;
         case IC_SIM_STATE:
@@ -692,6 +895,7 @@ static void control(struct ic_law_sched *s, struct sim *m, const struct ic_sim_c
                              m->bytes, s->lim.frame_max);
                 break;
             }
+            to_host(s, m);
             emit_sim(s, m, IC_EVENT_SIM_STATE, cmd->rid, m->psi, m->bytes);
             return;
         case IC_SIM_CLOSE:
@@ -707,7 +911,7 @@ static void control(struct ic_law_sched *s, struct sim *m, const struct ic_sim_c
     m->rid = cmd->rid;
     emit_sim(s, m, IC_EVENT_SIM_STATUS, cmd->rid, NULL, 0);
     if (redraw && m->left == 0 && m->o.frames)
-        emit_last_frame(s, m, NULL);
+        emit_last_frame(s, m, -1);
 }
 
 void ic_law_sched_command(struct ic_law_sched *s, struct ic_sim_cmd *cmd)
@@ -715,6 +919,7 @@ void ic_law_sched_command(struct ic_law_sched *s, struct ic_sim_cmd *cmd)
     struct ic_err err = {0};
     struct sim *m;
 
+    send_drawn(s);
     if (cmd->op == IC_SIM_CREATE)
         cmd_create(s, cmd);
     else if (cmd->op == IC_SIM_PREDICT)
@@ -757,8 +962,8 @@ static int64_t wait_until(const struct ic_law_sched *s, const struct group *g, i
     return until > now ? until : 0;
 }
 
-/* Ends the wait of simulations whose time has come, and draws the frames owed. Returns when the next one's
- * will. */
+/* Ends the wait of simulations whose time has come, draws the frames owed, and brings host copies up to
+ * date that are old. Returns when the next one's time will have come. */
 static int64_t release_due(struct ic_law_sched *s, int64_t now)
 {
     int64_t next = INT64_MAX;
@@ -768,7 +973,11 @@ static int64_t release_due(struct ic_law_sched *s, int64_t now)
         if (m->owes_frame && m->o.frames && client_is_behind(m))
             due = now + OWED_POLL_NS;
         else if (m->owes_frame && m->o.frames)
-            emit_frame(s, m, NULL);
+            emit_frame(s, m, -1, false);
+        if (m->stale && m->stale_ns + COPY_NS <= now)
+            to_host(s, m);
+        else if (m->stale && m->stale_ns + COPY_NS < due)
+            due = m->stale_ns + COPY_NS;
         if (m->left && !m->in_line) {
             if (m->due_ns <= now)
                 join_line(m, now);
@@ -800,11 +1009,19 @@ static struct group *choose(const struct ic_law_sched *s, int64_t now, int64_t *
     return best;
 }
 
-static void after_step(struct ic_law_sched *s, struct sim *m, const float *delta, int64_t now)
+static void after_step(struct ic_law_sched *s, struct sim *m, int place, unsigned steps, int64_t now)
 {
-    m->step++;
+    const int64_t lost = take_loss(s, m);
+
+    m->step += steps - lost;
     if (m->left > 0)
-        m->left--;
+        m->left += lost - steps;
+    if (lost)
+        tell_loss(s, m, lost);
+    if (m->state) {
+        m->stale_ns = m->stale && !lost ? m->stale_ns : now;
+        m->stale = true;
+    }
     if (m->predict) {
         atomic_fetch_sub(&s->c->running, 1);
         emit_sim(s, m, IC_EVENT_SIM_PREDICTED, m->rid, m->psi, m->bytes);
@@ -812,9 +1029,9 @@ static void after_step(struct ic_law_sched *s, struct sim *m, const float *delta
         return;
     }
     if (m->left == 0 && m->o.frames)
-        emit_last_frame(s, m, delta);
+        emit_last_frame(s, m, place);
     else if (frame_is_due(m, now))
-        emit_frame(s, m, delta);
+        emit_frame(s, m, place, true);
     if (m->left == 0) {
         atomic_fetch_sub(&s->c->running, 1);
         emit_sim(s, m, IC_EVENT_SIM_STATUS, 0, NULL, 0);
@@ -829,13 +1046,6 @@ static void after_step(struct ic_law_sched *s, struct sim *m, const float *delta
     }
 }
 
-static void tell(struct ic_law_sched *s, const struct sim *m, const struct ic_err *err)
-{
-    struct ic_sim_cmd about = {.owner = m->owner, .sim = m->id, .rid = m->rid};
-
-    emit_error(s, &about, err);
-}
-
 /* Nobody on this plan can step: whoever wants to is told and pauses, with its state as it was; a prediction
  * is over. All at once, because one by one each would try in vain for memory that it takes a while to find
  * missing. */
@@ -845,6 +1055,7 @@ static void step_failed(struct ic_law_sched *s, const struct group *g, const str
         next = m->next_all;
         if (m->g != g || m->left == 0)
             continue;
+        go_back(s, m, take_loss(s, m));
         tell(s, m, err);
         if (m->predict) {
             free_sim(s, m);
@@ -853,6 +1064,39 @@ static void step_failed(struct ic_law_sched *s, const struct group *g, const str
         set_left(s, m, 0);
         emit_sim(s, m, IC_EVENT_SIM_STATUS, 0, NULL, 0);
     }
+}
+
+/* How many steps this one may make before anybody wants to look at it. */
+static unsigned steps_alone(const struct ic_law_sched *s, const struct sim *m, unsigned n, int64_t now)
+{
+    int64_t most = UINT_MAX;
+
+    if (m->predict || m->o.rate > 0)
+        return 1;
+    if (m->left > 0)
+        most = m->left;
+    if (m->o.frames) {
+        /* the first step with a frame that is not before its time */
+        int64_t wait = m->o.fps > 0 ? m->frame_due_ns - now : 0, next = m->step;
+        if (wait > 0)
+            next += s->st->steps_in(s->st->arg, m->g->plan, n, wait) - 1;
+        next = (next / m->o.every + 1) * m->o.every;
+        most = next - m->step < most ? next - m->step : most;
+    }
+    return (unsigned)(most < UINT_MAX ? most : UINT_MAX);
+}
+
+static unsigned steps_together(const struct ic_law_sched *s, struct group *g, unsigned n, int64_t now)
+{
+    unsigned most = 1;
+
+    if (s->st->steps_in)
+        most = s->st->steps_in(s->st->arg, g->plan, n, IC_SIM_SLICE_MS * IC_MS);
+    for (unsigned i = 0; i < n && most > 1; i++) {
+        const unsigned alone = steps_alone(s, s->batch[i], n, now);
+        most = alone < most ? alone : most;
+    }
+    return most;
 }
 
 static void run_batch(struct ic_law_sched *s, struct group *g, int64_t now)
@@ -864,17 +1108,17 @@ static void run_batch(struct ic_law_sched *s, struct group *g, int64_t now)
         struct sim *m = g->head;
         leave_line(m);
         ic_hist_add(&s->c->wait, now - m->ready_ns);
-        s->io[n] = (struct ic_law_io){
-            .psi = m->psi,
-            .h = m->h,
-            .c = m->c,
-            .delta = (float *)(void *)((char *)g->delta + n * delta_stride(g->plan)),
-            .gamma = (float)m->o.gamma,
-        };
+        s->io[n] = io_of(m);
+        if (wants_delta(m))
+            s->io[n].delta = (float *)(void *)((char *)g->delta + n * delta_stride(g->plan));
         s->batch[n++] = m;
     }
+    const unsigned steps = steps_together(s, g, n, now);
     s->n_batch = n;
-    enum ic_status st = s->st->step(s->st->arg, g->plan, s->io, n, &err);
+    if (s->st->start)
+        s->st->start(s->st->arg, g->plan, s->io, n, steps);
+    send_drawn(s); /* of the step before, while this one is made */
+    enum ic_status st = s->st->step(s->st->arg, g->plan, s->io, n, steps, &err);
     s->n_batch = 0;
     recount(s, g);
     if (st != IC_OK) {
@@ -882,13 +1126,14 @@ static void run_batch(struct ic_law_sched *s, struct group *g, int64_t now)
         return;
     }
     int64_t done = s->st->now_ns(s->st->arg);
-    ic_hist_add(&s->c->batch, done - now);
-    atomic_fetch_add(&s->c->steps, n);
-    atomic_fetch_add(&s->c->batches, 1);
+    ic_hist_add(&s->c->batch, (done - now) / steps);
+    atomic_fetch_add(&s->c->steps, (uint64_t)n * steps);
+    atomic_fetch_add(&s->c->batches, steps);
     if (n > 1)
-        atomic_fetch_add(&s->c->batched, n);
+        atomic_fetch_add(&s->c->batched, (uint64_t)n * steps);
     for (unsigned i = 0; i < n; i++)
-        after_step(s, s->batch[i], s->io[i].delta, done);
+        after_step(s, s->batch[i], (int)i, steps, done);
+    draw_gathered(s);
 }
 
 int64_t ic_law_sched_tick(struct ic_law_sched *s)
@@ -896,8 +1141,10 @@ int64_t ic_law_sched_tick(struct ic_law_sched *s)
     int64_t now = s->st->now_ns(s->st->arg), next = release_due(s, now);
     struct group *g = choose(s, now, &next);
 
-    if (!g)
+    if (!g) {
+        send_drawn(s);
         return next;
+    }
     run_batch(s, g, now);
     return now;
 }
@@ -936,6 +1183,18 @@ static enum ic_status renew(struct ic_law_sched *s, struct group *g, struct ic_e
     return IC_OK;
 }
 
+static enum ic_status reopen_states(struct ic_law_sched *s, struct group *g, struct ic_err *err)
+{
+    enum ic_status st = IC_OK;
+
+    for (struct sim *m = s->sims; m && s->st->state_open && st == IC_OK; m = m->next_all) {
+        const struct ic_law_io io = io_of(m);
+        if (m->g == g && !m->predict)
+            st = s->st->state_open(s->st->arg, g->plan, &io, &m->state, err);
+    }
+    return st;
+}
+
 enum ic_status ic_law_sched_lose_batch(struct ic_law_sched *s, const char *why)
 {
     struct ic_law_io *io = calloc(s->lim.max_batch, sizeof *io);
@@ -945,14 +1204,24 @@ enum ic_status ic_law_sched_lose_batch(struct ic_law_sched *s, const char *why)
         return IC_OOM;
     s->io = io;
     ic_fail(&err, IC_INTERNAL, "%s", why);
+    for (unsigned i = 0; i < s->n_pending; i++)
+        free(s->pending[i].ev);
+    s->n_pending = 0;
+    s->copying = false;
     for (unsigned i = 0; i < s->n_batch; i++) {
         s->batch[i]->psi = NULL; /* the step's */
+        s->batch[i]->state = NULL;
         lose(s, s->batch[i], &err);
     }
     s->n_batch = 0;
+    for (struct sim *m = s->sims; m; m = m->next_all)
+        if (m->state) {
+            m->stale = false;
+            go_back(s, m, (int64_t)s->st->state_abandon(s->st->arg, &m->state));
+        }
     for (struct group **p = &s->groups; *p;) {
         struct group *g = *p;
-        if (g->users && renew(s, g, &err) == IC_OK) {
+        if (g->users && renew(s, g, &err) == IC_OK && reopen_states(s, g, &err) == IC_OK) {
             p = &g->next;
             continue;
         }
@@ -985,12 +1254,14 @@ enum ic_status ic_law_sched_open(struct ic_law_sched **out, const struct ic_law_
     s->c = c;
     s->io = calloc(limits->max_batch, sizeof *s->io);
     s->batch = calloc(limits->max_batch, sizeof *s->batch);
+    s->draws = calloc(limits->max_batch, sizeof *s->draws);
+    s->pending = calloc(limits->max_batch, sizeof *s->pending);
     enum ic_status rc = ic_view_ctx_open(&s->views, err);
     size_t d_max = 1;
     for (unsigned i = 0; i < st->n_laws; i++)
         d_max = st->law(st->arg, i)->d > d_max ? st->law(st->arg, i)->d : d_max;
     s->scratch = calloc(ic_law_extra_poincare_scratch(d_max), sizeof *s->scratch);
-    if (rc == IC_OK && (!s->io || !s->batch || !s->scratch))
+    if (rc == IC_OK && (!s->io || !s->batch || !s->draws || !s->pending || !s->scratch))
         rc = ic_fail(err, IC_OOM, "out of memory");
     if (rc != IC_OK)
         ic_law_sched_close(&s);
@@ -1004,6 +1275,8 @@ void ic_law_sched_close(struct ic_law_sched **sp)
 
     if (!s)
         return;
+    for (unsigned i = 0; i < s->n_pending; i++)
+        free(s->pending[i].ev);
     while (s->sims)
         free_sim(s, s->sims);
     while (s->groups)
@@ -1011,6 +1284,8 @@ void ic_law_sched_close(struct ic_law_sched **sp)
     ic_view_ctx_close(&s->views);
     free(s->io);
     free(s->batch);
+    free(s->draws);
+    free(s->pending);
     free(s->scratch);
     free(s);
     *sp = NULL;

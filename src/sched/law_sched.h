@@ -11,6 +11,16 @@
  * ERROR with the step's code, then the STATUS of the simulation, which is paused where it was. The others
  * do not notice.
  *
+ * Where states may stay on a device, psi, h and c of a simulation in host memory are a copy, brought up to
+ * date when somebody needs it (a state that is asked for, a tool, a view or metrics that the CPU draws) and
+ * at the latest IC_SIM_COPY_S after a step. When the device is lost, the simulations go on on the CPU from
+ * these copies: each is told by an ERROR with IC_UNAVAILABLE how many steps it goes back, and a STATUS. A
+ * run makes these steps again.
+ *
+ * Several steps are one call of a device as long as nobody in the batch wants a frame, a pause for its rate
+ * or its end in between, and they take no longer than IC_SIM_SLICE_MS. Frames are drawn there and copied
+ * while the next step is made; so a frame is sent when the next batch has begun, or nothing else is to do.
+ *
  * Pure policy over a struct ic_law_stepper: no thread, no lock, no clock of its own. All calls on one
  * thread. */
 #ifndef IC_SCHED_LAW_SCHED_H
@@ -26,6 +36,8 @@
 
 #define IC_SIM_FRAMES_IN_FLIGHT                                                                            \
     2                       /* frames of a simulation between engine and network; newer ones are skipped */
+#define IC_SIM_COPY_S 1     /* the most that a lost device takes of a simulation's work, in seconds */
+#define IC_SIM_SLICE_MS 20  /* of several steps in one call: what others in line may have to wait for */
 #define IC_SIM_RATE_MAX 1e6 /* steps or frames per second */
 #define IC_SIM_STEPS_MAX 1000000000 /* of one run */
 #define IC_PREDICT_MEMORY_S 2       /* how long the number of callers seen at once is believed */
@@ -51,15 +63,36 @@ struct ic_law_stepper {
                                  unsigned max_batch, size_t room, struct ic_law_group **out,
                                  struct ic_err *err);
     void (*group_close)(void *arg, struct ic_law_group *g);
-    /* On failure no step was made, and all states are as they were; a later call may find what this one did
-     * not. IC_OOM: a GPU without memory, and none for the CPU in its place. */
+    /* `steps` of them. On failure no step was made, and all states are as they were (but for what a lost
+     * device took with it: state_lost); a later call may find what this one did not. IC_OOM: a GPU without
+     * memory, and none for the CPU in its place. */
     enum ic_status (*step)(void *arg, struct ic_law_group *g, const struct ic_law_io *io, unsigned n,
-                           struct ic_err *err);
+                           unsigned steps, struct ic_err *err);
     /* The most simulations that one batch should have now (>= 1), for the sake of others who share the
      * cores. */
     unsigned (*batch_limit)(void *arg, struct ic_law_group *g);
     int64_t (*now_ns)(void *arg);
     void (*emit)(void *arg, struct ic_event *ev); /* takes ev */
+
+    /* ---- States on a device, as the functions of struct ic_law_backend (law/plan.h) and law/fallback.h
+     * with the same names; all NULL where there are none. ---- */
+    enum ic_status (*state_open)(void *arg, struct ic_law_group *g, const struct ic_law_io *host,
+                                 struct ic_law_state **out, struct ic_err *err);
+    void (*state_close)(void *arg, struct ic_law_state **state);
+    void (*state_put)(void *arg, struct ic_law_state *state, const struct ic_law_io *host);
+    /* A failure shows in state_lost. */
+    void (*state_get)(void *arg, struct ic_law_state *state, const struct ic_law_io *host);
+    uint64_t (*state_lost)(void *arg, struct ic_law_state *state);
+    uint64_t (*state_abandon)(void *arg, struct ic_law_state **state);
+    /* Begins the step that `step` with the same arguments will complete. */
+    void (*start)(void *arg, struct ic_law_group *g, const struct ic_law_io *io, unsigned n,
+                  unsigned steps);
+    /* How many steps of n simulations fit into `ns`; at least 1, and 1 where steps are made one by one. */
+    unsigned (*steps_in)(void *arg, struct ic_law_group *g, unsigned n, int64_t ns);
+    enum ic_status (*draw)(void *arg, struct ic_law_group *g, const struct ic_law_draw *draws, unsigned n);
+    enum ic_status (*frame)(void *arg, struct ic_law_group *g, unsigned i, void *out, size_t size,
+                            struct ic_view_frame *frame);
+    void (*delta)(void *arg, struct ic_law_group *g, unsigned place, float *out);
 };
 
 struct ic_law_limits {
@@ -153,8 +186,9 @@ int64_t ic_law_sched_tick(struct ic_law_sched *s);
 
 /* The thread that is in `step` will not come back: called by the one that takes over, in its place. The
  * simulations of the batch fail with IC_INTERNAL and `why`, and are closed; the others go on from the
- * states they have, on plans opened anew. What the step may still write to is never freed. A grid that
- * cannot be opened again loses its simulations too. IC_OOM: nothing was done. */
+ * states they have in host memory (a device that hangs is not asked), on plans opened anew. What the step
+ * may still write to is never freed. A grid that cannot be opened again loses its simulations too. IC_OOM:
+ * nothing was done. */
 enum ic_status ic_law_sched_lose_batch(struct ic_law_sched *s, const char *why);
 
 #endif

@@ -420,6 +420,7 @@ struct shadow {
     int64_t step, left;
     float count;          /* psi[0] */
     bool predict, failed; /* failed: it is yet to be told that its step was not made */
+    bool lost, back;      /* likewise that steps were lost; it was told, and its status is to follow */
 };
 
 struct model {
@@ -462,6 +463,18 @@ static void model_fail(struct world *v, const struct ic_law_group *g)
         }
 }
 
+/* The device is lost, with steps that the scheduler learns of now. */
+static void model_lost(struct world *v, uint64_t id, uint64_t steps)
+{
+    struct shadow *sh = shadow_of(v->arg, id);
+    CHECK(sh && !sh->predict && v->lost);
+    sh->step -= (int64_t)steps;
+    sh->count -= (float)steps;
+    /* one whose last steps these were has a run still */
+    sh->left += sim_named(v, id)->left > 0 ? (int64_t)steps : 0;
+    sh->lost = true;
+}
+
 static float first_of(const struct ic_event *ev)
 {
     float v;
@@ -477,6 +490,13 @@ static void check_events(struct world *v, struct model *m, struct ic_event **hel
         CHECK(sh && sh->owner == ev->owner);
         CHECK(ev->kind == IC_EVENT_SIM_STATUS || ev->kind == IC_EVENT_SIM_FRAME ||
               ev->kind == IC_EVENT_SIM_PREDICTED || ev->kind == IC_EVENT_ERROR);
+        if (ev->kind == IC_EVENT_ERROR && ev->code == IC_UNAVAILABLE) {
+            CHECK(sh->lost);
+            sh->lost = false;
+            sh->back = true;
+            ic_event_free(ev);
+            continue;
+        }
         if (ev->kind == IC_EVENT_ERROR) {
             CHECK(sh->failed && ev->code == IC_OOM);
             sh->failed = false;
@@ -486,16 +506,22 @@ static void check_events(struct world *v, struct model *m, struct ic_event **hel
             ic_event_free(ev);
             continue;
         }
-        CHECK(!sh->failed);
+        CHECK(!sh->failed || (ev->kind == IC_EVENT_SIM_FRAME && v->st.draw)); /* of the step before */
         if (ev->kind == IC_EVENT_SIM_PREDICTED) {
             CHECK(sh->predict && sh->step == 1 && first_of(ev) == sh->count);
             m->predicts++;
             *sh = (struct shadow){0};
+        } else if (ev->kind == IC_EVENT_SIM_FRAME && v->st.draw) { /* it may be of the step before */
+            CHECK(!sh->predict && (v->lost || ev->sim.step <= sh->step));
+        } else if (ev->kind == IC_EVENT_SIM_STATUS && sh->back) { /* and steps were made since */
+            CHECK(!sh->predict && ev->sim.step <= sh->step && ev->rid == 0);
         } else {
             CHECK(!sh->predict && ev->sim.step == sh->step && ev->sim.left == sh->left);
         }
-        if (ev->kind == IC_EVENT_SIM_STATUS)
-            CHECK(ev->rid == 0 && sh->left == 0);
+        if (ev->kind == IC_EVENT_SIM_STATUS) {
+            CHECK(ev->rid == 0 && (sh->left == 0 || sh->back));
+            sh->back = false;
+        }
         if (ev->kind == IC_EVENT_SIM_FRAME && *n_held < 64 && rnd(v, 2))
             held[(*n_held)++] = ev; /* a slow client */
         else
@@ -503,19 +529,52 @@ static void check_events(struct world *v, struct model *m, struct ic_event **hel
     }
 }
 
+/* With a device: frames of the step before that a command let come first, and what a command finds lost. */
+static struct ic_event *skip_device(struct world *v)
+{
+    struct ic_event *ev;
+    for (; (ev = next_event(v)); ic_event_free(ev)) {
+        struct shadow *sh = shadow_of(v->arg, ev->sim.sim);
+        if (ev->kind == IC_EVENT_SIM_FRAME && v->st.draw)
+            continue;
+        if (ev->kind == IC_EVENT_ERROR && ev->code == IC_UNAVAILABLE) {
+            CHECK(sh && sh->lost);
+            sh->lost = false;
+            sh->back = true;
+        } else if (ev->kind == IC_EVENT_SIM_STATUS && ev->rid == 0) {
+            CHECK(sh && sh->back);
+            sh->back = false;
+        } else {
+            break;
+        }
+    }
+    return ev;
+}
+
+static void unread(struct world *v, struct ic_event *ev)
+{
+    if (ev)
+        v->seen--; /* it lies there still */
+}
+
 /* The one answer to a command, and maybe a picture after it. */
 static void check_answer(struct world *v, const struct shadow *sh, enum ic_event_kind kind, uint64_t rid)
 {
-    struct ic_event *ev = next_event(v);
+    const bool later = sh->lost; /* the answer was given before */
+    struct ic_event *ev = skip_device(v);
     if (ev && ev->kind != kind)
         printf("want %d, got %d: %s\n", kind, ev->kind, ev->kind == IC_EVENT_ERROR ? ev->text : "");
     CHECK(ev && ev->kind == kind && ev->rid == rid);
     if (kind != IC_EVENT_ERROR)
-        CHECK(ev->sim.sim == sh->id && ev->owner == sh->owner && ev->sim.step == sh->step &&
-              ev->sim.left == sh->left);
+        CHECK(ev->sim.sim == sh->id && ev->owner == sh->owner &&
+              (ev->sim.step == sh->step || (later && ev->sim.step > sh->step)) && ev->sim.left == sh->left);
     if (kind == IC_EVENT_SIM_STATE)
         CHECK(first_of(ev) == sh->count);
     ic_event_free(ev);
+    if (v->st.draw) {
+        CHECK(!skip_device(v));
+        return;
+    }
     while ((ev = next_event(v))) {
         CHECK(ev->kind == IC_EVENT_SIM_FRAME && sh->left == 0);
         ic_event_free(ev);
@@ -563,6 +622,7 @@ static void random_command(struct world *v, struct model *m)
         }
         struct shadow s = {.id = cmd.sim, .owner = cmd.owner, .count = start};
         uint64_t rid = command(v, cmd);
+        unread(v, skip_device(v));
         if (v->event[v->seen % EVENTS] && v->seen < v->n_events &&
             v->event[v->seen % EVENTS]->kind == IC_EVENT_ERROR) {
             struct ic_event *ev = next_event(v);
@@ -584,7 +644,7 @@ static void random_command(struct world *v, struct model *m)
     if (kind >= 98) { /* a connection ends: its simulations go, unheard */
         cmd.op = IC_SIM_OWNER_GONE;
         command(v, cmd);
-        CHECK(v->seen == v->n_events);
+        CHECK(!skip_device(v));
         for (int i = 0; i < SIMS; i++)
             if (m->sim[i].id && m->sim[i].owner == cmd.owner)
                 m->sim[i] = (struct shadow){0};
@@ -643,9 +703,15 @@ static void one_schedule(uint64_t seed)
     lim.batch_timeout_ns = (int64_t)rnd(&w, 3) * 20 * MS;
     lim.sims_max = rnd(&w, 4) ? 1000 : 10;
     lim.memory_max = rnd(&w, 4) ? 64 << 20 : 20000;
-    open_world(&w, &lim);
+    if (seed % 3 == 0) { /* with a device, which is lost in half of them */
+        open_device_world(&w, &lim);
+        w.loses = seed % 2 ? 0 : 1 + (int64_t)(seed * 7919 % 200);
+    } else {
+        open_world(&w, &lim);
+    }
     w.rng = rng * 3 + 1;
     w.on_step = model_step;
+    w.on_lost = model_lost;
     w.on_fail = model_fail;
     w.fails_of_100 = rnd(&w, 4) ? 0 : 5;
     w.arg = &m;

@@ -1,5 +1,6 @@
 /* The world in which the tests of the Law M scheduler play: scheduler, fake stepper, fake clock, and what
- * clients have been told.
+ * clients have been told. It may have a device (open_device_world), with a memory of its own: states and
+ * deltas there are not what the host has, until somebody asks for them.
  *
  * The fake step adds one to the first number of each state, so a step too many or too few of any simulation
  * shows in its psi; what a batch was made of is read off the scheduler's own list. After every command and
@@ -54,8 +55,32 @@ struct world {
     uint64_t fails_of_100; /* steps of any law */
     void (*on_step)(struct world *w, uint64_t id);
     void (*on_fail)(struct world *w, const struct ic_law_group *g);
+    void (*on_lost)(struct world *w, uint64_t id, uint64_t steps);
     uint64_t rng, last_sim, last_rid;
     void *arg;
+    /* the device */
+    bool lost;     /* it is gone, */
+    int64_t loses; /* with its so-manieth step from now; 0: never */
+    float *delta[16];
+    unsigned puts, gets, starts, draws, steps_most; /* steps_most: in one call */
+    const struct ic_law_io *started;
+    unsigned started_steps;
+    struct ic_law_draw drawn[16];
+    unsigned char *pixels[16];
+    struct ic_view_frame frame[16];
+    unsigned n_drawn;
+    bool draw_fails;
+    struct ic_view_ctx *views;
+};
+
+/* A state on the fake device. */
+struct ic_law_state {
+    struct world *w;
+    struct ic_law_io host;
+    float *dev; /* psi, h and c as they lie in the host's memory, in one */
+    size_t bytes;
+    bool host_newer, home; /* home: not on the device any more */
+    uint64_t ahead, lost;
 };
 
 static uint64_t rnd(struct world *w, uint64_t n)
@@ -107,15 +132,188 @@ static struct sim *sim_with(const struct world *w, const float *psi)
     return NULL;
 }
 
+/* ---- its device --------------------------------------------------------------------------------- */
+
+static enum ic_status fake_state_open(void *arg, struct ic_law_group *g, const struct ic_law_io *host,
+                                      struct ic_law_state **out, struct ic_err *err)
+{
+    struct ic_law_state *s = *out = calloc(1, sizeof *s);
+    (void)err;
+    s->w = arg;
+    s->host = *host;
+    s->bytes = g->psi_bytes + g->memory_bytes;
+    s->dev = malloc(s->bytes);
+    memset(s->dev, 0xFF, s->bytes); /* NaN */
+    s->host_newer = true;
+    return IC_OK;
+}
+
+static void fake_state_close(void *arg, struct ic_law_state **state)
+{
+    (void)arg;
+    free((*state)->dev);
+    free(*state);
+    *state = NULL;
+}
+
+static void fake_state_put(void *arg, struct ic_law_state *s, const struct ic_law_io *host)
+{
+    struct world *w = arg;
+    CHECK(!w->started && host->psi == s->host.psi);
+    s->host_newer = true;
+    s->ahead = 0;
+}
+
+/* What a state has become when the device is lost. */
+static void fake_home(struct ic_law_state *s)
+{
+    s->lost += s->ahead;
+    s->ahead = 0;
+    s->home = true;
+}
+
+static void fake_state_get(void *arg, struct ic_law_state *s, const struct ic_law_io *host)
+{
+    struct world *w = arg;
+    CHECK(!w->started && host->psi == s->host.psi);
+    if (w->lost)
+        fake_home(s);
+    if (s->home || s->host_newer)
+        return;
+    w->gets++;
+    memcpy(s->host.psi, s->dev, s->bytes);
+    s->ahead = 0;
+}
+
+static struct sim *sim_with(const struct world *w, const float *psi);
+
+static uint64_t fake_state_lost(void *arg, struct ic_law_state *s)
+{
+    struct world *w = arg;
+    uint64_t lost = s->lost;
+    if (lost && w->on_lost)
+        w->on_lost(w, sim_with(w, s->host.psi)->id, lost);
+    s->lost = 0;
+    return lost;
+}
+
+static uint64_t fake_state_abandon(void *arg, struct ic_law_state **state)
+{
+    fake_home(*state);
+    uint64_t lost = fake_state_lost(arg, *state);
+    fake_state_close(arg, state);
+    return lost;
+}
+
+static void fake_start(void *arg, struct ic_law_group *g, const struct ic_law_io *io, unsigned n,
+                       unsigned steps)
+{
+    struct world *w = arg;
+    (void)g, (void)n;
+    CHECK(!w->started);
+    w->starts++;
+    w->started = io;
+    w->started_steps = steps;
+}
+
+static unsigned fake_steps_in(void *arg, struct ic_law_group *g, unsigned n, int64_t ns)
+{
+    struct world *w = arg;
+    int64_t each = w->step_ns + w->step_ns_each * n;
+    (void)g;
+    return w->lost || ns < each ? 1 : ns / each > 1000 ? 1000 : (unsigned)(ns / each);
+}
+
+static enum ic_status fake_draw(void *arg, struct ic_law_group *g, const struct ic_law_draw *draws,
+                                unsigned n)
+{
+    struct world *w = arg;
+    struct ic_law_shape shape = {g->height, g->width, g->law->d};
+    CHECK(!w->started && n <= g->max_n);
+    if (w->lost || w->draw_fails)
+        return IC_UNAVAILABLE;
+    w->draws++;
+    for (unsigned i = 0; i < w->n_drawn; i++) {
+        free(w->pixels[i]);
+        w->pixels[i] = NULL;
+    }
+    w->n_drawn = n;
+    for (unsigned i = 0; i < n; i++) {
+        CHECK(ic_view_of_one_cell(draws[i].request.view) && !draws[i].state->host_newer);
+        w->pixels[i] = malloc(1 << 20);
+        CHECK(ic_view_render(w->views, &draws[i].request, draws[i].state->dev,
+                             draws[i].place >= 0 ? w->delta[draws[i].place] : NULL, shape, w->pixels[i],
+                             1 << 20, &w->frame[i], NULL) == IC_OK);
+    }
+    return IC_OK;
+}
+
+static enum ic_status fake_frame(void *arg, struct ic_law_group *g, unsigned i, void *out, size_t size,
+                                 struct ic_view_frame *frame)
+{
+    struct world *w = arg;
+    (void)g;
+    CHECK(i < w->n_drawn && w->pixels[i] && size == w->frame[i].bytes); /* each is taken once */
+    if (w->lost)
+        return IC_UNAVAILABLE;
+    memcpy(out, w->pixels[i], size);
+    free(w->pixels[i]);
+    w->pixels[i] = NULL;
+    *frame = w->frame[i];
+    return IC_OK;
+}
+
+static void fake_delta(void *arg, struct ic_law_group *g, unsigned place, float *out)
+{
+    struct world *w = arg;
+    CHECK(!w->started);
+    if (!w->lost)
+        memcpy(out, w->delta[place], g->psi_bytes);
+}
+
+/* Where this step's numbers are: in the host's memory, or on the device. */
+static struct ic_law_io fake_place(struct world *w, const struct ic_law_group *g,
+                                   const struct ic_law_io *io, unsigned i)
+{
+    struct ic_law_state *s = io->state;
+    struct ic_law_io at = *io;
+    if (!s || w->lost || s->home) {
+        if (s)
+            fake_home(s);
+        return at;
+    }
+    if (s->host_newer) {
+        w->puts++;
+        memcpy(s->dev, s->host.psi, s->bytes);
+    }
+    s->host_newer = false;
+    at.psi = s->dev;
+    at.h = io->h ? s->dev + g->psi_bytes / sizeof(float) : NULL;
+    at.c = io->h ? s->dev + (g->psi_bytes + g->memory_bytes / 2) / sizeof(float) : NULL;
+    w->delta[i] = realloc(w->delta[i], g->psi_bytes);
+    memset(w->delta[i], 0xFF, g->psi_bytes);
+    at.delta = io->delta ? w->delta[i] : NULL;
+    if (io->delta)
+        memset(io->delta, 0xFF, g->psi_bytes); /* not there yet */
+    return at;
+}
+
 static enum ic_status fake_step(void *arg, struct ic_law_group *g, const struct ic_law_io *io, unsigned n,
-                                struct ic_err *err)
+                                unsigned steps, struct ic_err *err)
 {
     struct world *w = arg;
     struct batch_log *b = &w->batch[w->n_batches++ % BATCHES];
     const bool fails =
         w->step_fails >> (g->law - w->laws) & 1 || (w->fails_of_100 && rnd(w, 100) < w->fails_of_100);
 
-    CHECK(n >= 1 && n <= g->max_n);
+    CHECK(n >= 1 && n <= g->max_n && steps >= 1 && (steps == 1 || w->st.steps_in));
+    CHECK(!w->st.start || (w->started == io && w->started_steps == steps));
+    w->started = NULL;
+    w->steps_most = steps > w->steps_most ? steps : w->steps_most;
+    if (w->loses && (w->loses -= steps) <= 0) {
+        w->lost = true;
+        w->loses = 0;
+    }
     CHECK(!w->limit || n <= w->limit);
     *b = (struct batch_log){.n = n, .law = (unsigned)(g->law - w->laws), .at = w->now};
     if (w->moved_shared)
@@ -130,22 +328,28 @@ static enum ic_status fake_step(void *arg, struct ic_law_group *g, const struct 
         struct sim *m = sim_with(w, io[i].psi);
         CHECK(m && m->left && !m->in_line && m->g->plan == g);
         for (unsigned k = 0; k < i; k++)
-            CHECK(io[k].psi != io[i].psi && io[k].delta != io[i].delta);
+            CHECK(io[k].psi != io[i].psi && (!io[i].delta || io[k].delta != io[i].delta));
         CHECK((uintptr_t)io[i].delta % 16 == 0 && (uintptr_t)io[i].psi % 16 == 0);
         CHECK(!io[i].h == !g->law->memory && !io[i].c == !g->law->memory);
-        io[i].psi[0] += 1;
-        memset(io[i].delta, 0, g->psi_bytes);
-        io[i].delta[0] = io[i].psi[0];
-        if (io[i].h) {
-            size_t half = g->memory_bytes / sizeof(float) / 2;
-            io[i].h[0] += 1;
-            io[i].c[half - 1] += 1; /* its very end: ASan sees a state that is too short */
+        CHECK(m->predict || !io[i].state == !w->st.state_open);
+        const struct ic_law_io at = fake_place(w, g, &io[i], i);
+        at.psi[0] += (float)steps;
+        if (at.delta) {
+            memset(at.delta, 0, g->psi_bytes);
+            at.delta[0] = at.psi[0];
         }
+        if (at.h) {
+            size_t half = g->memory_bytes / sizeof(float) / 2;
+            at.h[0] += (float)steps;
+            at.c[half - 1] += (float)steps; /* its very end: ASan sees a state that is too short */
+        }
+        if (io[i].state && !io[i].state->home)
+            io[i].state->ahead += steps;
         b->id[i] = m->id;
-        if (w->on_step)
+        for (unsigned k = 0; w->on_step && k < steps; k++)
             w->on_step(w, m->id);
     }
-    w->now += w->step_ns + w->step_ns_each * n;
+    w->now += (w->step_ns + w->step_ns_each * n) * steps;
     return IC_OK;
 }
 
@@ -184,14 +388,40 @@ static void open_world(struct world *w, const struct ic_law_limits *lim)
     for (unsigned i = 0; i < LAWS; i++)
         w->laws[i] = (struct ic_law){
             .d = i + 1, .b = 8, .memory = i == 2, .grid_multiple = i == 1 ? 1 : 4, .gamma = 0.25f};
-    w->st = (struct ic_law_stepper){
-        w,        LAWS,     fake_law, fake_group_open, fake_group_close, fake_step, fake_batch_limit,
-        fake_now, fake_emit};
+    w->st = (struct ic_law_stepper){.arg = w,
+                                    .n_laws = LAWS,
+                                    .law = fake_law,
+                                    .group_open = fake_group_open,
+                                    .group_close = fake_group_close,
+                                    .step = fake_step,
+                                    .batch_limit = fake_batch_limit,
+                                    .now_ns = fake_now,
+                                    .emit = fake_emit};
     w->now = START_NS;
     w->step_ns = MS;
     w->group_shared = 1000;
     w->rng = 1;
     assert_int_equal(ic_law_sched_open(&w->s, &w->st, lim ? lim : &default_limits, &w->c, &err), IC_OK);
+}
+
+/* The same with a device. */
+static void open_device_world(struct world *w, const struct ic_law_limits *lim)
+{
+    struct ic_err err = {0};
+
+    open_world(w, lim);
+    w->st.state_open = fake_state_open;
+    w->st.state_close = fake_state_close;
+    w->st.state_put = fake_state_put;
+    w->st.state_get = fake_state_get;
+    w->st.state_lost = fake_state_lost;
+    w->st.state_abandon = fake_state_abandon;
+    w->st.start = fake_start;
+    w->st.steps_in = fake_steps_in;
+    w->st.draw = fake_draw;
+    w->st.frame = fake_frame;
+    w->st.delta = fake_delta;
+    assert_int_equal(ic_view_ctx_open(&w->views, &err), IC_OK);
 }
 
 /* The lists, the counters and the sums agree. */
@@ -246,6 +476,7 @@ static int64_t tick(struct world *w)
     CHECK(w->n_batches - before <= 1);
     CHECK((next <= now) == (w->n_batches != before)); /* else the engine would spin */
     CHECK(next < INT64_MAX || !w->c.running);
+    CHECK(w->n_batches != before || !w->s->n_pending); /* nothing waits for a batch that may never come */
     return next;
 }
 
@@ -278,6 +509,11 @@ static void close_world(struct world *w)
 {
     drop_events(w);
     ic_law_sched_close(&w->s);
+    for (int i = 0; i < 16; i++) {
+        free(w->delta[i]);
+        free(w->pixels[i]);
+    }
+    ic_view_ctx_close(&w->views);
     assert_int_equal(w->plans, 0);
     assert_int_equal(w->c.sims, 0);
     assert_int_equal(w->c.running, 0);

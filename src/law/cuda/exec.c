@@ -5,7 +5,10 @@
  * UNET_UNITARY is 15 launches. What a launch is cut into is chosen once, when the plan is opened (choose).
  *
  * Nothing is allocated and the host waits for nothing inside a step; a call to `run` waits once, at its
- * end. */
+ * end. States lie where state_open put them: a table on the device, sent before each run, says where those
+ * of this batch are, so that nothing is copied to form a batch. Deltas are written into a part of the arena
+ * that is free when the last operation runs, and are there until the next run. Frames are drawn by the
+ * stream of the steps and copied by another one. */
 #include "law/cuda/exec.h"
 
 #include <pthread.h>
@@ -13,6 +16,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "law/cuda/frames.h"
 #include "law/plugin.h"
 
 #define SLOTS_MAX 256   /* statistics of a sample's tiles that a consumer adds up */
@@ -59,10 +63,24 @@ struct ic_law_exec {
     char *arena;
     float *stats;
     size_t stats_floats;
-    char *state; /* device: psi, h and c, delta of each place of a batch */
-    size_t state_stride, delta_at;
+    char *delta, *delta_own; /* device: of each place of a batch; delta_own: where the arena has no room */
+    size_t delta_stride;
     struct ic_cu_io *table, *table_host; /* device; pinned */
-    char *staging;                       /* pinned, as `state` */
+    struct ic_law_state **own;           /* places of simulations without a state, made when needed */
+    bool started;
+    cudaError_t start_error;
+    unsigned ran; /* simulations of the last run */
+    struct {
+        struct ic_cu_frame *table, *table_host; /* device; pinned */
+        float *partial;                         /* device */
+        char *pool,
+            *pool_host; /* device; pinned: min and max of each frame of a batch, then their pixels */
+        size_t *at;     /* in the pool */
+        struct ic_view_frame *info;
+        unsigned n;
+        cudaStream_t copies;
+        cudaEvent_t drawn, copied;
+    } frames;
     cudaStream_t stream;
     size_t launch_count, bytes;
     struct launch launches[IC_LAW_PLAN_OPS_MAX];
@@ -479,6 +497,239 @@ static enum ic_status build32(struct ic_law_exec *e)
     return IC_OK;
 }
 
+/* ---- States ---------------------------------------------------------------------------------------- */
+
+struct ic_law_state {
+    float *psi, *h, *c; /* device, one allocation */
+    size_t psi_bytes, half;
+};
+
+/* Through pinned memory, and from there to the host's copy at once: a copy that breaks off must not leave
+ * half a state there. As large as the largest state so far, for the process. */
+static struct {
+    pthread_mutex_t lock;
+    char *p;
+    size_t bytes;
+} bounce = {.lock = PTHREAD_MUTEX_INITIALIZER};
+
+static cudaError_t grow_bounce(size_t bytes)
+{
+    cudaError_t bad = cudaSuccess;
+    if (bounce.bytes < bytes) {
+        cudaFreeHost(bounce.p);
+        bounce.p = NULL;
+        bad = cudaMallocHost((void **)&bounce.p, bytes);
+        bounce.bytes = bad == cudaSuccess ? bytes : 0;
+    }
+    return bad;
+}
+
+static void cu_state_close(struct ic_law_state **state)
+{
+    if (!*state)
+        return;
+    cudaFree((*state)->psi);
+    free(*state);
+    *state = NULL;
+}
+
+static enum ic_status cu_state_open(const struct ic_law_packed *packed, const struct ic_law_plan *plan,
+                                    const struct ic_law_io *host, struct ic_law_state **out,
+                                    struct ic_err *err)
+{
+    const size_t bytes = ic_law_state_bytes(plan->law, plan->height, plan->width);
+    struct ic_law_state *s = calloc(1, sizeof *s);
+    (void)packed, (void)host;
+    *out = NULL;
+    if (!s)
+        return ic_fail(err, IC_OOM, "no memory for a state");
+    cudaError_t bad = cudaMalloc((void **)&s->psi, bytes);
+    if (bad == cudaSuccess && getenv("IC_LAW_CUDA_POISON"))
+        bad = cudaMemset(s->psi, 0xFF, bytes);
+    if (bad != cudaSuccess) {
+        cu_state_close(&s);
+        return ic_cu_fail(err, bad, "room for a state");
+    }
+    s->psi_bytes = plan->psi_bytes;
+    s->half = plan->memory_bytes / 2;
+    if (s->half) {
+        s->h = s->psi + s->psi_bytes / sizeof(float);
+        s->c = s->h + s->half / sizeof(float);
+    }
+    *out = s;
+    return IC_OK;
+}
+
+/* Copies on the default stream, which waits for no other: by the contract none of them uses the state. */
+static enum ic_status cu_state_put(struct ic_law_state *s, const struct ic_law_io *host, struct ic_err *err)
+{
+    const size_t bytes = s->psi_bytes + 2 * s->half;
+    pthread_mutex_lock(&bounce.lock);
+    cudaError_t bad = grow_bounce(bytes);
+    if (bad == cudaSuccess) {
+        memcpy(bounce.p, host->psi, s->psi_bytes);
+        if (s->half) {
+            memcpy(bounce.p + s->psi_bytes, host->h, s->half);
+            memcpy(bounce.p + s->psi_bytes + s->half, host->c, s->half);
+        }
+        bad = cudaMemcpy(s->psi, bounce.p, bytes, cudaMemcpyHostToDevice);
+    }
+    pthread_mutex_unlock(&bounce.lock);
+    TRY(bad, "a state to the GPU");
+    return IC_OK;
+}
+
+static enum ic_status cu_state_get(struct ic_law_state *s, const struct ic_law_io *host, struct ic_err *err)
+{
+    const size_t bytes = s->psi_bytes + 2 * s->half;
+    pthread_mutex_lock(&bounce.lock);
+    cudaError_t bad = grow_bounce(bytes);
+    if (bad == cudaSuccess)
+        bad = cudaMemcpy(bounce.p, s->psi, bytes, cudaMemcpyDeviceToHost);
+    if (bad == cudaSuccess) {
+        memcpy(host->psi, bounce.p, s->psi_bytes);
+        if (s->half) {
+            memcpy(host->h, bounce.p + s->psi_bytes, s->half);
+            memcpy(host->c, bounce.p + s->psi_bytes + s->half, s->half);
+        }
+    }
+    pthread_mutex_unlock(&bounce.lock);
+    TRY(bad, "a state from the GPU");
+    return IC_OK;
+}
+
+static enum ic_status cu_delta(struct ic_law_exec *e, unsigned place, float *out, struct ic_err *err)
+{
+    IC_ASSERT(place < e->ran && e->table_host[place].delta);
+    TRY(cudaMemcpy(out, e->table_host[place].delta, e->plan->psi_bytes, cudaMemcpyDeviceToHost),
+        "a delta from the GPU");
+    return IC_OK;
+}
+
+/* ---- Frames ---------------------------------------------------------------------------------------- */
+
+static size_t range_bytes(const struct ic_law_plan *p)
+{
+    return (p->batch * 2 * sizeof(float) + 255) / 256 * 256;
+}
+
+static size_t pool_bytes(const struct ic_law_plan *p)
+{
+    return range_bytes(p) + ic_law_frames_bytes(p->height, p->width, p->batch);
+}
+
+/* Places each frame in the pool. */
+static enum ic_status lay_out(struct ic_law_exec *e, const struct ic_law_draw *draws, unsigned n,
+                              size_t *used, struct ic_err *err)
+{
+    const struct ic_law_plan *p = e->plan;
+    const struct ic_law_shape shape = {p->height, p->width, p->law->d};
+    *used = range_bytes(p);
+    for (unsigned i = 0; i < n; i++) {
+        const struct ic_law_draw *d = &draws[i];
+        struct ic_view_frame *info = &e->frames.info[i];
+        if (!ic_view_of_one_cell(d->request.view))
+            return ic_fail(err, IC_BAD_REQUEST, "the GPU does not draw %s", ic_view_name(d->request.view));
+        enum ic_status s = ic_view_plan(&d->request, shape, info, err);
+        if (s != IC_OK)
+            return s;
+        IC_ASSERT(d->place < (int)e->ran);
+        e->frames.at[i] = *used;
+        e->frames.table_host[i] = (struct ic_cu_frame){
+            .psi = d->state->psi,
+            .delta = d->place >= 0 ? e->table_host[d->place].delta : NULL,
+            .out = e->frames.pool + *used,
+            .view = (int)d->request.view,
+            .f32 = d->request.encoding == IC_VIEW_F32,
+            .x = (int)d->request.roi.x,
+            .y = (int)d->request.roi.y,
+            .w = (int)info->shape[1],
+            .h = (int)info->shape[0],
+            .grid_w = (int)p->width,
+            .d = (int)p->law->d,
+        };
+        *used += (info->bytes + 3) / 4 * 4;
+    }
+    return *used <= pool_bytes(p) ? IC_OK : ic_fail(err, IC_TOO_LARGE, "too many frames at once");
+}
+
+static enum ic_status cu_draw(struct ic_law_exec *e, const struct ic_law_draw *draws, unsigned n,
+                              struct ic_err *err)
+{
+    size_t used;
+    IC_ASSERT(n >= 1 && n <= e->plan->batch && !e->started);
+    if (e->frames.n) /* its table and its pixels are about to be overwritten */
+        TRY(cudaEventSynchronize(e->frames.copied), "frames");
+    e->frames.n = 0;
+    enum ic_status s = lay_out(e, draws, n, &used, err);
+    if (s != IC_OK)
+        return s;
+    TRY(cudaMemcpyAsync(e->frames.table, e->frames.table_host, n * sizeof *e->frames.table,
+                        cudaMemcpyHostToDevice, e->stream),
+        "frames");
+    TRY(ic_cu_frames_run(e->frames.table, (float *)(void *)e->frames.pool, e->frames.partial, (int)n,
+                         e->stream),
+        "frames");
+    TRY(cudaEventRecord(e->frames.drawn, e->stream), "frames");
+    TRY(cudaStreamWaitEvent(e->frames.copies, e->frames.drawn, 0), "frames");
+    TRY(cudaMemcpyAsync(e->frames.pool_host, e->frames.pool, used, cudaMemcpyDeviceToHost,
+                        e->frames.copies),
+        "frames");
+    TRY(cudaEventRecord(e->frames.copied, e->frames.copies), "frames");
+    e->frames.n = n;
+    return IC_OK;
+}
+
+static enum ic_status cu_frame(struct ic_law_exec *e, unsigned i, void *out, size_t size,
+                               struct ic_view_frame *frame, struct ic_err *err)
+{
+    IC_ASSERT(i < e->frames.n && size >= e->frames.info[i].bytes);
+    TRY(cudaEventSynchronize(e->frames.copied), "frames");
+    const float *range = (const float *)(const void *)e->frames.pool_host + 2 * i;
+    memcpy(out, e->frames.pool_host + e->frames.at[i], e->frames.info[i].bytes);
+    frame->min = range[0];
+    frame->max = range[1];
+    return IC_OK;
+}
+
+static enum ic_status open_frames(struct ic_law_exec *e, struct ic_err *err)
+{
+    const size_t n = e->plan->batch;
+    e->frames.at = calloc(n, sizeof *e->frames.at);
+    e->frames.info = calloc(n, sizeof *e->frames.info);
+    if (!e->frames.at || !e->frames.info)
+        return ic_fail(err, IC_OOM, "no memory for frames");
+    TRY(cudaMalloc((void **)&e->frames.table, n * sizeof *e->frames.table), "room for frames");
+    TRY(cudaMalloc((void **)&e->frames.partial, n * IC_CU_FRAME_BLOCKS * 2 * sizeof(float)),
+        "room for frames");
+    TRY(cudaMalloc((void **)&e->frames.pool, pool_bytes(e->plan)), "room for frames");
+    TRY(cudaMallocHost((void **)&e->frames.table_host, n * sizeof *e->frames.table), "pinned memory");
+    TRY(cudaMallocHost((void **)&e->frames.pool_host, pool_bytes(e->plan)), "pinned memory");
+    TRY(cudaStreamCreateWithFlags(&e->frames.copies, cudaStreamNonBlocking), "a stream");
+    TRY(cudaEventCreateWithFlags(&e->frames.drawn, cudaEventDisableTiming), "an event");
+    TRY(cudaEventCreateWithFlags(&e->frames.copied, cudaEventDisableTiming), "an event");
+    return IC_OK;
+}
+
+static void close_frames(struct ic_law_exec *e)
+{
+    if (e->frames.copies)
+        cudaStreamSynchronize(e->frames.copies);
+    cudaFree(e->frames.table);
+    cudaFree(e->frames.partial);
+    cudaFree(e->frames.pool);
+    cudaFreeHost(e->frames.table_host);
+    cudaFreeHost(e->frames.pool_host);
+    if (e->frames.drawn)
+        cudaEventDestroy(e->frames.drawn);
+    if (e->frames.copied)
+        cudaEventDestroy(e->frames.copied);
+    if (e->frames.copies)
+        cudaStreamDestroy(e->frames.copies);
+    free(e->frames.at);
+    free(e->frames.info);
+}
+
 /* ---- A step ---------------------------------------------------------------------------------------- */
 
 static cudaError_t enqueue(const struct ic_law_exec *e, int n)
@@ -563,21 +814,21 @@ static cudaError_t launch_steps(struct ic_law_exec *e, unsigned n, unsigned step
     return bad;
 }
 
+/* io NULL: places without a simulation, for timing; before there are any, where deltas go. */
 static void fill_table(struct ic_law_exec *e, const struct ic_law_io *io, unsigned n)
 {
     const struct ic_law_plan *p = e->plan;
     for (unsigned i = 0; i < p->batch; i++) {
-        char *at = e->state + i * e->state_stride;
+        float *delta = (float *)(void *)(e->delta + i * e->delta_stride);
         struct ic_cu_io *t = &e->table_host[i];
         memset(t, 0, sizeof *t);
         if (i >= n)
             continue;
-        t->psi = (float *)at;
-        if (p->memory_bytes) {
-            t->h = (float *)(at + p->psi_bytes);
-            t->c = (float *)(at + p->psi_bytes + p->memory_bytes / 2);
-        }
-        t->delta = io && io[i].delta ? (float *)(at + e->delta_at) : NULL;
+        const struct ic_law_state *state = io && io[i].state ? io[i].state : e->own[i];
+        t->psi = state ? state->psi : delta;
+        t->h = state ? state->h : NULL;
+        t->c = state ? state->c : NULL;
+        t->delta = io && io[i].delta ? delta : NULL;
         t->gamma = io ? io[i].gamma : 0.0f;
     }
 }
@@ -595,50 +846,67 @@ static bool fault_lost(const struct ic_law_exec *e)
     return f && strncmp(f, "lost@", 5) == 0 && e->runs >= strtoul(f + 5, NULL, 10);
 }
 
+static cudaError_t begin(struct ic_law_exec *e, const struct ic_law_io *io, unsigned n, unsigned steps)
+{
+    e->runs++;
+    fill_table(e, io, n);
+    const cudaError_t bad = cudaMemcpyAsync(e->table, e->table_host, e->plan->batch * sizeof *e->table,
+                                            cudaMemcpyHostToDevice, e->stream);
+    return bad == cudaSuccess ? launch_steps(e, n, steps, e->graphs) : bad;
+}
+
+/* Places for the first n, where the io has no states. */
+static enum ic_status own_places(struct ic_law_exec *e, const struct ic_law_io *io, unsigned n,
+                                 struct ic_err *err)
+{
+    enum ic_status s = IC_OK;
+    for (unsigned i = 0; i < n && s == IC_OK; i++) {
+        if (e->own[i] || (io && io[i].state))
+            continue;
+        if ((s = cu_state_open(e->packed, e->plan, io, &e->own[i], err)) == IC_OK)
+            e->bytes += ic_law_state_bytes(e->plan->law, e->plan->height, e->plan->width);
+    }
+    return s;
+}
+
+/* Simulations without a state are brought and taken back by `run`. */
+static void cu_start(struct ic_law_exec *e, const struct ic_law_io *io, unsigned n, unsigned steps)
+{
+    for (unsigned i = 0; i < n; i++)
+        if (!io[i].state)
+            return;
+    e->started = true;
+    e->start_error = begin(e, io, n, steps);
+}
+
 static enum ic_status cu_run(struct ic_law_exec *e, const struct ic_law_io *io, unsigned n, unsigned steps,
                              struct ic_err *err)
 {
-    const struct ic_law_plan *p = e->plan;
-    const size_t own = p->psi_bytes + p->memory_bytes;
-    IC_ASSERT(n >= 1 && n <= p->batch && steps >= 1);
-    e->runs++;
-    fill_table(e, io, n);
-    for (unsigned i = 0; i < n; i++) {
-        char *at = e->staging + i * e->state_stride;
-        memcpy(at, io[i].psi, p->psi_bytes);
-        if (p->memory_bytes) {
-            memcpy(at + p->psi_bytes, io[i].h, p->memory_bytes / 2);
-            memcpy(at + p->psi_bytes + p->memory_bytes / 2, io[i].c, p->memory_bytes / 2);
-        }
+    enum ic_status s = IC_OK;
+    IC_ASSERT(n >= 1 && n <= e->plan->batch && steps >= 1);
+    if (!e->started) {
+        s = own_places(e, io, n, err);
+        for (unsigned i = 0; i < n && s == IC_OK; i++)
+            if (!io[i].state)
+                s = cu_state_put(e->own[i], &io[i], err);
+        if (s != IC_OK)
+            return s;
+        e->start_error = begin(e, io, n, steps);
     }
-    TRY(cudaMemcpyAsync(e->table, e->table_host, p->batch * sizeof *e->table, cudaMemcpyHostToDevice,
-                        e->stream),
-        "a step");
-    TRY(cudaMemcpy2DAsync(e->state, e->state_stride, e->staging, e->state_stride, own, n,
-                          cudaMemcpyHostToDevice, e->stream),
-        "a step");
-    TRY(launch_steps(e, n, steps, e->graphs), "a step");
-    bool delta = false;
-    for (unsigned i = 0; i < n; i++)
-        delta |= io[i].delta != NULL;
-    TRY(cudaMemcpy2DAsync(e->staging, e->state_stride, e->state, e->state_stride,
-                          delta ? e->state_stride : own, n, cudaMemcpyDeviceToHost, e->stream),
-        "a step");
+    e->started = false;
+    e->ran = n;
+    TRY(e->start_error, "a step");
     TRY(cudaStreamSynchronize(e->stream), "a step");
     if (fault_lost(e))
         return ic_fail(err, IC_UNAVAILABLE,
                        "a step: the GPU is lost (a fault that IC_LAW_CUDA_FAULT asks for)");
-    for (unsigned i = 0; i < n; i++) {
-        const char *at = e->staging + i * e->state_stride;
-        memcpy(io[i].psi, at, p->psi_bytes);
-        if (p->memory_bytes) {
-            memcpy(io[i].h, at + p->psi_bytes, p->memory_bytes / 2);
-            memcpy(io[i].c, at + p->psi_bytes + p->memory_bytes / 2, p->memory_bytes / 2);
+    for (unsigned i = 0; i < n && s == IC_OK; i++)
+        if (!io[i].state) {
+            s = cu_state_get(e->own[i], &io[i], err);
+            if (s == IC_OK && io[i].delta)
+                s = cu_delta(e, i, io[i].delta, err);
         }
-        if (io[i].delta)
-            memcpy(io[i].delta, at + e->delta_at, p->psi_bytes);
-    }
-    return IC_OK;
+    return s;
 }
 
 /* For callers that know no failure: the last state stays. */
@@ -661,24 +929,47 @@ static void cu_close(struct ic_law_exec **exec)
         if (e->buckets[i].many)
             cudaGraphExecDestroy(e->buckets[i].many);
     }
+    close_frames(e);
+    for (unsigned i = 0; e->own && i < e->plan->batch; i++)
+        cu_state_close(&e->own[i]);
+    free(e->own);
     cudaFree(e->arena);
     cudaFree(e->stats);
-    cudaFree(e->state);
+    cudaFree(e->delta_own);
     cudaFree(e->table);
     cudaFreeHost(e->table_host);
-    cudaFreeHost(e->staging);
     if (e->stream)
         cudaStreamDestroy(e->stream);
     free(e);
     *exec = NULL;
 }
 
-/* Bytes that a plan takes on the device besides its arena, and how its states lie. */
+/* Bytes that a plan takes on the device besides its arena, and where its deltas lie. */
 struct layout {
-    size_t stats; /* floats */
-    size_t delta_at, state_stride;
-    size_t all; /* bytes, the arena included */
+    size_t stats;                             /* floats */
+    size_t delta_stride, delta_at, delta_own; /* delta_at: in the arena; delta_own: bytes, else 0 */
+    size_t all;                               /* bytes, the arena included */
 };
+
+/* Bytes of the arena that no tensor uses while the last convolution or UPDATE writes delta; SIZE_MAX: there
+ * are none. */
+static size_t free_at_the_end(const struct ic_law_plan *p, size_t want)
+{
+    const unsigned from = p->op_count > 2 ? (unsigned)p->op_count - 2 : 0;
+    size_t at = 0;
+    for (bool moved = true; moved;) {
+        moved = false;
+        for (size_t i = 0; i < p->tensor_count; i++) {
+            const struct ic_law_tensor *t = &p->tensors[i];
+            const size_t end = t->offset + t->stride * p->batch;
+            if (t->last >= from && t->offset < at + want && at < end) {
+                at = (end + 255) / 256 * 256;
+                moved = true;
+            }
+        }
+    }
+    return at + want <= p->arena_bytes ? at : SIZE_MAX;
+}
 
 static struct layout layout_of(const struct ic_law_plan *p)
 {
@@ -686,10 +977,13 @@ static struct layout layout_of(const struct ic_law_plan *p)
     for (size_t i = 0; i < p->op_count; i++)
         if (p->ops[i].kind == IC_LAW_OP_GROUPNORM || p->ops[i].kind == IC_LAW_OP_RMSNORM)
             l.stats += stats_floats(&p->ops[i], p->batch);
-    l.delta_at = (p->psi_bytes + p->memory_bytes + 255) / 256 * 256;
-    l.state_stride = l.delta_at + (p->psi_bytes + 255) / 256 * 256;
+    l.delta_stride = (p->psi_bytes + 255) / 256 * 256;
+    l.delta_at = free_at_the_end(p, l.delta_stride * p->batch);
+    l.delta_own = l.delta_at == SIZE_MAX ? l.delta_stride * p->batch : 0;
     l.all =
-        p->arena_bytes + l.stats * sizeof(float) + (l.state_stride + sizeof(struct ic_cu_io)) * p->batch;
+        p->arena_bytes + l.stats * sizeof(float) + l.delta_own + pool_bytes(p) +
+        (sizeof(struct ic_cu_io) + sizeof(struct ic_cu_frame) + IC_CU_FRAME_BLOCKS * 2 * sizeof(float)) *
+            p->batch;
     return l;
 }
 
@@ -698,21 +992,25 @@ static enum ic_status allocate(struct ic_law_exec *e, struct ic_err *err)
     const struct ic_law_plan *p = e->plan;
     const struct layout l = layout_of(p);
     const size_t stats = l.stats;
-    e->delta_at = l.delta_at;
-    e->state_stride = l.state_stride;
+    if (!(e->own = calloc(p->batch, sizeof(void *))))
+        return ic_fail(err, IC_OOM, "no memory for a plan's state");
     TRY(cudaMalloc((void **)&e->arena, p->arena_bytes), "an arena");
     TRY(cudaMalloc((void **)&e->stats, stats * sizeof(float)), "an arena");
-    TRY(cudaMalloc((void **)&e->state, e->state_stride * p->batch), "room for states");
+    if (l.delta_own)
+        TRY(cudaMalloc((void **)&e->delta_own, l.delta_own), "room for deltas");
+    e->delta = l.delta_own ? e->delta_own : e->arena + l.delta_at;
+    e->delta_stride = l.delta_stride;
     TRY(cudaMalloc((void **)&e->table, p->batch * sizeof *e->table), "an arena");
     TRY(cudaMallocHost((void **)&e->table_host, p->batch * sizeof *e->table), "pinned memory");
-    TRY(cudaMallocHost((void **)&e->staging, e->state_stride * p->batch), "pinned memory");
     TRY(cudaStreamCreateWithFlags(&e->stream, cudaStreamNonBlocking), "a stream");
+    enum ic_status s = open_frames(e, err);
+    if (s != IC_OK)
+        return s;
     e->bytes = l.all;
     /* Every byte is written before it is read; a test may ask for NaNs to see that. */
     const int fill = getenv("IC_LAW_CUDA_POISON") ? 0xFF : 0;
     TRY(cudaMemset(e->arena, fill, p->arena_bytes), "an arena");
     TRY(cudaMemset(e->stats, fill, stats * sizeof(float)), "an arena");
-    TRY(cudaMemset(e->state, 0, e->state_stride * p->batch), "room for states");
     fill_table(e, NULL, p->batch);
     TRY(cudaMemcpy(e->table, e->table_host, p->batch * sizeof *e->table, cudaMemcpyHostToDevice),
         "an arena");
@@ -772,6 +1070,9 @@ static enum ic_status time_steps(struct ic_law_exec *e, unsigned n, unsigned ste
 {
     cudaEvent_t ev[2];
     float t = 0;
+    enum ic_status s = own_places(e, NULL, n, err);
+    if (s != IC_OK)
+        return s;
     fill_table(e, NULL, n);
     TRY(cudaMemcpyAsync(e->table, e->table_host, e->plan->batch * sizeof *e->table, cudaMemcpyHostToDevice,
                         e->stream),
@@ -793,11 +1094,10 @@ static enum ic_status time_steps(struct ic_law_exec *e, unsigned n, unsigned ste
 static enum ic_status set_states(struct ic_law_exec *e, const struct ic_law_io *io, unsigned n,
                                  struct ic_err *err)
 {
-    for (unsigned i = 0; i < n; i++)
-        TRY(cudaMemcpy(e->state + i * e->state_stride, io[i].psi, e->plan->psi_bytes,
-                       cudaMemcpyHostToDevice),
-            "setting a state");
-    return IC_OK;
+    enum ic_status s = own_places(e, NULL, n, err);
+    for (unsigned i = 0; i < n && s == IC_OK; i++)
+        s = cu_state_put(e->own[i], &io[i], err);
+    return s;
 }
 
 static size_t launches(const struct ic_law_exec *e)
@@ -836,6 +1136,14 @@ static bool cu_memory(uint64_t *bytes, uint64_t *total)
         .run = cu_run,                                                                                     \
         .exec_size = cu_exec_size,                                                                         \
         .memory = cu_memory,                                                                               \
+        .state_open = cu_state_open,                                                                       \
+        .state_close = cu_state_close,                                                                     \
+        .state_put = cu_state_put,                                                                         \
+        .state_get = cu_state_get,                                                                         \
+        .start = cu_start,                                                                                 \
+        .draw = cu_draw,                                                                                   \
+        .frame = cu_frame,                                                                                 \
+        .delta = cu_delta,                                                                                 \
     };
 
 BACKEND(f16, "cuda", IC_CU_F16)
