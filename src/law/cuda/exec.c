@@ -171,11 +171,6 @@ static bool shape(struct ic_cu_conv *c, const struct ic_law_packed *p, struct ch
            c->slots <= SLOTS_MAX;
 }
 
-static bool only_wide(void)
-{
-    return getenv("IC_LAW_CUDA_ONLY_WIDE") != NULL;
-}
-
 static bool timed(struct ic_law_exec *e, const struct ic_cu_conv *c, int config, int taps, int launches,
                   cudaEvent_t ev[2], float *ms)
 {
@@ -247,7 +242,7 @@ static void each_choice(const struct ic_law_exec *e, const struct ic_cu_conv *c,
     static const int chunks[] = {0, 16, 8, 4, 2};
     if (e->packed->wide)
         each_wide(e, c, taps, try_one, ctx);
-    for (int config = 0; config < IC_CU_CONFIG_COUNT && !(e->packed->wide && only_wide()); config++) {
+    for (int config = 0; config < IC_CU_CONFIG_COUNT; config++) {
         const struct ic_cu_config *k = ic_cu_config(config);
         if (k->columns >= 2 * c->columns && k->columns > 16 && config != 0)
             continue;
@@ -255,7 +250,7 @@ static void each_choice(const struct ic_law_exec *e, const struct ic_cu_conv *c,
             for (int resident = 0; resident <= (i == 0); resident++)
                 for (int tiles = 1; tiles <= 256; tiles *= 2) {
                     struct ic_cu_conv t = *c;
-                    const struct choice ch = {config, chunks[i], resident, tiles};
+                    const struct choice ch = {config, chunks[i], resident, tiles, 1, 1};
                     if (chunks[i] >= c->c16 || !shape(&t, e->packed, ch, taps))
                         continue;
                     try_one(ctx, &t, ch);
@@ -285,6 +280,41 @@ static void time_one(void *ctx, const struct ic_cu_conv *c, struct choice ch)
         t->best_ms = ms;
         t->best = ch;
     }
+}
+
+/* IC_LAW_CUDA_CUT=N, for tests: of every convolution the N-th of its cuts or so instead of the fastest (all
+ * must compute the same), with an even N one of wide.cuh's if there is any. */
+struct picking {
+    unsigned wanted, count, wide;
+    struct choice found;
+};
+
+static void pick_one(void *ctx, const struct ic_cu_conv *c, struct choice ch)
+{
+    struct picking *p = ctx;
+    (void)c;
+    if (p->count++ == p->wanted)
+        p->found = ch;
+    p->wide += ch.config >= IC_CU_CONFIG_COUNT;
+}
+
+static bool pick(struct ic_law_exec *e, const struct launch *l, struct tuning *t)
+{
+    const char *cut = getenv("IC_LAW_CUDA_CUT");
+    struct picking p = {.wanted = ~0u};
+    if (!cut)
+        return false;
+    each_choice(e, &l->a.conv, l->taps, pick_one, &p);
+    const unsigned n = (unsigned)strtoul(cut, NULL, 10), of = n % 2 == 0 && p.wide ? p.wide : p.count;
+    if (of == 0)
+        return false;
+    p.wanted = (n + 1) * 2654435761u % of;
+    p.count = 0;
+    each_choice(e, &l->a.conv, l->taps, pick_one, &p);
+    t->best = p.found;
+    t->best_ms = 0;
+    t->tried = (int)p.count;
+    return true;
 }
 
 /* What was chosen before in this process: plans of the same sizes must compute the same bits. */
@@ -338,7 +368,8 @@ static enum ic_status choose(struct ic_law_exec *e, struct launch *l, struct ic_
     }
     TRY(cudaEventCreate(&t.ev[0]), "an event");
     TRY(cudaEventCreate(&t.ev[1]), "an event");
-    each_choice(e, &l->a.conv, l->taps, time_one, &t);
+    if (!pick(e, l, &t))
+        each_choice(e, &l->a.conv, l->taps, time_one, &t);
     cudaEventDestroy(t.ev[0]);
     cudaEventDestroy(t.ev[1]);
     cudaError_t bad = cudaGetLastError();
