@@ -63,7 +63,7 @@ int ic_cu_wide_shape(struct ic_cu_conv *c, int config, int taps, const struct ic
     const int border = taps == 9 ? 2 : 0, wk = k->warps_k, n8 = k->columns / 8;
     const int units = taps == 9 ? configs[config].units : 4, stage = units * n8 * 256;
     const int blocks = (c->columns + k->columns - 1) / k->columns;
-    if (c->epilogue == IC_CU_UPDATE || (c->stats && c->stats_gran != 8))
+    if (c->epilogue == IC_CU_UPDATE || (c->stats && c->stats_gran != 8) || c->c16 * taps % units)
         return 0;
     c->chunk16 = cut->chunk16 > 0 && cut->chunk16 < c->c16 ? cut->chunk16 : c->c16;
     c->chunks = (c->c16 + c->chunk16 - 1) / c->chunk16;
@@ -76,7 +76,7 @@ int ic_cu_wide_shape(struct ic_cu_conv *c, int config, int taps, const struct ic
     c->buffers = cut->buffers;
     c->passes = cut->passes;
     c->resident = cut->resident;
-    c->stages = taps == 9 ? c->c16 * 9 / units : (c->c16 + units - 1) / units;
+    c->stages = c->c16 * taps / units;
     if ((c->chunks > 1 && (taps == 1 || c->passes > 1)) || (c->passes > 1 && cut->tiles > 1) ||
         blocks % c->passes || (c->buffers == 2 && c->chunks * cut->tiles == 1))
         return 0;

@@ -147,18 +147,26 @@ template <> struct nf4_bytes<bf16> {
     typedef __nv_bfloat162 two;
 };
 
+/* Four bytes of eight; a selector with its bit 3 set takes a byte's sign bit eight times instead. */
+__device__ inline uint32_t bytes_of(uint32_t a, uint32_t b, uint32_t selectors)
+{
+    uint32_t v;
+    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(v) : "r"(a), "r"(b), "r"(selectors));
+    return v;
+}
+
 /* The values of four codes (16 bits). */
 template <class T> __device__ inline void nf4_four(uint32_t codes, uint32_t &v01, uint32_t &v23)
 {
     typedef nf4_bytes<T> b;
-    const uint32_t in_half = codes & 0x7777u, upper = __byte_perm(0x80808080u, 0x80808080u, codes) ^ 0x80808080u,
+    const uint32_t in_half = codes & 0x7777u, upper = bytes_of(0x80808080u, 0x80808080u, codes) ^ 0x80808080u,
                    mask = upper | upper << 1; /* 0xff where a code is 8 or more */
-    const uint32_t low = (__byte_perm(b::low[0], b::low[1], in_half) & ~mask) |
-                         (__byte_perm(b::low[2], b::low[3], in_half) & mask),
-                   high = (__byte_perm(b::high[0], b::high[1], in_half) & ~mask) |
-                          (__byte_perm(b::high[2], b::high[3], in_half) & mask);
-    v01 = __byte_perm(low, high, 0x5140);
-    v23 = __byte_perm(low, high, 0x7362);
+    const uint32_t low = (bytes_of(b::low[0], b::low[1], in_half) & ~mask) |
+                         (bytes_of(b::low[2], b::low[3], in_half) & mask),
+                   high = (bytes_of(b::high[0], b::high[1], in_half) & ~mask) |
+                          (bytes_of(b::high[2], b::high[3], in_half) & mask);
+    v01 = bytes_of(low, high, 0x5140);
+    v23 = bytes_of(low, high, 0x7362);
 }
 
 /* Eight inputs of column o at a tap, times their blocks' scales. */
@@ -240,14 +248,13 @@ __global__ void __launch_bounds__(WM *WK * 128, BLOCKS) wide_kernel(const __grid
         fill_pass = 0, fill_slot = wk;
     fill_left = (fill_left - wk + WK - 1) / WK;
     auto fill = [&]() {
-        const int n8 = (block0 + fill_pass) * N8, count = min(UNITS, units_all - fill_stage * UNITS),
-                  valid = min(N8, a.columns / 8 - n8);
+        const int n8 = (block0 + fill_pass) * N8, valid = min(N8, a.columns / 8 - n8);
         const uint32_t to = ring + fill_slot * STAGE;
         if (NF4) {
             constexpr int ITEMS = UNITS * N8 * 16;
             for (int i = gtid; i < ITEMS; i += GROUP) {
                 const int col = i / (UNITS * 16), at = i - col * (UNITS * 16), u = at >> 4;
-                if (col < valid && u < count) {
+                if (col < valid) {
                     const uint32_t codes =
                         __ldg(a.nf4.codes + ((size_t)(n8 + col) * units_all + fill_stage * UNITS) * 16 + at);
                     const int unit = fill_stage * UNITS + u, c = TAPS == 9 ? unit / 9 : unit;
@@ -264,13 +271,13 @@ __global__ void __launch_bounds__(WM *WK * 128, BLOCKS) wide_kernel(const __grid
                 barrier_arrive(full(fill_slot));
         } else if (gtid < 32) {
             if (lane == 0)
-                barrier_expect(full(fill_slot), valid * count * UNIT);
+                barrier_expect(full(fill_slot), valid * UNITS * UNIT);
             __syncwarp();
             if (lane < valid)
                 copy_bulk(to + lane * UNITS * UNIT,
                           static_cast<const char *>(a.weight) +
                               ((size_t)(n8 + lane) * units_all + fill_stage * UNITS) * UNIT,
-                          count * UNIT, full(fill_slot));
+                          UNITS * UNIT, full(fill_slot));
         }
         fill_left--;
         fill_stage += WK;
@@ -380,7 +387,7 @@ __global__ void __launch_bounds__(WM *WK * 128, BLOCKS) wide_kernel(const __grid
         const int ti = tile0 + divided(item, a.chunks), chunk = item - divided(item, a.chunks) * a.chunks;
         const bool last_chunk = chunk == a.chunks - 1, has_next = item + 1 < items;
         const int nc = min(a.chunk16, a.c16 - chunk * a.chunk16),
-                  stages = TAPS == 9 ? nc * (9 / UNITS) : (nc + UNITS - 1) / UNITS;
+                  stages = nc * TAPS / UNITS;
         char *buffer = smem + a.area_at + (a.buffers == 2 ? item & 1 : 0) * a.buffer_bytes;
         if (item == 0 || a.buffers == 1) {
             if (item == 0)
@@ -430,12 +437,9 @@ __global__ void __launch_bounds__(WM *WK * 128, BLOCKS) wide_kernel(const __grid
                 const uint32_t from = shared_address(buffer) + c * 2 * PLANE + ky * BW * 16;
                 const uint64_t rows = matrix_at(from, PLANE, BW * 16),
                                columns = matrix_at(ring + slot * STAGE, 128, UNITS * UNIT);
-                const int count = TAPS == 9 ? UNITS : min(UNITS, nc - c);
                 products_begin();
 #pragma unroll
                 for (int u = 0; u < UNITS; u++) {
-                    if (TAPS == 1 && u >= count)
-                        break;
                     const int tap = TAPS == 9 ? (u / 3 * BW + u % 3) * 16 : u * 2 * PLANE;
 #pragma unroll
                     for (int m = 0; m < MT; m++) {
