@@ -118,12 +118,12 @@ struct ic_cu_config {
  * slices of a 3x3 convolution's sum a stage, thread blocks per multiprocessor the compiler aims at. These
  * count on from IC_CU_CONFIG_COUNT. */
 #define IC_CU_WIDE_CONFIGS(X)                                                                              \
-    X(0, 2, 1, 2, 64, 3, 2)                                                                                \
-    X(1, 2, 1, 2, 32, 9, 3)                                                                                \
-    X(2, 2, 1, 1, 64, 3, 3)                                                                                \
-    X(3, 2, 1, 1, 128, 3, 2)                                                                               \
-    X(4, 2, 1, 2, 128, 3, 1)                                                                               \
-    X(5, 2, 1, 1, 32, 9, 3)                                                                                \
+    X(0, 2, 1, 2, 64, 9, 2)                                                                                \
+    X(1, 1, 1, 2, 32, 9, 5)                                                                                \
+    X(2, 1, 1, 2, 64, 9, 3)                                                                                \
+    X(3, 2, 1, 1, 64, 9, 2)                                                                                \
+    X(4, 2, 1, 2, 128, 9, 1)                                                                               \
+    X(5, 2, 1, 2, 32, 9, 2)                                                                                \
     X(6, 1, 4, 1, 32, 3, 1)                                                                                \
     X(7, 1, 2, 1, 64, 3, 2)
 #define IC_CU_WIDE_COUNT 8

@@ -1,8 +1,8 @@
 /* Weights in the order in which the tensor cores want them, sent to the device once per law.
  *
  * A unit is 8 columns (output channels) of 16 input channels at one tap: [2][8 columns][8 inputs], two of
- * the 8x8 matrices that ldmatrix and wgmma read. Units lie [columns/8][inputs/16][tap], so that what a block
- * of columns takes of any range of inputs is in one piece. Channels are padded to whole 16s with zeros. The
+ * the 8x8 matrices that ldmatrix and wgmma read. Units lie [columns/64][inputs/16][tap][8 (the last block:
+ * what is left)], so that what a block of columns takes of any range of inputs is in one piece. Channels are padded to whole 16s with zeros. The
  * field's channels change from PyTorch's order (all Re, then all Im) to psi's own, side by side, by
  * permuting the first layer's inputs and the last layer's columns.
  *
@@ -16,6 +16,7 @@
 #include "model/half.h"
 
 #define UNIT 128 /* values of a unit */
+#define BLOCK 64 /* columns that lie together */
 #define SMALLEST_GRID 16
 
 /* Which of PyTorch's channels stands at a padded place; -1: none. */
@@ -107,11 +108,13 @@ static unsigned code_at(const struct ic_nf4 *q, size_t i)
 static void each_value(const struct matrix *m, void (*fn)(void *ctx, size_t at, long long flat), void *ctx)
 {
     size_t at = 0;
-    for (unsigned n = 0; n < m->columns; n += 8)
-        for (unsigned c = 0; c < m->inputs; c += 16)
-            for (unsigned tap = 0; tap < m->taps; tap++)
-                for (unsigned v = 0; v < UNIT; v++)
+    for (unsigned block = 0; block < m->columns; block += BLOCK)
+        for (unsigned unit = 0; unit < m->inputs / 16 * m->taps; unit++)
+            for (unsigned n = block; n < block + BLOCK && n < m->columns; n += 8)
+                for (unsigned v = 0; v < UNIT; v++) {
+                    const unsigned c = unit / m->taps * 16, tap = unit % m->taps;
                     fn(ctx, at++, flat_at(m, n + v / 8 % 8, c + v / 64 * 8 + v % 8, tap));
+                }
 }
 
 struct narrowing {

@@ -63,7 +63,8 @@ int ic_cu_wide_shape(struct ic_cu_conv *c, int config, int taps, const struct ic
     const int border = taps == 9 ? 2 : 0, wk = k->warps_k, n8 = k->columns / 8;
     const int units = taps == 9 ? configs[config].units : 4, stage = units * n8 * 256;
     const int blocks = (c->columns + k->columns - 1) / k->columns;
-    if (c->epilogue == IC_CU_UPDATE || (c->stats && c->stats_gran != 8) || c->c16 * taps % units)
+    if (c->epilogue == IC_CU_UPDATE || (c->stats && c->stats_gran != 8) ||
+        c->c16 * taps % units || c->columns % k->columns)
         return 0;
     c->chunk16 = cut->chunk16 > 0 && cut->chunk16 < c->c16 ? cut->chunk16 : c->c16;
     c->chunks = (c->c16 + c->chunk16 - 1) / c->chunk16;

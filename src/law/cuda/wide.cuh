@@ -81,37 +81,35 @@ __device__ inline void store_matrix(uint32_t at, uint32_t a, uint32_t b, uint32_
                  : "memory");
 }
 
-/* c += or (add == 0) = a * b of 64 x 16 and 16 x N. */
+/* A matrix in shared memory: its address, and the steps between core matrices along the sum and along rows
+ * (or columns), in 16 bytes each. The halves of a descriptor; only the lower one changes in a loop. */
+__device__ inline constexpr uint32_t matrix_low(uint32_t at, uint32_t along_sum)
+{
+    return along_sum << 16 | at;
+}
+
+/* c += or (add == 0) = a * b of 64 x 16 and 16 x N. ROWS, COLUMNS: their upper halves. */
 #define LIST16 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15"
 #define LIST32 LIST16 ",%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
-#define LIST64                                                                                             \
-    LIST32 ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54," \
-           "%55,%56,%57,%58,%59,%60,%61,%62,%63"
 #define C8(i)                                                                                              \
     "+f"(c[i]), "+f"(c[i + 1]), "+f"(c[i + 2]), "+f"(c[i + 3]), "+f"(c[i + 4]), "+f"(c[i + 5]),            \
         "+f"(c[i + 6]), "+f"(c[i + 7])
-#define PRODUCT(type, n, list, a, b, on, ...)                                                              \
-    __device__ inline void product(float(&c)[n / 2], uint64_t da, uint64_t db, int add, type)              \
+#define PRODUCT(type, n, list, a, b, on, rows, columns, ...)                                               \
+    template <int ROWS, int COLUMNS>                                                                       \
+    __device__ inline void product(float(&c)[n / 2], uint32_t da, uint32_t db, int add, type)              \
     {                                                                                                      \
-        asm volatile("{\n\t.reg .pred p;\n\tsetp.ne.b32 p, %" on ", 0;\n\t"                                \
-                     "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." #type "." #type " {" list "}, %" a  \
-                     ", %" b ", p, 1, 1, 0, 0;\n\t}"                                                       \
+        asm volatile("{\n\t.reg .pred p;\n\t.reg .b64 da, db;\n\tsetp.ne.b32 p, %" on ", 0;\n\t"           \
+                     "mov.b64 da, {%" a ", %" rows "};\n\tmov.b64 db, {%" b ", %" columns "};\n\t"         \
+                     "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." #type "." #type " {" list           \
+                     "}, da, db, p, 1, 1, 0, 0;\n\t}"                                                     \
                      : __VA_ARGS__                                                                         \
-                     : "l"(da), "l"(db), "r"(add));                                                        \
+                     : "r"(da), "r"(db), "r"(add), "n"(ROWS), "n"(COLUMNS));                               \
     }
 #define PRODUCTS(type)                                                                                     \
-    PRODUCT(type, 32, LIST16, "16", "17", "18", C8(0), C8(8))                                              \
-    PRODUCT(type, 64, LIST32, "32", "33", "34", C8(0), C8(8), C8(16), C8(24))                              \
-    PRODUCT(type, 128, LIST64, "64", "65", "66", C8(0), C8(8), C8(16), C8(24), C8(32), C8(40), C8(48),     \
-            C8(56))
+    PRODUCT(type, 32, LIST16, "16", "17", "18", "19", "20", C8(0), C8(8))                                  \
+    PRODUCT(type, 64, LIST32, "32", "33", "34", "35", "36", C8(0), C8(8), C8(16), C8(24))
 PRODUCTS(f16)
 PRODUCTS(bf16)
-
-/* A matrix in shared memory: steps between core matrices along the sum and along rows (or columns). */
-__device__ inline uint64_t matrix_at(uint32_t at, uint32_t along_sum, uint32_t along_rows)
-{
-    return (uint64_t)(along_rows >> 4) << 32 | along_sum >> 4 << 16 | at >> 4;
-}
 
 /* V sums over a warp in V shuffles or so: lane l is left with the l / (32 / V)-th in v[0]. */
 template <int V, int HALF = V / 2> __device__ inline void sum_many(float (&v)[V], int lane)
@@ -207,6 +205,20 @@ template <class T> __device__ inline uint4 nf4_eight(const ic_cu_nf4 &q, uint32_
 
 #endif
 
+#if IC_CU_WGMMA
+/* The compiler moves nothing of the accumulators past this. */
+template <int A, int B, int C> __device__ inline void settle(float (&acc)[A][B][C])
+{
+#pragma unroll
+    for (int a = 0; a < A; a++)
+#pragma unroll
+        for (int b = 0; b < B; b++)
+#pragma unroll
+            for (int c = 0; c < C; c++)
+                asm volatile("" : "+f"(acc[a][b][c])::"memory");
+}
+#endif
+
 template <class T, bool NF4, int TAPS, int WM, int WK, int MT, int N, int UNITS9, int BLOCKS>
 __global__ void __launch_bounds__(WM *WK * 128, BLOCKS) wide_kernel(const __grid_constant__ ic_cu_conv a)
 {
@@ -215,10 +227,12 @@ __global__ void __launch_bounds__(WM *WK * 128, BLOCKS) wide_kernel(const __grid
     constexpr int BORDER = TAPS == 9 ? 1 : 0, TILE_W = M >= 128 ? 16 : 8, TILE_H = M / TILE_W;
     constexpr int BW = TILE_W + 2 * BORDER, BH = TILE_H + 2 * BORDER, CELLS = BW * BH, PLANE = CELLS * 16;
     constexpr int UNITS = TAPS == 9 ? UNITS9 : 4, STAGE = UNITS * N8 * UNIT;
+    constexpr int NI = N < 64 ? N : 64, NI8 = NI / 8, NB = N / NI; /* columns of an instruction */
     constexpr int GROUP = WM * 128; /* threads that share a stage */
     constexpr int OUT_ROW = N * 2 + 16;
     extern __shared__ __align__(128) char smem[];
-    const int tid = threadIdx.x, lane = tid & 31, warp = tid >> 5, w4 = warp & 3;
+    const int tid = threadIdx.x, lane = tid & 31, w4 = tid >> 5 & 3;
+    const int warp = __shfl_sync(~0u, tid >> 5, 0); /* so that the compiler sees that lanes agree */
     const int wg = warp >> 2, wk = WK > 1 ? wg / WM : 0, wm = WK > 1 ? wg % WM : wg;
     const int gtid = tid - wk * GROUP;
     const int sample = blockIdx.z, block0 = blockIdx.y * a.passes; /* its first block of N columns */
@@ -248,36 +262,40 @@ __global__ void __launch_bounds__(WM *WK * 128, BLOCKS) wide_kernel(const __grid
         fill_pass = 0, fill_slot = wk;
     fill_left = (fill_left - wk + WK - 1) / WK;
     auto fill = [&]() {
-        const int n8 = (block0 + fill_pass) * N8, valid = min(N8, a.columns / 8 - n8);
         const uint32_t to = ring + fill_slot * STAGE;
-        if (NF4) {
-            constexpr int ITEMS = UNITS * N8 * 16;
-            for (int i = gtid; i < ITEMS; i += GROUP) {
-                const int col = i / (UNITS * 16), at = i - col * (UNITS * 16), u = at >> 4;
-                if (col < valid) {
-                    const uint32_t codes =
-                        __ldg(a.nf4.codes + ((size_t)(n8 + col) * units_all + fill_stage * UNITS) * 16 + at);
-                    const int unit = fill_stage * UNITS + u, c = TAPS == 9 ? unit / 9 : unit;
-                    const uint4 v = nf4_eight<T>(a.nf4, codes, (n8 + col) * 8 + (at & 7), unit - c * TAPS,
-                                                 c * 16 + (at >> 3 & 1) * 8);
-                    asm volatile("st.shared.v4.b32 [%0], {%1,%2,%3,%4};" ::"r"(to + i * 16), "r"(v.x),
-                                 "r"(v.y), "r"(v.z), "r"(v.w)
+#pragma unroll
+        for (int b = 0; b < NB; b++) {
+            /* pack.c's blocks are of 64 columns, the last one of what is left */
+            const int n8 = (block0 + fill_pass) * N8 + b * NI8, width = min(8, a.columns / 8 - (n8 & ~7));
+            const size_t from = (size_t)(n8 & ~7) * units_all + (size_t)fill_stage * UNITS * width + (n8 & 7);
+            if (NF4) {
+                constexpr int ITEMS = UNITS * NI8 * 16;
+                for (int i = gtid; i < ITEMS; i += GROUP) {
+                    const int u = i / (NI8 * 16), at = i - u * (NI8 * 16), unit = fill_stage * UNITS + u,
+                              c = TAPS == 9 ? unit / 9 : unit;
+                    const uint32_t codes = __ldg(a.nf4.codes + (from + u * width) * 16 + at);
+                    const uint4 v = nf4_eight<T>(a.nf4, codes, (n8 + (at >> 4)) * 8 + (at & 7),
+                                                 unit - c * TAPS, c * 16 + (at >> 3 & 1) * 8);
+                    asm volatile("st.shared.v4.b32 [%0], {%1,%2,%3,%4};" ::"r"(to + (b * ITEMS + i) * 16),
+                                 "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
                                  : "memory");
                 }
+            } else if (gtid == 0) {
+                const char *weight = static_cast<const char *>(a.weight) + from * UNIT;
+                if (b == 0)
+                    barrier_expect(full(fill_slot), STAGE);
+                if (width == NI8)
+                    copy_bulk(to + b * UNITS * NI8 * UNIT, weight, UNITS * NI8 * UNIT, full(fill_slot));
+                else
+                    for (int u = 0; u < UNITS; u++)
+                        copy_bulk(to + u * NI8 * UNIT, weight + u * width * UNIT, NI8 * UNIT, full(fill_slot));
             }
+        }
+        if (NF4) {
             fence_writes();
             __syncwarp();
             if (lane == 0)
                 barrier_arrive(full(fill_slot));
-        } else if (gtid < 32) {
-            if (lane == 0)
-                barrier_expect(full(fill_slot), valid * UNITS * UNIT);
-            __syncwarp();
-            if (lane < valid)
-                copy_bulk(to + lane * UNITS * UNIT,
-                          static_cast<const char *>(a.weight) +
-                              ((size_t)(n8 + lane) * units_all + fill_stage * UNITS) * UNIT,
-                          UNITS * UNIT, full(fill_slot));
         }
         fill_left--;
         fill_stage += WK;
@@ -297,8 +315,8 @@ __global__ void __launch_bounds__(WM *WK * 128, BLOCKS) wide_kernel(const __grid
     struct {
         int y0, x0;
         int first;      /* channel, of both inputs' together */
-        int shift, per; /* log2 of the octets that a warp takes at once; turns for them */
-        int turns;
+        int shift, groups; /* log2 of the octets that a warp takes at once; their groups */
+        int turns;         /* over cells */
         char *to;
     } in;
     auto place = [&](int item) {
@@ -308,28 +326,30 @@ __global__ void __launch_bounds__(WM *WK * 128, BLOCKS) wide_kernel(const __grid
         in.x0 = (ti - ty * a.tiles_x) * TILE_W - BORDER;
         in.first = chunk * a.chunk16 * 16;
         in.shift = nc & 1 ? 1 : 2;
-        in.per = nc & 1 ? (CELLS + 16 * WARPS - 1) / (16 * WARPS) : (CELLS + 8 * WARPS - 1) / (8 * WARPS);
-        in.turns = (2 * nc >> in.shift) * in.per;
+        in.groups = 2 * nc >> in.shift;
+        in.turns = nc & 1 ? (CELLS + 16 * WARPS - 1) / (16 * WARPS) : (CELLS + 8 * WARPS - 1) / (8 * WARPS);
         in.to = smem + a.area_at + (a.buffers == 2 ? item & 1 : 0) * a.buffer_bytes;
     };
     /* fn(address, y, x, which input, its channel, inside) for this thread's pieces of turns [from, to).
      * Eight lanes are eight cells of an octet, the warp's quarters octets of the same cells. */
     auto pieces = [&](int from, int to, auto fn) {
-        int g = divided(from, in.per), k = from - g * in.per;
         const int octet = (lane >> 3) & ((1 << in.shift) - 1),
-                  in_warp = (lane & 7) + (lane >> (3 + in.shift)) * 8;
+                  in_warp = (lane & 7) + (lane >> (3 + in.shift)) * 8, step = 8 << in.shift;
 #pragma unroll 1
         for (int turn = from; turn < to; turn++) {
-            const int cell = ((k * WARPS + warp) << (5 - in.shift)) + in_warp, o = (g << in.shift) + octet;
+            const int cell = ((turn * WARPS + warp) << (5 - in.shift)) + in_warp;
             if (cell < CELLS) {
-                const int py = cell / BW, y = in.y0 + py, x = in.x0 + cell - py * BW, c = in.first + 8 * o,
-                          which = c >= a.in[0].cpad;
-                fn(in.to + o * PLANE + cell * 16, y, x, which, which ? c - a.in[0].cpad : c,
-                   (unsigned)y < (unsigned)a.height && (unsigned)x < (unsigned)a.width);
-            }
-            if (++k == in.per) {
-                k = 0;
-                g++;
+                const int py = cell / BW, y = in.y0 + py, x = in.x0 + cell - py * BW;
+                const bool inside = (unsigned)y < (unsigned)a.height && (unsigned)x < (unsigned)a.width;
+                char *at = in.to + octet * PLANE + cell * 16;
+                int c = in.first + 8 * octet;
+#pragma unroll 2
+                for (int g = 0; g < in.groups; g++) {
+                    const int which = c >= a.in[0].cpad;
+                    fn(at, y, x, which, which ? c - a.in[0].cpad : c, inside);
+                    at += step / 8 * PLANE;
+                    c += step;
+                }
             }
         }
     };
@@ -378,7 +398,7 @@ __global__ void __launch_bounds__(WM *WK * 128, BLOCKS) wide_kernel(const __grid
     };
 
     const int items = tiles * a.chunks;
-    float acc[MT][N / 2];
+    float acc[MT][NB][NI / 2];
     float total = 0; /* this lane's part of the statistics, over tiles */
     int add = 0, slot = wk;
     uint32_t phase = 0;
@@ -425,27 +445,30 @@ __global__ void __launch_bounds__(WM *WK * 128, BLOCKS) wide_kernel(const __grid
                     fill();
                 }
             };
-#pragma unroll
-            for (int m = 0; m < MT; m++)
-#pragma unroll
-                for (int i = 0; i < N / 2; i++)
-                    asm volatile("" : "+f"(acc[m][i])::"memory");
+            settle(acc);
+            const int patch0 = wm * MT; /* the warpgroup's first */
+            const uint32_t rows0 = matrix_low((shared_address(buffer) + (patch0 / (TILE_W / 8) * 8 * BW +
+                                                                         patch0 % (TILE_W / 8) * 8) * 16) / 16,
+                                              PLANE / 16),
+                           columns0 = matrix_low(ring / 16, 128 / 16);
             for (int s = wk; s < stages; s += WK) {
                 barrier_wait(full(slot), a.resident ? 0 : phase);
                 const int c = TAPS == 9 ? s / (9 / UNITS) : s * UNITS,
                           ky = TAPS == 9 ? s % (9 / UNITS) : 0; /* UNITS 9: 0 */
-                const uint32_t from = shared_address(buffer) + c * 2 * PLANE + ky * BW * 16;
-                const uint64_t rows = matrix_at(from, PLANE, BW * 16),
-                               columns = matrix_at(ring + slot * STAGE, 128, UNITS * UNIT);
+                const uint32_t rows = rows0 + (uint32_t)(c * 2 * PLANE + ky * BW * 16) / 16,
+                               columns = columns0 + slot * (STAGE / 16);
                 products_begin();
 #pragma unroll
                 for (int u = 0; u < UNITS; u++) {
-                    const int tap = TAPS == 9 ? (u / 3 * BW + u % 3) * 16 : u * 2 * PLANE;
+                    const int tap = TAPS == 9 ? u / 3 * BW + u % 3 : u * 2 * PLANE / 16;
 #pragma unroll
                     for (int m = 0; m < MT; m++) {
-                        const int patch = wm * MT + m,
-                                  at = (patch / (TILE_W / 8) * 8 * BW + patch % (TILE_W / 8) * 8) * 16;
-                        product(acc[m], rows + ((tap + at) >> 4), columns + (u * UNIT >> 4), add, T());
+                        constexpr int ACROSS = TILE_W / 8; /* patches */
+                        const int patch = MT % ACROSS == 0 ? m / ACROSS * 8 * BW + m % ACROSS * 8 : 0;
+#pragma unroll
+                        for (int b = 0; b < NB; b++)
+                            product<BW, UNIT / 16>(acc[m][b], rows + tap + patch,
+                                                   columns + (b * UNITS + u) * (NI8 * UNIT / 16), add, T());
                     }
                     add = 1;
                 }
@@ -473,11 +496,7 @@ __global__ void __launch_bounds__(WM *WK * 128, BLOCKS) wide_kernel(const __grid
                 }
             }
             products_wait<0>();
-#pragma unroll
-            for (int m = 0; m < MT; m++)
-#pragma unroll
-                for (int i = 0; i < N / 2; i++)
-                    asm volatile("" : "+f"(acc[m][i])::"memory");
+            settle(acc);
             release();
             if (!last_chunk)
                 continue;
@@ -494,8 +513,8 @@ __global__ void __launch_bounds__(WM *WK * 128, BLOCKS) wide_kernel(const __grid
 #pragma unroll
                         for (int i = 0; i < N8; i++)
                             partial[(((wk - 1) * MT + m) * N8 + i) * GROUP + gtid] =
-                                make_float4(acc[m][4 * i], acc[m][4 * i + 1], acc[m][4 * i + 2],
-                                            acc[m][4 * i + 3]);
+                                make_float4(acc[m][i / NI8][i % NI8 * 4], acc[m][i / NI8][i % NI8 * 4 + 1], acc[m][i / NI8][i % NI8 * 4 + 2],
+                                            acc[m][i / NI8][i % NI8 * 4 + 3]);
                 }
                 __syncthreads();
                 if (wk == 0) {
@@ -506,10 +525,10 @@ __global__ void __launch_bounds__(WM *WK * 128, BLOCKS) wide_kernel(const __grid
 #pragma unroll
                             for (int i = 0; i < N8; i++) {
                                 const float4 v = partial[(((k - 1) * MT + m) * N8 + i) * GROUP + gtid];
-                                acc[m][4 * i] += v.x;
-                                acc[m][4 * i + 1] += v.y;
-                                acc[m][4 * i + 2] += v.z;
-                                acc[m][4 * i + 3] += v.w;
+                                acc[m][i / NI8][i % NI8 * 4] += v.x;
+                                acc[m][i / NI8][i % NI8 * 4 + 1] += v.y;
+                                acc[m][i / NI8][i % NI8 * 4 + 2] += v.z;
+                                acc[m][i / NI8][i % NI8 * 4 + 3] += v.w;
                             }
                 }
                 __syncthreads();
@@ -539,8 +558,9 @@ __global__ void __launch_bounds__(WM *WK * 128, BLOCKS) wide_kernel(const __grid
                             float2 bias = make_float2(0, 0);
                             if (a.bias && column < a.columns)
                                 bias = __ldg(reinterpret_cast<const float2 *>(a.bias + column));
-                            float v[4] = {acc[m][4 * n] + bias.x, acc[m][4 * n + 1] + bias.y,
-                                          acc[m][4 * n + 2] + bias.x, acc[m][4 * n + 3] + bias.y};
+                            const float *sum = &acc[m][n / NI8][n % NI8 * 4];
+                            float v[4] = {sum[0] + bias.x, sum[1] + bias.y, sum[2] + bias.x,
+                                          sum[3] + bias.y};
                             if (in0) {
                                 keep[2 * n] += v[0] + v[1];
                                 keep[2 * n + 1] += fmaf(v[0], v[0], v[1] * v[1]);
