@@ -64,7 +64,7 @@ int ic_cu_wide_shape(struct ic_cu_conv *c, int config, int taps, const struct ic
     const int units = taps == 9 ? configs[config].units : 4, stage = units * n8 * 256;
     const int blocks = (c->columns + k->columns - 1) / k->columns;
     if (c->epilogue == IC_CU_UPDATE || (c->stats && c->stats_gran != 8) ||
-        c->c16 * taps % units || c->columns % k->columns)
+        c->c16 * taps % units || c->columns % k->columns || c->out_stride >> 31)
         return 0;
     c->chunk16 = cut->chunk16 > 0 && cut->chunk16 < c->c16 ? cut->chunk16 : c->c16;
     c->chunks = (c->c16 + c->chunk16 - 1) / c->chunk16;

@@ -167,38 +167,47 @@ template <class T> __device__ inline void nf4_four(uint32_t codes, uint32_t &v01
     v23 = bytes_of(low, high, 0x7362);
 }
 
-/* Eight inputs of column o at a tap, times their blocks' scales. */
-template <class T> __device__ inline uint4 nf4_eight(const ic_cu_nf4 &q, uint32_t codes, int o, int tap, int place)
+/* A column's eight inputs at a tap, on their way: codes, and the scales of the blocks they lie in. */
+struct nf4_octet {
+    uint32_t codes;
+    float first, second; /* 3x3: the eight are 64 neighbours in the checkpoint, of two blocks at most */
+    int flat;            /* index of the first */
+};
+
+__device__ inline nf4_octet nf4_load(const ic_cu_nf4 &q, const uint32_t *codes, int o, int tap, int place)
 {
-    typedef typename nf4_bytes<T>::two two;
+    nf4_octet v;
+    v.codes = __ldg(codes);
     if (q.phases == 4) {
         tap = divided(o, q.cout_pad);
         o -= tap * q.cout_pad;
     }
     const int real = place < q.cpad0 ? place : q.cin0 + place - q.cpad0;
-    const int flat = min(o, q.cout - 1) * q.so + tap * q.st + min(real, q.cin - 1) * q.si,
-              last = min(o, q.cout - 1) * q.so + tap * q.st + (q.cin - 1) * q.si;
+    const int row = min(o, q.cout - 1) * q.so + tap * q.st, last = row + (q.cin - 1) * q.si;
+    v.flat = row + min(real, q.cin - 1) * q.si;
+    v.first = __ldg(q.absmax + (v.flat >> 6));
+    v.second = __ldg(q.absmax + (min(v.flat + 63, last) >> 6));
+    return v;
+}
+
+template <class T> __device__ inline uint4 nf4_eight(const ic_cu_nf4 &q, const nf4_octet &o)
+{
+    typedef typename nf4_bytes<T>::two two;
     uint32_t v[4];
-    nf4_four<T>(codes & 0xffffu, v[0], v[1]);
-    nf4_four<T>(codes >> 16, v[2], v[3]);
-    if (q.si == TAPS_MAX) { /* 64 neighbours in the checkpoint: two blocks at most */
-        const float s0 = __ldg(q.absmax + (flat >> 6)), s1 = __ldg(q.absmax + (min(flat + 63, last) >> 6));
-        const int change = 64 - (flat & 63);
+    nf4_four<T>(o.codes & 0xffffu, v[0], v[1]);
+    nf4_four<T>(o.codes >> 16, v[2], v[3]);
+    const int change = 64 - (o.flat & 63), blocks = (q.cout * q.so * (q.phases == 4 ? q.cin : 1) - 1) >> 6;
 #pragma unroll
-        for (int i = 0; i < 4; i++) {
-            const uint32_t s = T::pack(2 * i * TAPS_MAX >= change ? s1 : s0,
-                                       (2 * i + 1) * TAPS_MAX >= change ? s1 : s0);
-            const two r = __hmul2(reinterpret_cast<const two &>(v[i]), reinterpret_cast<const two &>(s));
-            v[i] = reinterpret_cast<const uint32_t &>(r);
-        }
-    } else {
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            const uint32_t s = T::pack(__ldg(q.absmax + (min(flat + 2 * i * q.si, last) >> 6)),
-                                       __ldg(q.absmax + (min(flat + (2 * i + 1) * q.si, last) >> 6)));
-            const two r = __hmul2(reinterpret_cast<const two &>(v[i]), reinterpret_cast<const two &>(s));
-            v[i] = reinterpret_cast<const uint32_t &>(r);
-        }
+    for (int i = 0; i < 4; i++) {
+        uint32_t s;
+        if (q.si == TAPS_MAX)
+            s = T::pack_finite(2 * i * TAPS_MAX >= change ? o.second : o.first,
+                               (2 * i + 1) * TAPS_MAX >= change ? o.second : o.first);
+        else
+            s = T::pack_finite(__ldg(q.absmax + min((o.flat + 2 * i * q.si) >> 6, blocks)),
+                               __ldg(q.absmax + min((o.flat + (2 * i + 1) * q.si) >> 6, blocks)));
+        const two r = __hmul2(reinterpret_cast<const two &>(v[i]), reinterpret_cast<const two &>(s));
+        v[i] = reinterpret_cast<const uint32_t &>(r);
     }
     return make_uint4(v[0], v[1], v[2], v[3]);
 }
@@ -261,6 +270,7 @@ __global__ void __launch_bounds__(WM *WK * 128, BLOCKS) wide_kernel(const __grid
     int fill_left = a.resident ? a.stages * a.passes : tiles * a.passes * a.stages, fill_stage = wk,
         fill_pass = 0, fill_slot = wk;
     fill_left = (fill_left - wk + WK - 1) / WK;
+    constexpr int ITEMS = UNITS * NI8 * 16, MINE = (ITEMS + GROUP - 1) / GROUP; /* 16-byte rows; a thread's */
     auto fill = [&]() {
         const uint32_t to = ring + fill_slot * STAGE;
 #pragma unroll
@@ -269,16 +279,25 @@ __global__ void __launch_bounds__(WM *WK * 128, BLOCKS) wide_kernel(const __grid
             const int n8 = (block0 + fill_pass) * N8 + b * NI8, width = min(8, a.columns / 8 - (n8 & ~7));
             const size_t from = (size_t)(n8 & ~7) * units_all + (size_t)fill_stage * UNITS * width + (n8 & 7);
             if (NF4) {
-                constexpr int ITEMS = UNITS * NI8 * 16;
-                for (int i = gtid; i < ITEMS; i += GROUP) {
-                    const int u = i / (NI8 * 16), at = i - u * (NI8 * 16), unit = fill_stage * UNITS + u,
+                /* all loads before the first use */
+                nf4_octet octets[MINE];
+#pragma unroll
+                for (int k = 0; k < MINE; k++) {
+                    const int i = min(k * GROUP + gtid, ITEMS - 1), u = i / (NI8 * 16),
+                              at = i - u * (NI8 * 16), unit = fill_stage * UNITS + u,
                               c = TAPS == 9 ? unit / 9 : unit;
-                    const uint32_t codes = __ldg(a.nf4.codes + (from + u * width) * 16 + at);
-                    const uint4 v = nf4_eight<T>(a.nf4, codes, (n8 + (at >> 4)) * 8 + (at & 7),
-                                                 unit - c * TAPS, c * 16 + (at >> 3 & 1) * 8);
-                    asm volatile("st.shared.v4.b32 [%0], {%1,%2,%3,%4};" ::"r"(to + (b * ITEMS + i) * 16),
-                                 "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
-                                 : "memory");
+                    octets[k] = nf4_load(a.nf4, a.nf4.codes + (from + u * width) * 16 + at,
+                                         (n8 + (at >> 4)) * 8 + (at & 7), unit - c * TAPS,
+                                         c * 16 + (at >> 3 & 1) * 8);
+                }
+#pragma unroll
+                for (int k = 0; k < MINE; k++) {
+                    const uint4 v = nf4_eight<T>(a.nf4, octets[k]);
+                    if (ITEMS % GROUP == 0 || k * GROUP + gtid < ITEMS)
+                        asm volatile("st.shared.v4.b32 [%0], {%1,%2,%3,%4};" ::"r"(
+                                         to + (b * ITEMS + k * GROUP + gtid) * 16),
+                                     "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
+                                     : "memory");
                 }
             } else if (gtid == 0) {
                 const char *weight = static_cast<const char *>(a.weight) + from * UNIT;
@@ -325,16 +344,22 @@ __global__ void __launch_bounds__(WM *WK * 128, BLOCKS) wide_kernel(const __grid
         in.y0 = ty * TILE_H - BORDER;
         in.x0 = (ti - ty * a.tiles_x) * TILE_W - BORDER;
         in.first = chunk * a.chunk16 * 16;
-        in.shift = nc & 1 ? 1 : 2;
+        in.shift = nc & 1 || a.in[0].cpad & 31 ? 1 : 2;
         in.groups = 2 * nc >> in.shift;
-        in.turns = nc & 1 ? (CELLS + 16 * WARPS - 1) / (16 * WARPS) : (CELLS + 8 * WARPS - 1) / (8 * WARPS);
+        in.turns = in.shift == 1 ? (CELLS + 16 * WARPS - 1) / (16 * WARPS)
+                                 : (CELLS + 8 * WARPS - 1) / (8 * WARPS);
         in.to = smem + a.area_at + (a.buffers == 2 ? item & 1 : 0) * a.buffer_bytes;
     };
-    /* fn(address, y, x, which input, its channel, inside) for this thread's pieces of turns [from, to).
-     * Eight lanes are eight cells of an octet, the warp's quarters octets of the same cells. */
+    /* fn(input, its load, address, its channel, groups, cell y and x, inside) for this thread's cells of
+     * turns [from, to), once for each of the inputs that the chunk has a part of. Eight lanes are eight cells
+     * of an octet, the warp's quarters octets of the same cells. */
+    const char *base0 = static_cast<const char *>(a.in[0].p) + (size_t)sample * a.in[0].stride,
+               *base1 = static_cast<const char *>(a.in[1].p) + (size_t)sample * a.in[1].stride;
     auto pieces = [&](int from, int to, auto fn) {
         const int octet = (lane >> 3) & ((1 << in.shift) - 1),
-                  in_warp = (lane & 7) + (lane >> (3 + in.shift)) * 8, step = 8 << in.shift;
+                  in_warp = (lane & 7) + (lane >> (3 + in.shift)) * 8;
+        /* an input's channels are whole groups: shift is 1 where they are not whole 32s */
+        const int split = min(max(a.in[0].cpad - in.first, 0) >> (3 + in.shift), in.groups);
 #pragma unroll 1
         for (int turn = from; turn < to; turn++) {
             const int cell = ((turn * WARPS + warp) << (5 - in.shift)) + in_warp;
@@ -342,57 +367,73 @@ __global__ void __launch_bounds__(WM *WK * 128, BLOCKS) wide_kernel(const __grid
                 const int py = cell / BW, y = in.y0 + py, x = in.x0 + cell - py * BW;
                 const bool inside = (unsigned)y < (unsigned)a.height && (unsigned)x < (unsigned)a.width;
                 char *at = in.to + octet * PLANE + cell * 16;
-                int c = in.first + 8 * octet;
-#pragma unroll 2
-                for (int g = 0; g < in.groups; g++) {
-                    const int which = c >= a.in[0].cpad;
-                    fn(at, y, x, which, which ? c - a.in[0].cpad : c, inside);
-                    at += step / 8 * PLANE;
-                    c += step;
+#pragma unroll 1
+                for (int which = split > 0 ? 0 : 1; which < (split < in.groups ? 2 : 1); which++) {
+                    const int first = which ? split : 0, groups = which ? in.groups - split : split,
+                              c = in.first + 8 * ((first << in.shift) + octet) - (which ? a.in[0].cpad : 0);
+                    fn(which, which ? a.in[1].load : a.in[0].load, at + (first << in.shift) * PLANE, c, groups,
+                       y, x, inside);
                 }
             }
         }
     };
     /* What needs no arithmetic yet is copied as it is; what is left is done when the norm is known. */
     auto begin = [&]() {
-        pieces(0, in.turns, [&](char *to, int y, int x, int which, int c, bool inside) {
-            const ic_cu_src &s = a.in[which];
-            if (s.load != IC_CU_LOAD_NORM && s.load != IC_CU_LOAD_RAW)
+        const int step = 16 << in.shift; /* bytes of a group's channels */
+        pieces(0, in.turns, [&](int which, int load, char *at, int c, int groups, int y, int x, bool inside) {
+            if (load != IC_CU_LOAD_NORM && load != IC_CU_LOAD_RAW)
                 return;
-            if (inside)
-                copy16_async(shared_address(to), static_cast<const char *>(s.p) + (size_t)sample * s.stride +
-                                                     2 * ((size_t)(y * a.width + x) * s.cpad + c));
-            else
-                *reinterpret_cast<uint4 *>(to) = make_uint4(0, 0, 0, 0); /* outside the grid */
+            const char *from =
+                (which ? base1 : base0) +
+                2 * (size_t)(unsigned)((y * a.width + x) * (which ? a.in[1].cpad : a.in[0].cpad) + c);
+            uint32_t to = shared_address(at);
+#pragma unroll 2
+            for (int g = 0; g < groups; g++) {
+                if (inside)
+                    copy16_async(to, from);
+                else
+                    asm volatile("st.shared.v4.b32 [%0], {%1,%1,%1,%1};" ::"r"(to), "r"(0) : "memory");
+                to += PLANE << in.shift;
+                from += step;
+            }
         });
         copies_commit();
     };
     auto end = [&](int from, int to) {
-        pieces(from, to, [&](char *at, int y, int x, int which, int c, bool inside) {
-            const ic_cu_src &s = a.in[which];
-            uint4 *v = reinterpret_cast<uint4 *>(at);
+        pieces(from, to, [&](int which, int load, char *at, int c, int groups, int y, int x, bool inside) {
+            if (load == IC_CU_LOAD_RAW || (load == IC_CU_LOAD_NORM && !inside))
+                return; /* outside it stays zero, after the activation */
             const float *times = scale + (which ? a.in[0].cpad : 0) + c, *plus = times + channels;
-            if (s.load == IC_CU_LOAD_NORM) {
-                if (inside) /* outside it stays zero, after the activation */
-                    *v = normalised<T>(*v, times, plus);
-            } else if (s.load != IC_CU_LOAD_RAW && !inside) {
-                *v = make_uint4(0, 0, 0, 0);
-            } else if (s.load == IC_CU_LOAD_POOL) {
-                const int w = 2 * a.width;
-                const char *four = static_cast<const char *>(s.p) + (size_t)sample * s.stride +
-                                   2 * (((size_t)(2 * y) * w + 2 * x) * s.cpad + c);
-                uint4 q[4];
+            const int cpad = which ? a.in[1].cpad : a.in[0].cpad, step = 8 << in.shift;
+            if (load == IC_CU_LOAD_NORM) {
+#pragma unroll 2
+                for (int g = 0; g < groups; g++) {
+                    uint4 *v = reinterpret_cast<uint4 *>(at + (g << in.shift) * PLANE);
+                    *v = normalised<T>(*v, times + g * step, plus + g * step);
+                }
+                return;
+            }
+#pragma unroll 1
+            for (int g = 0; g < groups; g++) {
+                uint4 out = make_uint4(0, 0, 0, 0);
+                if (inside && load == IC_CU_LOAD_POOL) {
+                    const int w = 2 * a.width;
+                    const char *four = (which ? base1 : base0) +
+                                       2 * (((size_t)(2 * y) * w + 2 * x) * cpad + c + g * step);
+                    uint4 q[4];
 #pragma unroll
-                for (int k = 0; k < 4; k++)
-                    q[k] = __ldcg(reinterpret_cast<const uint4 *>(
-                        four + 2 * ((k >> 1) * (size_t)w + (k & 1)) * s.cpad));
-                *v = pooled<T>(q, times, plus);
-            } else if (s.load == IC_CU_LOAD_PSI) {
-                uint4 q[2];
-                load_psi(q, io.psi + (size_t)(y * a.width + x) * 2 * a.d, c, 2 * a.d);
-                const float *f = reinterpret_cast<const float *>(q);
-                *v = make_uint4(T::pack(f[0], f[1]), T::pack(f[2], f[3]), T::pack(f[4], f[5]),
-                                T::pack(f[6], f[7]));
+                    for (int k = 0; k < 4; k++)
+                        q[k] = __ldcg(reinterpret_cast<const uint4 *>(
+                            four + 2 * ((k >> 1) * (size_t)w + (k & 1)) * cpad));
+                    out = pooled<T>(q, times + g * step, plus + g * step);
+                } else if (inside && load == IC_CU_LOAD_PSI) {
+                    uint4 q[2];
+                    load_psi(q, io.psi + (size_t)(y * a.width + x) * 2 * a.d, c + g * step, 2 * a.d);
+                    const float *f = reinterpret_cast<const float *>(q);
+                    out = make_uint4(T::pack(f[0], f[1]), T::pack(f[2], f[3]), T::pack(f[4], f[5]),
+                                     T::pack(f[6], f[7]));
+                }
+                *reinterpret_cast<uint4 *>(at + (g << in.shift) * PLANE) = out;
             }
         });
     };
@@ -535,6 +576,13 @@ __global__ void __launch_bounds__(WM *WK * 128, BLOCKS) wide_kernel(const __grid
             }
             const int column0 = (block0 + pass) * N, ty = divided(ti, a.tiles_x),
                       yt = ty * TILE_H, xt = (ti - ty * a.tiles_x) * TILE_W;
+            /* where this lane's eight channels of cell 0 go, and the way to others */
+            const bool four = a.epilogue == IC_CU_STORE4;
+            const int column = column0 + lane % N8 * 8, phase = four ? divided(column, a.cpad) : 0;
+            const int cell_bytes = 2 * a.cpad * (four ? 2 : 1), row_bytes = cell_bytes * a.width * (four ? 2 : 1);
+            char *out_at = static_cast<char *>(a.out) + (size_t)sample * a.out_stride +
+                           2 * (column - phase * a.cpad) + (phase >> 1) * row_bytes / 2 +
+                           (phase & 1) * cell_bytes / 2;
             float keep[N8 * 2]; /* (sum, square) of eight columns each */
 #pragma unroll
             for (int i = 0; i < N8 * 2; i++)
@@ -554,10 +602,10 @@ __global__ void __launch_bounds__(WM *WK * 128, BLOCKS) wide_kernel(const __grid
                         uint32_t out[4];
 #pragma unroll
                         for (int h = 0; h < 2; h++) {
-                            const int n = j + h, column = column0 + n * 8 + (lane & 3) * 2;
+                            const int n = j + h, at = column0 + n * 8 + (lane & 3) * 2;
                             float2 bias = make_float2(0, 0);
-                            if (a.bias && column < a.columns)
-                                bias = __ldg(reinterpret_cast<const float2 *>(a.bias + column));
+                            if (a.bias)
+                                bias = __ldg(reinterpret_cast<const float2 *>(a.bias + at));
                             const float *sum = &acc[m][n / NI8][n % NI8 * 4];
                             float v[4] = {sum[0] + bias.x, sum[1] + bias.y, sum[2] + bias.x,
                                           sum[3] + bias.y};
@@ -581,22 +629,13 @@ __global__ void __launch_bounds__(WM *WK * 128, BLOCKS) wide_kernel(const __grid
                     }
                     __syncwarp();
 #pragma unroll
-                    for (int i = lane; i < 16 * N8; i += 32) {
-                        const int r = i / N8, o = i % N8, column = column0 + o * 8;
-                        int y = py + (r >> 3), x = px + (r & 7), c = column, width = a.width;
-                        if (y < a.height && x < a.width && column < a.columns) {
-                            if (a.epilogue == IC_CU_STORE4) {
-                                const int of = divided(column, a.cpad);
-                                c = column - of * a.cpad;
-                                y = 2 * y + (of >> 1);
-                                x = 2 * x + (of & 1);
-                                width *= 2;
-                            }
-                            *reinterpret_cast<uint4 *>(static_cast<char *>(a.out) +
-                                                       (size_t)sample * a.out_stride +
-                                                       2 * (((size_t)y * width + x) * a.cpad + c)) =
-                                *reinterpret_cast<const uint4 *>(mine + r * OUT_ROW + o * 16);
-                        }
+                    for (int k = 0; k < N8 / 2; k++) {
+                        constexpr int ROWS = 32 / N8; /* cells that the warp writes at once */
+                        const int r = k * ROWS + lane / N8, y = py + (k * ROWS >> 3),
+                                  x = px + (k * ROWS & 7) + lane / N8;
+                        if (y < a.height && x < a.width)
+                            *reinterpret_cast<uint4 *>(out_at + (y * row_bytes + x * cell_bytes)) =
+                                *reinterpret_cast<const uint4 *>(mine + r * OUT_ROW + lane % N8 * 16);
                     }
                     __syncwarp();
                 }
