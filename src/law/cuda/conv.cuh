@@ -243,11 +243,11 @@ __device__ inline void locate(const weights &w, int u, int &tap, int &c)
 }
 
 /* Where pack.c put the 8 inputs of a column that lane `lane` brings of a 16 x 16 piece: lanes are
- * [2 x 8 columns][2 x 8 inputs][column]. Blocks are of 64 columns, the last one of what is left. */
+ * [2 x 8 columns][2 x 8 inputs][column]. Blocks are of 128 columns, the last one of what is left. */
 __device__ inline size_t weight_row(const ic_cu_conv &a, int taps, int column8, int tap, int c, int lane)
 {
-    const int n = column8 + (lane >> 4), block = n & ~7, width = min(8, a.columns / 8 - block);
-    return ((size_t)block * a.c16 * taps + (size_t)(c * taps + tap) * width + (n & 7)) * 16 + (lane & 15);
+    const int n = column8 + (lane >> 4), block = n & ~15, width = min(16, a.columns / 8 - block);
+    return ((size_t)block * a.c16 * taps + (size_t)(c * taps + tap) * width + (n & 15)) * 16 + (lane & 15);
 }
 
 /* Copies `count` slices from `first` on, all columns of the block, to shared memory. */

@@ -119,7 +119,7 @@ struct ic_cu_config {
  * count on from IC_CU_CONFIG_COUNT. */
 #define IC_CU_WIDE_CONFIGS(X)                                                                              \
     X(0, 2, 1, 2, 64, 9, 2)                                                                                \
-    X(1, 1, 1, 2, 32, 9, 5)                                                                                \
+    X(1, 2, 1, 2, 32, 9, 3)                                                                                \
     X(2, 1, 1, 2, 64, 9, 3)                                                                                \
     X(3, 2, 1, 1, 64, 9, 2)                                                                                \
     X(4, 2, 1, 2, 128, 9, 1)                                                                               \

@@ -1,7 +1,7 @@
 /* Weights in the order in which the tensor cores want them, sent to the device once per law.
  *
  * A unit is 8 columns (output channels) of 16 input channels at one tap: [2][8 columns][8 inputs], two of
- * the 8x8 matrices that ldmatrix and wgmma read. Units lie [columns/64][inputs/16][tap][8 (the last block:
+ * the 8x8 matrices that ldmatrix and wgmma read. Units lie [columns/128][inputs/16][tap][16 (the last block:
  * what is left)], so that what a block of columns takes of any range of inputs is in one piece. Channels are padded to whole 16s with zeros. The
  * field's channels change from PyTorch's order (all Re, then all Im) to psi's own, side by side, by
  * permuting the first layer's inputs and the last layer's columns.
@@ -16,7 +16,7 @@
 #include "model/half.h"
 
 #define UNIT 128 /* values of a unit */
-#define BLOCK 64 /* columns that lie together */
+#define BLOCK 128 /* columns that lie together */
 #define SMALLEST_GRID 16
 
 /* Which of PyTorch's channels stands at a padded place; -1: none. */

@@ -57,6 +57,11 @@ __device__ inline void copy_bulk(uint32_t to, const void *from, int bytes, uint3
         "l"(from), "r"(bytes), "r"(barrier)
         : "memory");
 }
+__device__ inline void copy16_or_zero(uint32_t to, const void *from, bool copy)
+{
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(copy ? 16 : 0)
+                 : "memory");
+}
 /* What this thread wrote to shared memory is there for wgmma, once a barrier has been passed too. */
 __device__ inline void fence_writes()
 {
@@ -91,6 +96,9 @@ __device__ inline constexpr uint32_t matrix_low(uint32_t at, uint32_t along_sum)
 /* c += or (add == 0) = a * b of 64 x 16 and 16 x N. ROWS, COLUMNS: their upper halves. */
 #define LIST16 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15"
 #define LIST32 LIST16 ",%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
+#define LIST64                                                                                             \
+    LIST32 ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54," \
+           "%55,%56,%57,%58,%59,%60,%61,%62,%63"
 #define C8(i)                                                                                              \
     "+f"(c[i]), "+f"(c[i + 1]), "+f"(c[i + 2]), "+f"(c[i + 3]), "+f"(c[i + 4]), "+f"(c[i + 5]),            \
         "+f"(c[i + 6]), "+f"(c[i + 7])
@@ -107,7 +115,9 @@ __device__ inline constexpr uint32_t matrix_low(uint32_t at, uint32_t along_sum)
     }
 #define PRODUCTS(type)                                                                                     \
     PRODUCT(type, 32, LIST16, "16", "17", "18", "19", "20", C8(0), C8(8))                                  \
-    PRODUCT(type, 64, LIST32, "32", "33", "34", "35", "36", C8(0), C8(8), C8(16), C8(24))
+    PRODUCT(type, 64, LIST32, "32", "33", "34", "35", "36", C8(0), C8(8), C8(16), C8(24))                  \
+    PRODUCT(type, 128, LIST64, "64", "65", "66", "67", "68", C8(0), C8(8), C8(16), C8(24), C8(32), C8(40), \
+            C8(48), C8(56))
 PRODUCTS(f16)
 PRODUCTS(bf16)
 
@@ -216,15 +226,13 @@ template <class T> __device__ inline uint4 nf4_eight(const ic_cu_nf4 &q, const n
 
 #if IC_CU_WGMMA
 /* The compiler moves nothing of the accumulators past this. */
-template <int A, int B, int C> __device__ inline void settle(float (&acc)[A][B][C])
+template <int A, int B> __device__ inline void settle(float (&acc)[A][B])
 {
 #pragma unroll
     for (int a = 0; a < A; a++)
 #pragma unroll
         for (int b = 0; b < B; b++)
-#pragma unroll
-            for (int c = 0; c < C; c++)
-                asm volatile("" : "+f"(acc[a][b][c])::"memory");
+            asm volatile("" : "+f"(acc[a][b])::"memory");
 }
 #endif
 
@@ -236,7 +244,6 @@ __global__ void __launch_bounds__(WM *WK * 128, BLOCKS) wide_kernel(const __grid
     constexpr int BORDER = TAPS == 9 ? 1 : 0, TILE_W = M >= 128 ? 16 : 8, TILE_H = M / TILE_W;
     constexpr int BW = TILE_W + 2 * BORDER, BH = TILE_H + 2 * BORDER, CELLS = BW * BH, PLANE = CELLS * 16;
     constexpr int UNITS = TAPS == 9 ? UNITS9 : 4, STAGE = UNITS * N8 * UNIT;
-    constexpr int NI = N < 64 ? N : 64, NI8 = NI / 8, NB = N / NI; /* columns of an instruction */
     constexpr int GROUP = WM * 128; /* threads that share a stage */
     constexpr int OUT_ROW = N * 2 + 16;
     extern __shared__ __align__(128) char smem[];
@@ -270,45 +277,41 @@ __global__ void __launch_bounds__(WM *WK * 128, BLOCKS) wide_kernel(const __grid
     int fill_left = a.resident ? a.stages * a.passes : tiles * a.passes * a.stages, fill_stage = wk,
         fill_pass = 0, fill_slot = wk;
     fill_left = (fill_left - wk + WK - 1) / WK;
-    constexpr int ITEMS = UNITS * NI8 * 16, MINE = (ITEMS + GROUP - 1) / GROUP; /* 16-byte rows; a thread's */
+    constexpr int ITEMS = UNITS * N8 * 16, MINE = (ITEMS + GROUP - 1) / GROUP; /* 16-byte rows; a thread's */
     auto fill = [&]() {
         const uint32_t to = ring + fill_slot * STAGE;
+        /* pack.c's blocks are of 128 columns, the last one of what is left */
+        const int n8 = (block0 + fill_pass) * N8, width = min(16, a.columns / 8 - (n8 & ~15));
+        const size_t from = (size_t)(n8 & ~15) * units_all + (size_t)fill_stage * UNITS * width + (n8 & 15);
+        if (NF4) {
+            /* all loads before the first use */
+            nf4_octet octets[MINE];
 #pragma unroll
-        for (int b = 0; b < NB; b++) {
-            /* pack.c's blocks are of 64 columns, the last one of what is left */
-            const int n8 = (block0 + fill_pass) * N8 + b * NI8, width = min(8, a.columns / 8 - (n8 & ~7));
-            const size_t from = (size_t)(n8 & ~7) * units_all + (size_t)fill_stage * UNITS * width + (n8 & 7);
-            if (NF4) {
-                /* all loads before the first use */
-                nf4_octet octets[MINE];
-#pragma unroll
-                for (int k = 0; k < MINE; k++) {
-                    const int i = min(k * GROUP + gtid, ITEMS - 1), u = i / (NI8 * 16),
-                              at = i - u * (NI8 * 16), unit = fill_stage * UNITS + u,
-                              c = TAPS == 9 ? unit / 9 : unit;
-                    octets[k] = nf4_load(a.nf4, a.nf4.codes + (from + u * width) * 16 + at,
-                                         (n8 + (at >> 4)) * 8 + (at & 7), unit - c * TAPS,
-                                         c * 16 + (at >> 3 & 1) * 8);
-                }
-#pragma unroll
-                for (int k = 0; k < MINE; k++) {
-                    const uint4 v = nf4_eight<T>(a.nf4, octets[k]);
-                    if (ITEMS % GROUP == 0 || k * GROUP + gtid < ITEMS)
-                        asm volatile("st.shared.v4.b32 [%0], {%1,%2,%3,%4};" ::"r"(
-                                         to + (b * ITEMS + k * GROUP + gtid) * 16),
-                                     "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
-                                     : "memory");
-                }
-            } else if (gtid == 0) {
-                const char *weight = static_cast<const char *>(a.weight) + from * UNIT;
-                if (b == 0)
-                    barrier_expect(full(fill_slot), STAGE);
-                if (width == NI8)
-                    copy_bulk(to + b * UNITS * NI8 * UNIT, weight, UNITS * NI8 * UNIT, full(fill_slot));
-                else
-                    for (int u = 0; u < UNITS; u++)
-                        copy_bulk(to + u * NI8 * UNIT, weight + u * width * UNIT, NI8 * UNIT, full(fill_slot));
+            for (int k = 0; k < MINE; k++) {
+                const int i = min(k * GROUP + gtid, ITEMS - 1), u = i / (N8 * 16),
+                          at = i - u * (N8 * 16), unit = fill_stage * UNITS + u,
+                          c = TAPS == 9 ? unit / 9 : unit;
+                octets[k] = nf4_load(a.nf4, a.nf4.codes + (from + u * width) * 16 + at,
+                                     (n8 + (at >> 4)) * 8 + (at & 7), unit - c * TAPS,
+                                     c * 16 + (at >> 3 & 1) * 8);
             }
+#pragma unroll
+            for (int k = 0; k < MINE; k++) {
+                const uint4 v = nf4_eight<T>(a.nf4, octets[k]);
+                if (ITEMS % GROUP == 0 || k * GROUP + gtid < ITEMS)
+                    asm volatile("st.shared.v4.b32 [%0], {%1,%2,%3,%4};" ::"r"(
+                                     to + (k * GROUP + gtid) * 16),
+                                 "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
+                                 : "memory");
+            }
+        } else if (gtid == 0) {
+            const char *weight = static_cast<const char *>(a.weight) + from * UNIT;
+            barrier_expect(full(fill_slot), STAGE);
+            if (width == N8)
+                copy_bulk(to, weight, STAGE, full(fill_slot));
+            else
+                for (int u = 0; u < UNITS; u++)
+                    copy_bulk(to + u * N8 * UNIT, weight + u * width * UNIT, N8 * UNIT, full(fill_slot));
         }
         if (NF4) {
             fence_writes();
@@ -350,96 +353,114 @@ __global__ void __launch_bounds__(WM *WK * 128, BLOCKS) wide_kernel(const __grid
                                  : (CELLS + 8 * WARPS - 1) / (8 * WARPS);
         in.to = smem + a.area_at + (a.buffers == 2 ? item & 1 : 0) * a.buffer_bytes;
     };
-    /* fn(input, its load, address, its channel, groups, cell y and x, inside) for this thread's cells of
-     * turns [from, to), once for each of the inputs that the chunk has a part of. Eight lanes are eight cells
-     * of an octet, the warp's quarters octets of the same cells. */
     const char *base0 = static_cast<const char *>(a.in[0].p) + (size_t)sample * a.in[0].stride,
                *base1 = static_cast<const char *>(a.in[1].p) + (size_t)sample * a.in[1].stride;
-    auto pieces = [&](int from, int to, auto fn) {
-        const int octet = (lane >> 3) & ((1 << in.shift) - 1),
-                  in_warp = (lane & 7) + (lane >> (3 + in.shift)) * 8;
-        /* an input's channels are whole groups: shift is 1 where they are not whole 32s */
-        const int split = min(max(a.in[0].cpad - in.first, 0) >> (3 + in.shift), in.groups);
+    /* This thread's cell in a turn. Eight lanes are eight cells of an octet, the warp's quarters octets of the
+     * same cells. */
+    struct spot {
+        bool mine, inside;
+        int cell, y, x;
+    };
+    auto spot_of = [&](int turn) {
+        spot p;
+        const int cell = ((turn * WARPS + warp) << (5 - in.shift)) + (lane & 7) + (lane >> (3 + in.shift)) * 8;
+        p.mine = cell < CELLS;
+        p.cell = min(cell, CELLS - 1);
+        const int py = p.cell / BW;
+        p.y = in.y0 + py;
+        p.x = in.x0 + p.cell - py * BW;
+        p.inside = (unsigned)p.y < (unsigned)a.height && (unsigned)p.x < (unsigned)a.width;
+        return p;
+    };
+    /* fn(input, its load, where its plane begins, its channel) for each of this thread's octets. An input's
+     * channels are whole groups: shift is 1 where they are not whole 32s. */
+    auto octets = [&](auto fn) {
+        const int octet = (lane >> 3) & ((1 << in.shift) - 1);
 #pragma unroll 1
-        for (int turn = from; turn < to; turn++) {
-            const int cell = ((turn * WARPS + warp) << (5 - in.shift)) + in_warp;
-            if (cell < CELLS) {
-                const int py = cell / BW, y = in.y0 + py, x = in.x0 + cell - py * BW;
-                const bool inside = (unsigned)y < (unsigned)a.height && (unsigned)x < (unsigned)a.width;
-                char *at = in.to + octet * PLANE + cell * 16;
-#pragma unroll 1
-                for (int which = split > 0 ? 0 : 1; which < (split < in.groups ? 2 : 1); which++) {
-                    const int first = which ? split : 0, groups = which ? in.groups - split : split,
-                              c = in.first + 8 * ((first << in.shift) + octet) - (which ? a.in[0].cpad : 0);
-                    fn(which, which ? a.in[1].load : a.in[0].load, at + (first << in.shift) * PLANE, c, groups,
-                       y, x, inside);
-                }
-            }
+        for (int g = 0; g < in.groups; g++) {
+            const int c = in.first + 8 * ((g << in.shift) + octet), which = in.first + (8 * g << in.shift) >= a.in[0].cpad;
+            fn(which, which ? a.in[1].load : a.in[0].load, in.to + ((g << in.shift) + octet) * PLANE,
+               which ? c - a.in[0].cpad : c);
         }
     };
     /* What needs no arithmetic yet is copied as it is; what is left is done when the norm is known. */
     auto begin = [&]() {
-        const int step = 16 << in.shift; /* bytes of a group's channels */
-        pieces(0, in.turns, [&](int which, int load, char *at, int c, int groups, int y, int x, bool inside) {
+        octets([&](int which, int load, char *plane, int c) {
             if (load != IC_CU_LOAD_NORM && load != IC_CU_LOAD_RAW)
                 return;
-            const char *from =
-                (which ? base1 : base0) +
-                2 * (size_t)(unsigned)((y * a.width + x) * (which ? a.in[1].cpad : a.in[0].cpad) + c);
-            uint32_t to = shared_address(at);
+            const char *from = (which ? base1 : base0) + 2 * c;
+            const unsigned step = 2 * (which ? a.in[1].cpad : a.in[0].cpad);
+            const uint32_t to = shared_address(plane);
 #pragma unroll 2
-            for (int g = 0; g < groups; g++) {
-                if (inside)
-                    copy16_async(to, from);
-                else
-                    asm volatile("st.shared.v4.b32 [%0], {%1,%1,%1,%1};" ::"r"(to), "r"(0) : "memory");
-                to += PLANE << in.shift;
-                from += step;
+            for (int turn = 0; turn < in.turns; turn++) {
+                const spot p = spot_of(turn);
+                if (p.mine) /* outside the grid: zeros */
+                    copy16_or_zero(to + p.cell * 16,
+                                   from + (p.inside ? (size_t)(unsigned)(p.y * a.width + p.x) * step : 0),
+                                   p.inside);
             }
         });
         copies_commit();
     };
-    auto end = [&](int from, int to) {
-        pieces(from, to, [&](int which, int load, char *at, int c, int groups, int y, int x, bool inside) {
-            if (load == IC_CU_LOAD_RAW || (load == IC_CU_LOAD_NORM && !inside))
-                return; /* outside it stays zero, after the activation */
+    auto end = [&](int turn0, int turn1) {
+        octets([&](int which, int load, char *plane, int c) {
             const float *times = scale + (which ? a.in[0].cpad : 0) + c, *plus = times + channels;
-            const int cpad = which ? a.in[1].cpad : a.in[0].cpad, step = 8 << in.shift;
             if (load == IC_CU_LOAD_NORM) {
-#pragma unroll 2
-                for (int g = 0; g < groups; g++) {
-                    uint4 *v = reinterpret_cast<uint4 *>(at + (g << in.shift) * PLANE);
-                    *v = normalised<T>(*v, times + g * step, plus + g * step);
+                float by[8], add_to[8];
+#pragma unroll
+                for (int i = 0; i < 8; i++) {
+                    by[i] = times[i];
+                    add_to[i] = plus[i];
+                }
+                for (int turn = turn0; turn < turn1; turn += 2) { /* two at a time: their latencies overlap */
+                    spot p[2];
+                    uint4 v[2];
+#pragma unroll
+                    for (int k = 0; k < 2; k++) {
+                        p[k] = spot_of(turn + k);
+                        v[k] = *reinterpret_cast<const uint4 *>(plane + p[k].cell * 16);
+                    }
+#pragma unroll
+                    for (int k = 0; k < 2; k++)
+                        v[k] = normalised<T>(v[k], by, add_to);
+#pragma unroll
+                    for (int k = 0; k < 2; k++) /* outside it stays zero, after the activation */
+                        if (p[k].mine && p[k].inside && turn + k < turn1)
+                            *reinterpret_cast<uint4 *>(plane + p[k].cell * 16) = v[k];
                 }
                 return;
             }
-#pragma unroll 1
-            for (int g = 0; g < groups; g++) {
+            if (load == IC_CU_LOAD_RAW)
+                return;
+#pragma unroll 2
+            for (int turn = turn0; turn < turn1; turn++) {
+                const spot p = spot_of(turn);
                 uint4 out = make_uint4(0, 0, 0, 0);
-                if (inside && load == IC_CU_LOAD_POOL) {
-                    const int w = 2 * a.width;
-                    const char *four = (which ? base1 : base0) +
-                                       2 * (((size_t)(2 * y) * w + 2 * x) * cpad + c + g * step);
+                if (p.inside && load == IC_CU_LOAD_POOL) {
+                    const int w = 2 * a.width, cpad = which ? a.in[1].cpad : a.in[0].cpad;
+                    const char *four =
+                        (which ? base1 : base0) + 2 * (((size_t)(2 * p.y) * w + 2 * p.x) * cpad + c);
                     uint4 q[4];
 #pragma unroll
                     for (int k = 0; k < 4; k++)
                         q[k] = __ldcg(reinterpret_cast<const uint4 *>(
                             four + 2 * ((k >> 1) * (size_t)w + (k & 1)) * cpad));
-                    out = pooled<T>(q, times + g * step, plus + g * step);
-                } else if (inside && load == IC_CU_LOAD_PSI) {
+                    out = pooled<T>(q, times, plus);
+                } else if (p.inside && load == IC_CU_LOAD_PSI) {
                     uint4 q[2];
-                    load_psi(q, io.psi + (size_t)(y * a.width + x) * 2 * a.d, c + g * step, 2 * a.d);
+                    load_psi(q, io.psi + (size_t)(p.y * a.width + p.x) * 2 * a.d, c, 2 * a.d);
                     const float *f = reinterpret_cast<const float *>(q);
                     out = make_uint4(T::pack(f[0], f[1]), T::pack(f[2], f[3]), T::pack(f[4], f[5]),
                                      T::pack(f[6], f[7]));
                 }
-                *reinterpret_cast<uint4 *>(at + (g << in.shift) * PLANE) = out;
+                if (p.mine)
+                    *reinterpret_cast<uint4 *>(plane + p.cell * 16) = out;
             }
         });
     };
 
     const int items = tiles * a.chunks;
-    float acc[MT][NB][NI / 2];
+    float acc[MT][N / 2];
     float total = 0; /* this lane's part of the statistics, over tiles */
     int add = 0, slot = wk;
     uint32_t phase = 0;
@@ -506,10 +527,8 @@ __global__ void __launch_bounds__(WM *WK * 128, BLOCKS) wide_kernel(const __grid
                     for (int m = 0; m < MT; m++) {
                         constexpr int ACROSS = TILE_W / 8; /* patches */
                         const int patch = MT % ACROSS == 0 ? m / ACROSS * 8 * BW + m % ACROSS * 8 : 0;
-#pragma unroll
-                        for (int b = 0; b < NB; b++)
-                            product<BW, UNIT / 16>(acc[m][b], rows + tap + patch,
-                                                   columns + (b * UNITS + u) * (NI8 * UNIT / 16), add, T());
+                        product<BW, UNIT / 16>(acc[m], rows + tap + patch, columns + u * (N8 * UNIT / 16), add,
+                                               T());
                     }
                     add = 1;
                 }
@@ -554,8 +573,8 @@ __global__ void __launch_bounds__(WM *WK * 128, BLOCKS) wide_kernel(const __grid
 #pragma unroll
                         for (int i = 0; i < N8; i++)
                             partial[(((wk - 1) * MT + m) * N8 + i) * GROUP + gtid] =
-                                make_float4(acc[m][i / NI8][i % NI8 * 4], acc[m][i / NI8][i % NI8 * 4 + 1], acc[m][i / NI8][i % NI8 * 4 + 2],
-                                            acc[m][i / NI8][i % NI8 * 4 + 3]);
+                                make_float4(acc[m][4 * i], acc[m][4 * i + 1], acc[m][4 * i + 2],
+                                            acc[m][4 * i + 3]);
                 }
                 __syncthreads();
                 if (wk == 0) {
@@ -566,10 +585,10 @@ __global__ void __launch_bounds__(WM *WK * 128, BLOCKS) wide_kernel(const __grid
 #pragma unroll
                             for (int i = 0; i < N8; i++) {
                                 const float4 v = partial[(((k - 1) * MT + m) * N8 + i) * GROUP + gtid];
-                                acc[m][i / NI8][i % NI8 * 4] += v.x;
-                                acc[m][i / NI8][i % NI8 * 4 + 1] += v.y;
-                                acc[m][i / NI8][i % NI8 * 4 + 2] += v.z;
-                                acc[m][i / NI8][i % NI8 * 4 + 3] += v.w;
+                                acc[m][4 * i] += v.x;
+                                acc[m][4 * i + 1] += v.y;
+                                acc[m][4 * i + 2] += v.z;
+                                acc[m][4 * i + 3] += v.w;
                             }
                 }
                 __syncthreads();
@@ -606,7 +625,7 @@ __global__ void __launch_bounds__(WM *WK * 128, BLOCKS) wide_kernel(const __grid
                             float2 bias = make_float2(0, 0);
                             if (a.bias)
                                 bias = __ldg(reinterpret_cast<const float2 *>(a.bias + at));
-                            const float *sum = &acc[m][n / NI8][n % NI8 * 4];
+                            const float *sum = &acc[m][4 * n];
                             float v[4] = {sum[0] + bias.x, sum[1] + bias.y, sum[2] + bias.x,
                                           sum[3] + bias.y};
                             if (in0) {
