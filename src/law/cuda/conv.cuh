@@ -244,10 +244,10 @@ __device__ inline void locate(const weights &w, int u, int &tap, int &c)
 
 /* Where pack.c put the 8 inputs of a column that lane `lane` brings of a 16 x 16 piece: lanes are
  * [2 x 8 columns][2 x 8 inputs][column]. Blocks are of 128 columns, the last one of what is left. */
-__device__ inline size_t weight_row(const ic_cu_conv &a, int taps, int column8, int tap, int c, int lane)
+__device__ inline uint32_t weight_row(const ic_cu_conv &a, int taps, int column8, int tap, int c, int lane)
 {
     const int n = column8 + (lane >> 4), block = n & ~15, width = min(16, a.columns / 8 - block);
-    return ((size_t)block * a.c16 * taps + (size_t)(c * taps + tap) * width + (n & 15)) * 16 + (lane & 15);
+    return (uint32_t)(block * a.c16 * taps + (c * taps + tap) * width + (n & 15)) * 16 + (lane & 15);
 }
 
 /* Copies `count` slices from `first` on, all columns of the block, to shared memory. */
@@ -262,8 +262,8 @@ __device__ inline void fetch_weights(const ic_cu_conv &a, const weights &w, int 
         locate(w, u, tap, c);
         char *at = to + (size_t)i * 16;
         if (u < w.units && w.column16 + n < w.columns16) {
-            const size_t from = weight_row(a, TAPS, 2 * (w.column16 + n), tap, c, lane);
-            copy16_async(shared_address(at), static_cast<const char *>(a.weight) + from * 16);
+            const uint32_t from = weight_row(a, TAPS, 2 * (w.column16 + n), tap, c, lane);
+            copy16_async(shared_address(at), static_cast<const char *>(a.weight) + (size_t)from * 16);
         } else {
             *reinterpret_cast<uint4 *>(at) = make_uint4(0, 0, 0, 0);
         }

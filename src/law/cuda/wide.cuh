@@ -304,14 +304,18 @@ __global__ void __launch_bounds__(WM *WK * 128, BLOCKS) wide_kernel(const __grid
                                  "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
                                  : "memory");
             }
-        } else if (gtid == 0) {
+        } else if (lane == 0) {
             const char *weight = static_cast<const char *>(a.weight) + from * UNIT;
-            barrier_expect(full(fill_slot), STAGE);
-            if (width == N8)
-                copy_bulk(to, weight, STAGE, full(fill_slot));
-            else
-                for (int u = 0; u < UNITS; u++)
+            if (gtid == 0)
+                barrier_expect(full(fill_slot), STAGE);
+            if (width == N8) {
+                if (gtid == 0)
+                    copy_bulk(to, weight, STAGE, full(fill_slot));
+            } else {
+                /* one thread would take long to ask for them all */
+                for (int u = gtid / 32; u < UNITS; u += GROUP / 32)
                     copy_bulk(to + u * N8 * UNIT, weight + u * width * UNIT, N8 * UNIT, full(fill_slot));
+            }
         }
         if (NF4) {
             fence_writes();
@@ -502,8 +506,7 @@ __global__ void __launch_bounds__(WM *WK * 128, BLOCKS) wide_kernel(const __grid
                 if (lane == 0)
                     barrier_arrive(empty(before));
                 if (fill_left > 0) {
-                    if (NF4 || gtid < 32)
-                        barrier_wait(empty(before), before_phase);
+                    barrier_wait(empty(before), before_phase);
                     fill();
                 }
             };
