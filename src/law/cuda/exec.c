@@ -20,9 +20,9 @@
 #define BUCKETS_MAX 24  /* batch sizes that have graphs of their own */
 #define TUNE_LAUNCHES 8 /* of a candidate, between two events */
 #define TUNE_ROUNDS 3
-#define TUNE_HOPELESS 1.5f   /* times as slow as the best, after what a lone launch adds of its own */
+#define TUNE_HOPELESS 1.5f  /* times as slow as the best, after what a lone launch adds of its own */
 #define TUNE_LONE_MS 0.006f /* at most */
-#define KNOWN_MAX 1024  /* cuts of convolutions that are remembered */
+#define KNOWN_MAX 1024      /* cuts of convolutions that are remembered */
 
 enum launch_kind { CONV, LSTM, UPDATE, OP32 };
 

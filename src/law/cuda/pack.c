@@ -1,10 +1,11 @@
 /* Weights in the order in which the tensor cores want them, sent to the device once per law.
  *
  * A unit is 8 columns (output channels) of 16 input channels at one tap: [2][8 columns][8 inputs], two of
- * the 8x8 matrices that ldmatrix and wgmma read. Units lie [columns/128][inputs/16][tap][16 (the last block:
- * what is left)], so that what a block of columns takes of any range of inputs is in one piece. Channels are padded to whole 16s with zeros. The
- * field's channels change from PyTorch's order (all Re, then all Im) to psi's own, side by side, by
- * permuting the first layer's inputs and the last layer's columns.
+ * the 8x8 matrices that ldmatrix and wgmma read. Units lie [columns/128][inputs/16][tap][16 (the last
+ * block: what is left)], so that what a block of columns takes of any range of inputs is in one piece.
+ * Channels are padded to whole 16s with zeros. The field's channels change from PyTorch's order (all Re,
+ * then all Im) to psi's own, side by side, by permuting the first layer's inputs and the last layer's
+ * columns.
  *
  * NF4 weights keep their codes, in the same order, and their scales in the checkpoint's order; those of the
  * two layers that touch the field, and blocks of another size than 64, become 16-bit here. */
@@ -15,7 +16,7 @@
 
 #include "model/half.h"
 
-#define UNIT 128 /* values of a unit */
+#define UNIT 128  /* values of a unit */
 #define BLOCK 128 /* columns that lie together */
 #define SMALLEST_GRID 16
 
@@ -261,7 +262,8 @@ static enum ic_status find_device(struct ic_law_packed *p, struct ic_err *err)
     p->overlap = prop.major >= 9;
     if (p->type != IC_CU_F32 && (e = ic_cu_conv_init(p->type, p->smem_max)) != cudaSuccess)
         return ic_cu_fail(err, e, "this build's kernels on this device");
-    p->wide = p->type != IC_CU_F32 && prop.major == 9 && ic_cu_wide_init(p->type, p->smem_max) == cudaSuccess;
+    p->wide =
+        p->type != IC_CU_F32 && prop.major == 9 && ic_cu_wide_init(p->type, p->smem_max) == cudaSuccess;
     return IC_OK;
 }
 

@@ -57,14 +57,15 @@ static int rounded(int a)
     return (a + 127) / 128 * 128;
 }
 
-int ic_cu_wide_shape(struct ic_cu_conv *c, int config, int taps, const struct ic_cu_wide_cut *cut, int smem_max)
+int ic_cu_wide_shape(struct ic_cu_conv *c, int config, int taps, const struct ic_cu_wide_cut *cut,
+                     int smem_max)
 {
     const struct ic_cu_config *k = &configs[config].shared;
     const int border = taps == 9 ? 2 : 0, wk = k->warps_k, n8 = k->columns / 8;
     const int units = taps == 9 ? configs[config].units : 4, stage = units * n8 * 256;
     const int blocks = (c->columns + k->columns - 1) / k->columns;
-    if (c->epilogue == IC_CU_UPDATE || (c->stats && c->stats_gran != 8) ||
-        c->c16 * taps % units || c->columns % k->columns || c->out_stride >> 31)
+    if (c->epilogue == IC_CU_UPDATE || (c->stats && c->stats_gran != 8) || c->c16 * taps % units ||
+        c->columns % k->columns || c->out_stride >> 31)
         return 0;
     c->chunk16 = cut->chunk16 > 0 && cut->chunk16 < c->c16 ? cut->chunk16 : c->c16;
     c->chunks = (c->c16 + c->chunk16 - 1) / c->chunk16;
@@ -82,7 +83,8 @@ int ic_cu_wide_shape(struct ic_cu_conv *c, int config, int taps, const struct ic
         blocks % c->passes || (c->buffers == 2 && c->chunks * cut->tiles == 1))
         return 0;
     /* groups that share the sum take turns at stages, in every chunk alike */
-    const int in_chunk = taps == 9 ? c->chunk16 * 9 / units : c->stages, in_last = c->stages - (c->chunks - 1) * in_chunk;
+    const int in_chunk = taps == 9 ? c->chunk16 * 9 / units : c->stages,
+              in_last = c->stages - (c->chunks - 1) * in_chunk;
     if (in_chunk % wk || in_last % wk)
         return 0;
     c->ring = c->resident ? c->stages * c->passes : (units == 9 ? 3 : 4) * (wk > 1 ? 2 : 1);
@@ -127,16 +129,17 @@ cudaError_t ic_cu_wide_init(enum ic_cu_type type, int smem_max)
     return e;
 }
 
-cudaError_t ic_cu_wide_run(const struct ic_cu_conv *c, enum ic_cu_type type, int config, int taps, int samples,
-                           int overlap, cudaStream_t stream)
+cudaError_t ic_cu_wide_run(const struct ic_cu_conv *c, enum ic_cu_type type, int config, int taps,
+                           int samples, int overlap, cudaStream_t stream)
 {
     const struct ic_cu_config *k = &configs[config].shared;
     cudaLaunchAttribute attribute = {};
     attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attribute.val.programmaticStreamSerializationAllowed = 1;
     cudaLaunchConfig_t launch = {};
-    launch.gridDim = dim3((unsigned)c->slots,
-                          (unsigned)((c->columns + k->columns - 1) / k->columns / c->passes), (unsigned)samples);
+    launch.gridDim =
+        dim3((unsigned)c->slots, (unsigned)((c->columns + k->columns - 1) / k->columns / c->passes),
+             (unsigned)samples);
     launch.blockDim = dim3((unsigned)k->threads);
     launch.dynamicSmemBytes = (size_t)c->smem;
     launch.stream = stream;

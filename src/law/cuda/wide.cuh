@@ -86,8 +86,8 @@ __device__ inline void store_matrix(uint32_t at, uint32_t a, uint32_t b, uint32_
                  : "memory");
 }
 
-/* A matrix in shared memory: its address, and the steps between core matrices along the sum and along rows
- * (or columns), in 16 bytes each. The halves of a descriptor; only the lower one changes in a loop. */
+/* The lower half of a matrix's descriptor: where it lies, and the step between core matrices along the sum,
+ * in 16 bytes. The upper half, the step along rows (or columns), is the same for a whole kernel. */
 __device__ inline constexpr uint32_t matrix_low(uint32_t at, uint32_t along_sum)
 {
     return along_sum << 16 | at;
@@ -109,7 +109,7 @@ __device__ inline constexpr uint32_t matrix_low(uint32_t at, uint32_t along_sum)
         asm volatile("{\n\t.reg .pred p;\n\t.reg .b64 da, db;\n\tsetp.ne.b32 p, %" on ", 0;\n\t"           \
                      "mov.b64 da, {%" a ", %" rows "};\n\tmov.b64 db, {%" b ", %" columns "};\n\t"         \
                      "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." #type "." #type " {" list           \
-                     "}, da, db, p, 1, 1, 0, 0;\n\t}"                                                     \
+                     "}, da, db, p, 1, 1, 0, 0;\n\t}"                                                      \
                      : __VA_ARGS__                                                                         \
                      : "r"(da), "r"(db), "r"(add), "n"(ROWS), "n"(COLUMNS));                               \
     }
@@ -167,7 +167,8 @@ __device__ inline uint32_t bytes_of(uint32_t a, uint32_t b, uint32_t selectors)
 template <class T> __device__ inline void nf4_four(uint32_t codes, uint32_t &v01, uint32_t &v23)
 {
     typedef nf4_bytes<T> b;
-    const uint32_t in_half = codes & 0x7777u, upper = bytes_of(0x80808080u, 0x80808080u, codes) ^ 0x80808080u,
+    const uint32_t in_half = codes & 0x7777u,
+                   upper = bytes_of(0x80808080u, 0x80808080u, codes) ^ 0x80808080u,
                    mask = upper | upper << 1; /* 0xff where a code is 8 or more */
     const uint32_t low = (bytes_of(b::low[0], b::low[1], in_half) & ~mask) |
                          (bytes_of(b::low[2], b::low[3], in_half) & mask),
@@ -236,6 +237,8 @@ template <int A, int B> __device__ inline void settle(float (&acc)[A][B])
 }
 #endif
 
+/* ---- The kernel ------------------------------------------------------------------------------------ */
+
 template <class T, bool NF4, int TAPS, int WM, int WK, int MT, int N, int UNITS9, int BLOCKS>
 __global__ void __launch_bounds__(WM *WK * 128, BLOCKS) wide_kernel(const __grid_constant__ ic_cu_conv a)
 {
@@ -277,7 +280,8 @@ __global__ void __launch_bounds__(WM *WK * 128, BLOCKS) wide_kernel(const __grid
     int fill_left = a.resident ? a.stages * a.passes : tiles * a.passes * a.stages, fill_stage = wk,
         fill_pass = 0, fill_slot = wk;
     fill_left = (fill_left - wk + WK - 1) / WK;
-    constexpr int ITEMS = UNITS * N8 * 16, MINE = (ITEMS + GROUP - 1) / GROUP; /* 16-byte rows; a thread's */
+    constexpr int ITEMS = UNITS * N8 * 16,
+                  MINE = (ITEMS + GROUP - 1) / GROUP; /* 16-byte rows; a thread's */
     auto fill = [&]() {
         const uint32_t to = ring + fill_slot * STAGE;
         /* pack.c's blocks are of 128 columns, the last one of what is left */
@@ -288,21 +292,20 @@ __global__ void __launch_bounds__(WM *WK * 128, BLOCKS) wide_kernel(const __grid
             nf4_octet octets[MINE];
 #pragma unroll
             for (int k = 0; k < MINE; k++) {
-                const int i = min(k * GROUP + gtid, ITEMS - 1), u = i / (N8 * 16),
-                          at = i - u * (N8 * 16), unit = fill_stage * UNITS + u,
-                          c = TAPS == 9 ? unit / 9 : unit;
-                octets[k] = nf4_load(a.nf4, a.nf4.codes + (from + u * width) * 16 + at,
-                                     (n8 + (at >> 4)) * 8 + (at & 7), unit - c * TAPS,
-                                     c * 16 + (at >> 3 & 1) * 8);
+                const int i = min(k * GROUP + gtid, ITEMS - 1), u = i / (N8 * 16), at = i - u * (N8 * 16),
+                          unit = fill_stage * UNITS + u, c = TAPS == 9 ? unit / 9 : unit;
+                octets[k] =
+                    nf4_load(a.nf4, a.nf4.codes + (from + u * width) * 16 + at,
+                             (n8 + (at >> 4)) * 8 + (at & 7), unit - c * TAPS, c * 16 + (at >> 3 & 1) * 8);
             }
 #pragma unroll
             for (int k = 0; k < MINE; k++) {
                 const uint4 v = nf4_eight<T>(a.nf4, octets[k]);
                 if (ITEMS % GROUP == 0 || k * GROUP + gtid < ITEMS)
-                    asm volatile("st.shared.v4.b32 [%0], {%1,%2,%3,%4};" ::"r"(
-                                     to + (k * GROUP + gtid) * 16),
-                                 "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
-                                 : "memory");
+                    asm volatile(
+                        "st.shared.v4.b32 [%0], {%1,%2,%3,%4};" ::"r"(to + (k * GROUP + gtid) * 16),
+                        "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
+                        : "memory");
             }
         } else if (lane == 0) {
             const char *weight = static_cast<const char *>(a.weight) + from * UNIT;
@@ -340,7 +343,7 @@ __global__ void __launch_bounds__(WM *WK * 128, BLOCKS) wide_kernel(const __grid
     /* ---- input: item i is a chunk of a tile, in buffer i % buffers ---- */
     struct {
         int y0, x0;
-        int first;      /* channel, of both inputs' together */
+        int first;         /* channel, of both inputs' together */
         int shift, groups; /* log2 of the octets that a warp takes at once; their groups */
         int turns;         /* over cells */
         char *to;
@@ -353,21 +356,22 @@ __global__ void __launch_bounds__(WM *WK * 128, BLOCKS) wide_kernel(const __grid
         in.first = chunk * a.chunk16 * 16;
         in.shift = nc & 1 || a.in[0].cpad & 31 ? 1 : 2;
         in.groups = 2 * nc >> in.shift;
-        in.turns = in.shift == 1 ? (CELLS + 16 * WARPS - 1) / (16 * WARPS)
-                                 : (CELLS + 8 * WARPS - 1) / (8 * WARPS);
+        in.turns =
+            in.shift == 1 ? (CELLS + 16 * WARPS - 1) / (16 * WARPS) : (CELLS + 8 * WARPS - 1) / (8 * WARPS);
         in.to = smem + a.area_at + (a.buffers == 2 ? item & 1 : 0) * a.buffer_bytes;
     };
     const char *base0 = static_cast<const char *>(a.in[0].p) + (size_t)sample * a.in[0].stride,
                *base1 = static_cast<const char *>(a.in[1].p) + (size_t)sample * a.in[1].stride;
-    /* This thread's cell in a turn. Eight lanes are eight cells of an octet, the warp's quarters octets of the
-     * same cells. */
+    /* This thread's cell in a turn. Eight lanes are eight cells of an octet, the warp's quarters octets of
+     * the same cells. */
     struct spot {
         bool mine, inside;
         int cell, y, x;
     };
     auto spot_of = [&](int turn) {
         spot p;
-        const int cell = ((turn * WARPS + warp) << (5 - in.shift)) + (lane & 7) + (lane >> (3 + in.shift)) * 8;
+        const int cell =
+            ((turn * WARPS + warp) << (5 - in.shift)) + (lane & 7) + (lane >> (3 + in.shift)) * 8;
         p.mine = cell < CELLS;
         p.cell = min(cell, CELLS - 1);
         const int py = p.cell / BW;
@@ -382,7 +386,8 @@ __global__ void __launch_bounds__(WM *WK * 128, BLOCKS) wide_kernel(const __grid
         const int octet = (lane >> 3) & ((1 << in.shift) - 1);
 #pragma unroll 1
         for (int g = 0; g < in.groups; g++) {
-            const int c = in.first + 8 * ((g << in.shift) + octet), which = in.first + (8 * g << in.shift) >= a.in[0].cpad;
+            const int c = in.first + 8 * ((g << in.shift) + octet),
+                      which = in.first + (8 * g << in.shift) >= a.in[0].cpad;
             fn(which, which ? a.in[1].load : a.in[0].load, in.to + ((g << in.shift) + octet) * PLANE,
                which ? c - a.in[0].cpad : c);
         }
@@ -416,7 +421,8 @@ __global__ void __launch_bounds__(WM *WK * 128, BLOCKS) wide_kernel(const __grid
                     by[i] = times[i];
                     add_to[i] = plus[i];
                 }
-                for (int turn = turn0; turn < turn1; turn += 2) { /* two at a time: their latencies overlap */
+                for (int turn = turn0; turn < turn1;
+                     turn += 2) { /* two at a time: their latencies overlap */
                     spot p[2];
                     uint4 v[2];
 #pragma unroll
@@ -472,8 +478,7 @@ __global__ void __launch_bounds__(WM *WK * 128, BLOCKS) wide_kernel(const __grid
     for (int item = 0; item < items; item++) {
         const int ti = tile0 + divided(item, a.chunks), chunk = item - divided(item, a.chunks) * a.chunks;
         const bool last_chunk = chunk == a.chunks - 1, has_next = item + 1 < items;
-        const int nc = min(a.chunk16, a.c16 - chunk * a.chunk16),
-                  stages = nc * TAPS / UNITS;
+        const int nc = min(a.chunk16, a.c16 - chunk * a.chunk16), stages = nc * TAPS / UNITS;
         char *buffer = smem + a.area_at + (a.buffers == 2 ? item & 1 : 0) * a.buffer_bytes;
         if (item == 0 || a.buffers == 1) {
             if (item == 0)
@@ -484,7 +489,8 @@ __global__ void __launch_bounds__(WM *WK * 128, BLOCKS) wide_kernel(const __grid
             begin();
             if (item == 0) {
                 norm_coefficients(a.in[0], sample, scale, shift, tid, THREADS);
-                norm_coefficients(a.in[1], sample, scale + a.in[0].cpad, shift + a.in[0].cpad, tid, THREADS);
+                norm_coefficients(a.in[1], sample, scale + a.in[0].cpad, shift + a.in[0].cpad, tid,
+                                  THREADS);
                 __syncthreads();
             }
             copies_wait<0>();
@@ -512,9 +518,11 @@ __global__ void __launch_bounds__(WM *WK * 128, BLOCKS) wide_kernel(const __grid
             };
             settle(acc);
             const int patch0 = wm * MT; /* the warpgroup's first */
-            const uint32_t rows0 = matrix_low((shared_address(buffer) + (patch0 / (TILE_W / 8) * 8 * BW +
-                                                                         patch0 % (TILE_W / 8) * 8) * 16) / 16,
-                                              PLANE / 16),
+            const uint32_t rows0 = matrix_low(
+                               (shared_address(buffer) +
+                                (patch0 / (TILE_W / 8) * 8 * BW + patch0 % (TILE_W / 8) * 8) * 16) /
+                                   16,
+                               PLANE / 16),
                            columns0 = matrix_low(ring / 16, 128 / 16);
             for (int s = wk; s < stages; s += WK) {
                 barrier_wait(full(slot), a.resident ? 0 : phase);
@@ -530,13 +538,13 @@ __global__ void __launch_bounds__(WM *WK * 128, BLOCKS) wide_kernel(const __grid
                     for (int m = 0; m < MT; m++) {
                         constexpr int ACROSS = TILE_W / 8; /* patches */
                         const int patch = MT % ACROSS == 0 ? m / ACROSS * 8 * BW + m % ACROSS * 8 : 0;
-                        product<BW, UNIT / 16>(acc[m], rows + tap + patch, columns + u * (N8 * UNIT / 16), add,
-                                               T());
+                        product<BW, UNIT / 16>(acc[m], rows + tap + patch, columns + u * (N8 * UNIT / 16),
+                                               add, T());
                     }
                     add = 1;
                 }
                 products_commit();
-                if (ahead) { /* beside the products: the next item */
+                if (ahead) {                                      /* beside the products: the next item */
                     const int turn = s / WK, n = stages / WK - 1; /* the first begins, n end */
                     if (turn == 0) {
                         place(item + 1);
@@ -575,9 +583,8 @@ __global__ void __launch_bounds__(WM *WK * 128, BLOCKS) wide_kernel(const __grid
                     for (int m = 0; m < MT; m++)
 #pragma unroll
                         for (int i = 0; i < N8; i++)
-                            partial[(((wk - 1) * MT + m) * N8 + i) * GROUP + gtid] =
-                                make_float4(acc[m][4 * i], acc[m][4 * i + 1], acc[m][4 * i + 2],
-                                            acc[m][4 * i + 3]);
+                            partial[(((wk - 1) * MT + m) * N8 + i) * GROUP + gtid] = make_float4(
+                                acc[m][4 * i], acc[m][4 * i + 1], acc[m][4 * i + 2], acc[m][4 * i + 3]);
                 }
                 __syncthreads();
                 if (wk == 0) {
@@ -596,12 +603,13 @@ __global__ void __launch_bounds__(WM *WK * 128, BLOCKS) wide_kernel(const __grid
                 }
                 __syncthreads();
             }
-            const int column0 = (block0 + pass) * N, ty = divided(ti, a.tiles_x),
-                      yt = ty * TILE_H, xt = (ti - ty * a.tiles_x) * TILE_W;
+            const int column0 = (block0 + pass) * N, ty = divided(ti, a.tiles_x), yt = ty * TILE_H,
+                      xt = (ti - ty * a.tiles_x) * TILE_W;
             /* where this lane's eight channels of cell 0 go, and the way to others */
             const bool four = a.epilogue == IC_CU_STORE4;
             const int column = column0 + lane % N8 * 8, phase = four ? divided(column, a.cpad) : 0;
-            const int cell_bytes = 2 * a.cpad * (four ? 2 : 1), row_bytes = cell_bytes * a.width * (four ? 2 : 1);
+            const int cell_bytes = 2 * a.cpad * (four ? 2 : 1),
+                      row_bytes = cell_bytes * a.width * (four ? 2 : 1);
             char *out_at = static_cast<char *>(a.out) + (size_t)sample * a.out_stride +
                            2 * (column - phase * a.cpad) + (phase >> 1) * row_bytes / 2 +
                            (phase & 1) * cell_bytes / 2;
@@ -611,8 +619,8 @@ __global__ void __launch_bounds__(WM *WK * 128, BLOCKS) wide_kernel(const __grid
                 keep[i] = 0;
             if (wk == 0) {
                 char *mine = area + (wm * 4 + w4) * 16 * OUT_ROW;
-                const uint32_t to = shared_address(mine) + ((lane >> 3 & 1) * 8 + (lane & 7)) * OUT_ROW +
-                                    (lane >> 4) * 16;
+                const uint32_t to =
+                    shared_address(mine) + ((lane >> 3 & 1) * 8 + (lane & 7)) * OUT_ROW + (lane >> 4) * 16;
 #pragma unroll
                 for (int m = 0; m < MT; m++) {
                     const int patch = wm * MT + m, py = yt + patch / (TILE_W / 8) * 8 + 2 * w4,
