@@ -1,6 +1,7 @@
 /* The CUDA back end of Law M on a GPU: is it right, and how fast.
  *
  *   law-gpu check ROOT          golden vectors of ROOT/tests/golden and random laws against the reference
+ *   law-gpu quick               a few random laws only: with IC_LAW_CUDA_CUT=0, 1, … (law/cuda/exec.c)
  *   law-gpu small               one small law, a few steps: for compute-sanitizer
  *   law-gpu serve [GRID,BATCH]  (64,64) milliseconds of a step as a server makes it: states that travel or
  *                               stay, with and without frames, beside the device's own time
@@ -524,6 +525,18 @@ static int check(const char *root)
     return failures != 0;
 }
 
+static int quick(void)
+{
+    check_random(IC_LAW_UNET_UNITARY, 5, 10, 20, 12, NULL);
+    check_random(IC_LAW_UNET_UNITARY, 8, 32, 40, 36, NULL);
+    check_random(IC_LAW_UNET_UNITARY, 16, 64, 32, 32, NULL);
+    check_random(IC_LAW_UNET_UNITARY, 8, 32, 40, 36, "all=nf4");
+    check_random(IC_LAW_UNET_UNITARY, 5, 20, 20, 12, "all=nf4");
+    check_random(IC_LAW_UNET_CONVLSTM, 4, 16, 16, 16, "all=nf4");
+    printf("%s: %d wrong\n", failures ? "CHECK FAILED" : "CHECK PASSED", failures);
+    return failures != 0;
+}
+
 static int small(void)
 {
     struct ic_law *law = synth_law(IC_LAW_UNET_UNITARY, 4, 16, 3);
@@ -735,6 +748,8 @@ int main(int argc, char **argv)
         die("no CUDA back end", &err);
     if (argc == 3 && strcmp(argv[1], "check") == 0)
         return check(argv[2]);
+    if (argc == 2 && strcmp(argv[1], "quick") == 0)
+        return quick();
     if (argc == 2 && strcmp(argv[1], "small") == 0)
         return small();
     if (argc >= 2 && argc <= 3 && strcmp(argv[1], "serve") == 0) {

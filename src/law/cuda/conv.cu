@@ -33,7 +33,7 @@ static const struct ic_cu_config configs[IC_CU_CONFIG_COUNT] = {
 
 const struct ic_cu_config *ic_cu_config(int i)
 {
-    return &configs[i];
+    return i < IC_CU_CONFIG_COUNT ? &configs[i] : ic_cu_wide_config(i - IC_CU_CONFIG_COUNT);
 }
 
 static int larger(int a, int b)
@@ -94,6 +94,8 @@ cudaError_t ic_cu_conv_init(enum ic_cu_type type, int smem_max)
 cudaError_t ic_cu_conv_run(const struct ic_cu_conv *c, enum ic_cu_type type, int config, int taps,
                            int samples, int overlap, cudaStream_t stream)
 {
+    if (config >= IC_CU_CONFIG_COUNT)
+        return ic_cu_wide_run(c, type, config - IC_CU_CONFIG_COUNT, taps, samples, overlap, stream);
     const struct ic_cu_config *k = &configs[config];
     cudaLaunchAttribute attribute = {};
     attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;

@@ -13,7 +13,7 @@
 #include "law/cuda/device.cuh"
 #include "law/cuda/kernels.h"
 
-#define PIECE 512 /* bytes of a 16 x 16 piece of weights: 16 bytes a lane */
+#define PIECE 512 /* bytes of a 16 x 16 piece of weights, as four 8 x 8: 16 bytes a lane */
 #define TAPS_MAX 9
 
 /* The code book of QLoRA (Dettmers et al. 2023, appendix E). */
@@ -242,6 +242,14 @@ __device__ inline void locate(const weights &w, int u, int &tap, int &c)
     c = w.c0 + u - tap * w.nc;
 }
 
+/* Where pack.c put the 8 inputs of a column that lane `lane` brings of a 16 x 16 piece: lanes are
+ * [2 x 8 columns][2 x 8 inputs][column]. Blocks are of 128 columns, the last one of what is left. */
+__device__ inline uint32_t weight_row(const ic_cu_conv &a, int taps, int column8, int tap, int c, int lane)
+{
+    const int n = column8 + (lane >> 4), block = n & ~15, width = min(16, a.columns / 8 - block);
+    return (uint32_t)(block * a.c16 * taps + (c * taps + tap) * width + (n & 15)) * 16 + (lane & 15);
+}
+
 /* Copies `count` slices from `first` on, all columns of the block, to shared memory. */
 template <class T, int TAPS, int COLUMNS16, int THREADS>
 __device__ inline void fetch_weights(const ic_cu_conv &a, const weights &w, int first, int count, char *to,
@@ -254,9 +262,8 @@ __device__ inline void fetch_weights(const ic_cu_conv &a, const weights &w, int 
         locate(w, u, tap, c);
         char *at = to + (size_t)i * 16;
         if (u < w.units && w.column16 + n < w.columns16) {
-            const size_t from = ((size_t)(w.column16 + n) * TAPS + tap) * a.c16 + c;
-            copy16_async(shared_address(at),
-                         static_cast<const char *>(a.weight) + from * PIECE + lane * 16);
+            const uint32_t from = weight_row(a, TAPS, 2 * (w.column16 + n), tap, c, lane);
+            copy16_async(shared_address(at), static_cast<const char *>(a.weight) + (size_t)from * 16);
         } else {
             *reinterpret_cast<uint4 *>(at) = make_uint4(0, 0, 0, 0);
         }
@@ -274,7 +281,7 @@ __device__ inline uint32_t nf4_read(const ic_cu_conv &a, const weights &w, int f
     locate(w, u, tap, c);
     if (u >= w.units || w.column16 + n >= w.columns16)
         return 0x77777777u; /* zeros */
-    return __ldg(a.nf4.codes + (((size_t)(w.column16 + n) * TAPS + tap) * a.c16 + c) * 32 + lane);
+    return __ldg(a.nf4.codes + weight_row(a, TAPS, 2 * (w.column16 + n), tap, c, lane));
 }
 
 template <class T, int COLUMNS16>
@@ -286,26 +293,22 @@ __device__ inline void nf4_expand(const ic_cu_conv &a, const weights &w, int fir
               u = min(first + piece / COLUMNS16, w.units - 1);
     int tap, c;
     locate(w, u, tap, c);
+    int o = (w.column16 + n) * 16 + (lane >> 4) * 8 + (lane & 7), at = tap;
+    if (q.phases == 4) {
+        at = divided(o, q.cout_pad);
+        o -= at * q.cout_pad;
+    }
+    const int base = min(o, q.cout - 1) * q.so + min(at, TAPS_MAX - 1) * q.st;
+    const int place = c * 16 + (lane >> 3 & 1) * 8;
+    const int real = place < q.cpad0 ? place : q.cin0 + place - q.cpad0;
     uint32_t out[4];
 #pragma unroll
-    for (int h = 0; h < 2; h++) {
-        int o = (w.column16 + n) * 16 + h * 8 + (lane >> 2);
-        int at = tap;
-        if (q.phases == 4) {
-            at = divided(o, q.cout_pad);
-            o -= at * q.cout_pad;
-        }
-        const int base = min(o, q.cout - 1) * q.so + min(at, TAPS_MAX - 1) * q.st;
-#pragma unroll
-        for (int k = 0; k < 2; k++) {
-            const int place = c * 16 + (lane & 3) * 2 + k * 8;
-            const int real = place < q.cpad0 ? place : q.cin0 + place - q.cpad0;
-            const int i0 = base + min(real, q.cin - 1) * q.si, i1 = base + min(real + 1, q.cin - 1) * q.si;
-            const int shift = 16 * h + 8 * k;
-            const float v0 = __shfl_sync(~0u, book, (int)(codes >> shift), 16), /* modulo 16 */
-                v1 = __shfl_sync(~0u, book, (int)(codes >> (shift + 4)), 16);
-            out[2 * h + k] = T::pack(v0 * __ldg(q.absmax + (i0 >> 6)), v1 * __ldg(q.absmax + (i1 >> 6)));
-        }
+    for (int k = 0; k < 4; k++) {
+        const int i0 = base + min(real + 2 * k, q.cin - 1) * q.si,
+                  i1 = base + min(real + 2 * k + 1, q.cin - 1) * q.si;
+        const float v0 = __shfl_sync(~0u, book, (int)(codes >> 8 * k), 16), /* modulo 16 */
+            v1 = __shfl_sync(~0u, book, (int)(codes >> (8 * k + 4)), 16);
+        out[k] = T::pack(v0 * __ldg(q.absmax + (i0 >> 6)), v1 * __ldg(q.absmax + (i1 >> 6)));
     }
     *reinterpret_cast<uint4 *>(to + (size_t)i * 16) = make_uint4(out[0], out[1], out[2], out[3]);
 }
@@ -458,20 +461,20 @@ __global__ void __launch_bounds__(WM *WN *WK * 32, MIN_BLOCKS)
                     const int tap = TAPS == 9 ? (int)((uint32_t)u * w.divide >> 20) : 0, c = u - tap * w.nc;
                     const int ky = tap / 3;
                     const uint32_t off = (uint32_t)((ky * border_w + tap - 3 * ky) * row + c * 32);
-                    const uint4 *b = reinterpret_cast<const uint4 *>(stage) +
-                                     (in_stage * COLUMNS16 + wn * (NT / 2)) * 32 + lane;
-                    uint4 bf[NT / 2];
+                    const uint32_t b = shared_address(stage) +
+                                       (uint32_t)(in_stage * COLUMNS16 + wn * (NT / 2)) * PIECE + lane * 16;
+                    uint32_t bf[NT / 2][4];
 #pragma unroll
                     for (int n = 0; n < NT / 2; n++)
-                        bf[n] = b[n * 32];
+                        load_matrix(bf[n], b + n * PIECE);
 #pragma unroll
                     for (int m = 0; m < MT; m++) {
                         uint32_t af[4];
                         load_matrix(af, rows[m] + off);
 #pragma unroll
                         for (int n = 0; n < NT / 2; n++) {
-                            multiply(acc[m][2 * n], af, bf[n].x, bf[n].y, T());
-                            multiply(acc[m][2 * n + 1], af, bf[n].z, bf[n].w, T());
+                            multiply(acc[m][2 * n], af, bf[n][0], bf[n][1], T());
+                            multiply(acc[m][2 * n + 1], af, bf[n][2], bf[n][3], T());
                         }
                     }
                 }

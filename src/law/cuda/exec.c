@@ -24,8 +24,9 @@
 #define BUCKETS_MAX 24  /* batch sizes that have graphs of their own */
 #define TUNE_LAUNCHES 8 /* of a candidate, between two events */
 #define TUNE_ROUNDS 3
-#define TUNE_HOPELESS 3 /* times as slow as the best: a lone launch adds some microseconds of its own */
-#define KNOWN_MAX 1024  /* cuts of convolutions that are remembered */
+#define TUNE_HOPELESS 1.5f  /* times as slow as the best, after what a lone launch adds of its own */
+#define TUNE_LONE_MS 0.006f /* at most */
+#define KNOWN_MAX 1024      /* cuts of convolutions that are remembered */
 
 enum launch_kind { CONV, LSTM, UPDATE, OP32 };
 
@@ -174,10 +175,16 @@ static struct ic_cu_src source_of(const struct ic_law_exec *e, int t)
 
 struct choice {
     int config, chunk16, resident, tiles;
+    int buffers, passes; /* wide.cuh */
 };
 
 static bool shape(struct ic_cu_conv *c, const struct ic_law_packed *p, struct choice k, int taps)
 {
+    if (k.config >= IC_CU_CONFIG_COUNT) {
+        const struct ic_cu_wide_cut cut = {k.chunk16, k.resident, k.tiles, k.buffers, k.passes};
+        return ic_cu_wide_shape(c, k.config - IC_CU_CONFIG_COUNT, taps, &cut, p->smem_max) &&
+               c->slots <= SLOTS_MAX;
+    }
     return ic_cu_conv_shape(c, k.config, taps, k.chunk16, k.resident, k.tiles, p->smem_max) &&
            c->slots <= SLOTS_MAX;
 }
@@ -206,7 +213,7 @@ static float measure(struct ic_law_exec *e, const struct ic_cu_conv *c, int conf
     if (!timed(e, c, config, taps, 1, ev, &ms) ||
         !timed(e, c, config, taps, 1, ev, &ms)) /* the first one warms up */
         return -1;
-    if (best >= 0 && ms > TUNE_HOPELESS * best)
+    if (best >= 0 && ms > TUNE_HOPELESS * best + TUNE_LONE_MS)
         return ms;
     for (int round = 0; round < TUNE_ROUNDS; round++) {
         if (!timed(e, c, config, taps, TUNE_LAUNCHES, ev, &ms))
@@ -216,11 +223,43 @@ static float measure(struct ic_law_exec *e, const struct ic_cu_conv *c, int conf
     return mine;
 }
 
+/* Calls try_one for every sensible cut of wide.cuh's. */
+static void each_wide(const struct ic_law_exec *e, const struct ic_cu_conv *c, int taps,
+                      void (*try_one)(void *, const struct ic_cu_conv *, struct choice), void *ctx)
+{
+    static const int chunks[] = {0, 8, 4, 2};
+    for (int config = 0; config < IC_CU_WIDE_COUNT; config++) {
+        const struct ic_cu_config *k = ic_cu_wide_config(config);
+        const int column_blocks = (c->columns + k->columns - 1) / k->columns;
+        if (k->columns >= 2 * c->columns && k->columns > 32)
+            continue;
+        for (int i = 0; i < 4 * 2 * 2; i++) /* chunk, resident, buffers */
+            for (int tiles = 1; tiles <= 32; tiles *= 2)
+                for (int passes = 1; passes <= (tiles > 1 ? 1 : column_blocks); passes *= 2) {
+                    struct ic_cu_conv t = *c;
+                    const struct choice ch = {.config = IC_CU_CONFIG_COUNT + config,
+                                              .chunk16 = chunks[i / 4],
+                                              .resident = i / 2 % 2,
+                                              .tiles = tiles,
+                                              .buffers = 1 + i % 2,
+                                              .passes = passes};
+                    if (ch.chunk16 >= c->c16 || !shape(&t, e->packed, ch, taps))
+                        continue;
+                    const long blocks = (long)t.slots * (column_blocks / passes) * (long)e->plan->batch;
+                    if (tiles * passes > 1 && 2 * blocks < e->packed->sms)
+                        break; /* fewer, longer blocks would leave multiprocessors idle */
+                    try_one(ctx, &t, ch);
+                }
+    }
+}
+
 /* Calls try_one for every sensible cut. */
 static void each_choice(const struct ic_law_exec *e, const struct ic_cu_conv *c, int taps,
                         void (*try_one)(void *, const struct ic_cu_conv *, struct choice), void *ctx)
 {
     static const int chunks[] = {0, 16, 8, 4, 2};
+    if (e->packed->wide)
+        each_wide(e, c, taps, try_one, ctx);
     for (int config = 0; config < IC_CU_CONFIG_COUNT; config++) {
         const struct ic_cu_config *k = ic_cu_config(config);
         if (k->columns >= 2 * c->columns && k->columns > 16 && config != 0)
@@ -229,7 +268,7 @@ static void each_choice(const struct ic_law_exec *e, const struct ic_cu_conv *c,
             for (int resident = 0; resident <= (i == 0); resident++)
                 for (int tiles = 1; tiles <= 256; tiles *= 2) {
                     struct ic_cu_conv t = *c;
-                    const struct choice ch = {config, chunks[i], resident, tiles};
+                    const struct choice ch = {config, chunks[i], resident, tiles, 1, 1};
                     if (chunks[i] >= c->c16 || !shape(&t, e->packed, ch, taps))
                         continue;
                     try_one(ctx, &t, ch);
@@ -259,6 +298,41 @@ static void time_one(void *ctx, const struct ic_cu_conv *c, struct choice ch)
         t->best_ms = ms;
         t->best = ch;
     }
+}
+
+/* IC_LAW_CUDA_CUT=N, for tests: of every convolution the N-th of its cuts or so instead of the fastest (all
+ * must compute the same), with an even N one of wide.cuh's if there is any. */
+struct picking {
+    unsigned wanted, count, wide;
+    struct choice found;
+};
+
+static void pick_one(void *ctx, const struct ic_cu_conv *c, struct choice ch)
+{
+    struct picking *p = ctx;
+    (void)c;
+    if (p->count++ == p->wanted)
+        p->found = ch;
+    p->wide += ch.config >= IC_CU_CONFIG_COUNT;
+}
+
+static bool pick(struct ic_law_exec *e, const struct launch *l, struct tuning *t)
+{
+    const char *cut = getenv("IC_LAW_CUDA_CUT");
+    struct picking p = {.wanted = ~0u};
+    if (!cut)
+        return false;
+    each_choice(e, &l->a.conv, l->taps, pick_one, &p);
+    const unsigned n = (unsigned)strtoul(cut, NULL, 10), of = n % 2 == 0 && p.wide ? p.wide : p.count;
+    if (of == 0)
+        return false;
+    p.wanted = (n + 1) * 2654435761u % of;
+    p.count = 0;
+    each_choice(e, &l->a.conv, l->taps, pick_one, &p);
+    t->best = p.found;
+    t->best_ms = 0;
+    t->tried = (int)p.count;
+    return true;
 }
 
 /* What was chosen before in this process: plans of the same sizes must compute the same bits. */
@@ -312,7 +386,8 @@ static enum ic_status choose(struct ic_law_exec *e, struct launch *l, struct ic_
     }
     TRY(cudaEventCreate(&t.ev[0]), "an event");
     TRY(cudaEventCreate(&t.ev[1]), "an event");
-    each_choice(e, &l->a.conv, l->taps, time_one, &t);
+    if (!pick(e, l, &t))
+        each_choice(e, &l->a.conv, l->taps, time_one, &t);
     cudaEventDestroy(t.ev[0]);
     cudaEventDestroy(t.ev[1]);
     cudaError_t bad = cudaGetLastError();
@@ -328,11 +403,11 @@ static enum ic_status choose(struct ic_law_exec *e, struct launch *l, struct ic_
         fprintf(stderr,
                 "%-34s %3d -> %3d taps %d: %8.2f us %7.1f TFLOP/s  config %d (%dx%d) chunk %d resident %d "
                 "tiles %d "
-                "blocks %dx%d smem %d, of %d\n",
+                "buffers %d passes %d blocks %dx%d smem %d, of %d\n",
                 l->label, l->a.conv.c16 * 16, l->a.conv.columns, l->taps, (double)t.best_ms * 1e3,
                 l->flops * e->plan->batch / ((double)t.best_ms * 1e9), t.best.config,
                 ic_cu_config(l->config)->rows, ic_cu_config(l->config)->columns, t.best.chunk16,
-                t.best.resident, t.best.tiles, l->a.conv.slots,
+                t.best.resident, t.best.tiles, t.best.buffers, t.best.passes, l->a.conv.slots,
                 (l->a.conv.columns + ic_cu_config(l->config)->columns - 1) /
                     ic_cu_config(l->config)->columns,
                 l->a.conv.smem, t.tried);

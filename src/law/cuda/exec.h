@@ -7,7 +7,7 @@
 
 /* The weights of one op of the plan, by the op's index (the list is the same on every grid). Device. */
 struct ic_cu_weights {
-    void *weight; /* fragment order, 16-bit; norms: scale; float32 in exact mode */
+    void *weight; /* pack.c's order, 16-bit; norms: scale; float32 in exact mode */
     float *bias;  /* padded, NULL: none; norms: shift */
     struct ic_cu_nf4 nf4;
 };
@@ -17,6 +17,7 @@ struct ic_law_packed {
     enum ic_cu_type type;
     int device, sms, smem_max;
     int overlap; /* programmatic dependent launch */
+    int wide;    /* wide.cuh's kernels run here */
     size_t op_count, bytes;
     struct ic_cu_weights ops[IC_LAW_PLAN_OPS_MAX];
 };

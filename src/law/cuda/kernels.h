@@ -53,7 +53,7 @@ enum ic_cu_epilogue {
 /* NF4 weights of a convolution; element (o, i, tap) has the flat index o*so + i*si + tap*st in the
  * checkpoint's order, its scale is absmax[flat / 64]. */
 struct ic_cu_nf4 {
-    const uint32_t *codes; /* fragment order, eight codes a lane; NULL: weights are 16-bit */
+    const uint32_t *codes; /* pack.c's order, eight codes a word; NULL: weights are 16-bit */
     const float *absmax;
     int so, si, st;
     int cin0, cpad0, cin; /* channels of the first input, padded; all channels */
@@ -64,7 +64,7 @@ struct ic_cu_nf4 {
 struct ic_cu_conv {
     struct ic_cu_src in[2];
     const struct ic_cu_io *io;
-    const void *weight; /* 16-bit, fragment order (pack.c) */
+    const void *weight; /* 16-bit, pack.c's order */
     struct ic_cu_nf4 nf4;
     const float *bias; /* per column, padded; NULL: none */
     void *out;
@@ -83,6 +83,11 @@ struct ic_cu_conv {
     int resident; /* all weights of a block's columns fit in shared memory */
     int ring_at;  /* where weights lie, bytes after the input tile's start */
     int smem;     /* bytes */
+    /* wide.cuh only */
+    int buffers, buffer_bytes; /* for input tiles: 2: the next one comes while one is multiplied */
+    int passes;                /* blocks of columns that a thread block takes one after another */
+    int stages, ring;          /* of a pass; of weights in shared memory */
+    int scale_at, sums_at, area_at, out_at; /* bytes; out_at 0: over the tile */
 };
 
 /* What a kernel is cut into. Warps along rows, columns, and the sum; 16-row and 8-column pieces a warp;
@@ -109,6 +114,25 @@ struct ic_cu_config {
 #define IC_CU_CONFIG_COUNT 12
 #define IC_CU_RING 4 /* stages in flight when weights are streamed */
 
+/* wide.cuh, Hopper only: warpgroups along rows and the sum, 64-row pieces a warpgroup, columns, 16-deep
+ * slices of a 3x3 convolution's sum a stage, thread blocks per multiprocessor the compiler aims at. These
+ * count on from IC_CU_CONFIG_COUNT. */
+#define IC_CU_WIDE_CONFIGS(X)                                                                              \
+    X(0, 2, 1, 2, 64, 9, 2)                                                                                \
+    X(1, 2, 1, 2, 32, 9, 3)                                                                                \
+    X(2, 1, 1, 2, 64, 9, 3)                                                                                \
+    X(3, 2, 1, 1, 64, 9, 2)                                                                                \
+    X(4, 2, 1, 2, 128, 9, 1)                                                                               \
+    X(5, 2, 1, 2, 32, 9, 2)                                                                                \
+    X(6, 1, 4, 1, 32, 3, 1)                                                                                \
+    X(7, 1, 2, 1, 64, 3, 2)
+#define IC_CU_WIDE_COUNT 8
+
+struct ic_cu_wide_cut {
+    int chunk16, resident, tiles, buffers, passes;
+};
+
+/* Of both families. */
 const struct ic_cu_config *ic_cu_config(int i);
 /* Fills tiles, slots and smem of `c` for a configuration. chunk16: 16-channel blocks at a time (0: all);
  * 0 when it does not fit in `smem_max` bytes, else 1. */
@@ -116,6 +140,14 @@ int ic_cu_conv_shape(struct ic_cu_conv *c, int config, int taps, int chunk16, in
                      int tiles_per_block, int smem_max);
 /* Raises the shared memory limits of a type's kernels, once per device. */
 cudaError_t ic_cu_conv_init(enum ic_cu_type type, int smem_max);
+/* The same for wide.cuh; configurations from 0 on. init fails where the device or the build has none. */
+const struct ic_cu_config *ic_cu_wide_config(int i);
+int ic_cu_wide_shape(struct ic_cu_conv *c, int config, int taps, const struct ic_cu_wide_cut *cut,
+                     int smem_max);
+cudaError_t ic_cu_wide_init(enum ic_cu_type type, int smem_max);
+cudaError_t ic_cu_wide_run(const struct ic_cu_conv *c, enum ic_cu_type type, int config, int taps,
+                           int samples, int overlap, cudaStream_t stream);
+/* Of both families. */
 cudaError_t ic_cu_conv_run(const struct ic_cu_conv *c, enum ic_cu_type type, int config, int taps,
                            int samples, int overlap, cudaStream_t stream);
 

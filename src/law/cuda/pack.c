@@ -1,10 +1,11 @@
-/* Weights in the order in which the tensor cores' lanes want them, sent to the device once per law.
+/* Weights in the order in which the tensor cores want them, sent to the device once per law.
  *
- * A piece is 16 columns (output channels) of 16 input channels at one tap: lane l holds, for each of the
- * two groups of 8 columns, column l/4 at inputs 2*(l%4) + {0, 1, 8, 9}, which is what mma.m16n8k16 takes as
- * its B operand. Pieces lie [columns/16][tap][inputs/16]. Channels are padded to whole 16s with zeros. The
- * field's channels change from PyTorch's order (all Re, then all Im) to psi's own, side by side, by
- * permuting the first layer's inputs and the last layer's columns.
+ * A unit is 8 columns (output channels) of 16 input channels at one tap: [2][8 columns][8 inputs], two of
+ * the 8x8 matrices that ldmatrix and wgmma read. Units lie [columns/128][inputs/16][tap][16 (the last
+ * block: what is left)], so that what a block of columns takes of any range of inputs is in one piece.
+ * Channels are padded to whole 16s with zeros. The field's channels change from PyTorch's order (all Re,
+ * then all Im) to psi's own, side by side, by permuting the first layer's inputs and the last layer's
+ * columns.
  *
  * NF4 weights keep their codes, in the same order, and their scales in the checkpoint's order; those of the
  * two layers that touch the field, and blocks of another size than 64, become 16-bit here. */
@@ -15,7 +16,8 @@
 
 #include "model/half.h"
 
-#define PIECE 256 /* values of a piece */
+#define UNIT 128  /* values of a unit */
+#define BLOCK 128 /* columns that lie together */
 #define SMALLEST_GRID 16
 
 /* Which of PyTorch's channels stands at a padded place; -1: none. */
@@ -103,18 +105,16 @@ static unsigned code_at(const struct ic_nf4 *q, size_t i)
     return i % 2 ? q->codes[i / 2] & 15 : q->codes[i / 2] >> 4;
 }
 
-/* Calls for every value of a matrix in fragment order. */
+/* Calls for every value of a matrix in that order. */
 static void each_value(const struct matrix *m, void (*fn)(void *ctx, size_t at, long long flat), void *ctx)
 {
     size_t at = 0;
-    for (unsigned n = 0; n < m->columns; n += 16)
-        for (unsigned tap = 0; tap < m->taps; tap++)
-            for (unsigned c = 0; c < m->inputs; c += 16)
-                for (unsigned v = 0; v < PIECE; v++) {
-                    const unsigned lane = v / 8, j = v % 8;
-                    const unsigned column = n + j / 4 * 8 + lane / 4,
-                                   place = c + lane % 4 * 2 + (j & 1) + (j >> 1 & 1) * 8;
-                    fn(ctx, at++, flat_at(m, column, place, tap));
+    for (unsigned block = 0; block < m->columns; block += BLOCK)
+        for (unsigned unit = 0; unit < m->inputs / 16 * m->taps; unit++)
+            for (unsigned n = block; n < block + BLOCK && n < m->columns; n += 8)
+                for (unsigned v = 0; v < UNIT; v++) {
+                    const unsigned c = unit / m->taps * 16, tap = unit % m->taps;
+                    fn(ctx, at++, flat_at(m, n + v / 8 % 8, c + v / 64 * 8 + v % 8, tap));
                 }
 }
 
@@ -262,6 +262,8 @@ static enum ic_status find_device(struct ic_law_packed *p, struct ic_err *err)
     p->overlap = prop.major >= 9;
     if (p->type != IC_CU_F32 && (e = ic_cu_conv_init(p->type, p->smem_max)) != cudaSuccess)
         return ic_cu_fail(err, e, "this build's kernels on this device");
+    p->wide =
+        p->type != IC_CU_F32 && prop.major == 9 && ic_cu_wide_init(p->type, p->smem_max) == cudaSuccess;
     return IC_OK;
 }
 

@@ -1,0 +1,150 @@
+/* Shapes and launches of wide.cuh's convolutions. */
+#include "law/cuda/kernels.h"
+
+#if IC_CU_WIDE
+#define FAMILY(type, nf4, taps) const void *ic_cu_wide_##type##_##nf4##_##taps(int config);
+extern "C" {
+FAMILY(f16, 0, 9)
+FAMILY(f16, 0, 1)
+FAMILY(f16, 1, 9)
+FAMILY(f16, 1, 1)
+FAMILY(bf16, 0, 9)
+FAMILY(bf16, 0, 1)
+FAMILY(bf16, 1, 9)
+FAMILY(bf16, 1, 1)
+}
+
+static const void *kernel_of(enum ic_cu_type type, int nf4, int taps, int config)
+{
+    if (type == IC_CU_F16 && nf4)
+        return taps == 9 ? ic_cu_wide_f16_1_9(config) : ic_cu_wide_f16_1_1(config);
+    if (type == IC_CU_F16)
+        return taps == 9 ? ic_cu_wide_f16_0_9(config) : ic_cu_wide_f16_0_1(config);
+    if (nf4)
+        return taps == 9 ? ic_cu_wide_bf16_1_9(config) : ic_cu_wide_bf16_1_1(config);
+    return taps == 9 ? ic_cu_wide_bf16_0_9(config) : ic_cu_wide_bf16_0_1(config);
+}
+#else
+static const void *kernel_of(enum ic_cu_type, int, int, int)
+{
+    return nullptr;
+}
+#endif
+
+struct config {
+    struct ic_cu_config shared;
+    int wm, mt, units;
+};
+
+static const struct config configs[IC_CU_WIDE_COUNT] = {
+#define X(i, wm, wk, mt, n, units, blocks) {{wm * mt * 64, n, wm * wk * 128, units, wm, wk}, wm, mt, units},
+    IC_CU_WIDE_CONFIGS(X)
+#undef X
+};
+
+const struct ic_cu_config *ic_cu_wide_config(int i)
+{
+    return &configs[i].shared;
+}
+
+static int larger(int a, int b)
+{
+    return a > b ? a : b;
+}
+
+static int rounded(int a)
+{
+    return (a + 127) / 128 * 128;
+}
+
+int ic_cu_wide_shape(struct ic_cu_conv *c, int config, int taps, const struct ic_cu_wide_cut *cut,
+                     int smem_max)
+{
+    const struct ic_cu_config *k = &configs[config].shared;
+    const int border = taps == 9 ? 2 : 0, wk = k->warps_k, n8 = k->columns / 8;
+    const int units = taps == 9 ? configs[config].units : 4, stage = units * n8 * 256;
+    const int blocks = (c->columns + k->columns - 1) / k->columns;
+    if (c->epilogue == IC_CU_UPDATE || (c->stats && c->stats_gran != 8) || c->c16 * taps % units ||
+        c->columns % k->columns || c->out_stride >> 31)
+        return 0;
+    c->chunk16 = cut->chunk16 > 0 && cut->chunk16 < c->c16 ? cut->chunk16 : c->c16;
+    c->chunks = (c->c16 + c->chunk16 - 1) / c->chunk16;
+    c->tile_w = k->rows >= 128 ? 16 : 8;
+    c->tile_h = k->rows / c->tile_w;
+    c->tiles_x = (c->width + c->tile_w - 1) / c->tile_w;
+    c->tiles_y = (c->height + c->tile_h - 1) / c->tile_h;
+    c->tiles_per_block = cut->tiles;
+    c->slots = (c->tiles_x * c->tiles_y + cut->tiles - 1) / cut->tiles;
+    c->buffers = cut->buffers;
+    c->passes = cut->passes;
+    c->resident = cut->resident;
+    c->stages = c->c16 * taps / units;
+    if ((c->chunks > 1 && (taps == 1 || c->passes > 1)) || (c->passes > 1 && cut->tiles > 1) ||
+        blocks % c->passes || (c->buffers == 2 && c->chunks * cut->tiles == 1))
+        return 0;
+    /* groups that share the sum take turns at stages, in every chunk alike */
+    const int in_chunk = taps == 9 ? c->chunk16 * 9 / units : c->stages,
+              in_last = c->stages - (c->chunks - 1) * in_chunk;
+    if (in_chunk % wk || in_last % wk)
+        return 0;
+    c->ring = c->resident ? c->stages * c->passes : (units == 9 ? 3 : 4) * (wk > 1 ? 2 : 1);
+    if ((!c->resident && c->ring >= c->stages * c->passes) || /* that is resident */
+        c->ring > k->threads)
+        return 0;
+    if (c->stats)
+        c->stats_stride = c->cpad / c->stats_gran * c->slots;
+    for (int i = 0; i < 2; i++) {
+        struct ic_cu_src *s = &c->in[i];
+        for (s->lane_shift = 5; s->lane_shift > 0 && (s->groups << s->lane_shift) > k->threads;
+             s->lane_shift--)
+            ;
+    }
+    const int tile = (c->tile_w + border) * (c->tile_h + border) * c->chunk16 * 32;
+    const int out = k->warps_m * 4 * 16 * (k->columns * 2 + 16),
+              parts = (wk - 1) * k->rows * k->columns * 4, epilogue = larger(out, parts);
+    const bool apart = c->passes > 1;
+    c->buffer_bytes = rounded(apart ? tile : larger(tile, epilogue));
+    c->scale_at = rounded(16 * c->ring);
+    c->sums_at = c->scale_at + c->c16 * 16 * 8;
+    c->area_at = rounded(c->sums_at + k->threads / 32 * n8 * 8);
+    c->ring_at = c->area_at + c->buffers * c->buffer_bytes;
+    c->smem = c->ring_at + c->ring * stage;
+    c->out_at = 0;
+    if (apart) {
+        c->out_at = rounded(c->smem);
+        c->smem = c->out_at + epilogue;
+    }
+    return c->smem <= smem_max;
+}
+
+cudaError_t ic_cu_wide_init(enum ic_cu_type type, int smem_max)
+{
+    cudaError_t e = cudaSuccess;
+    for (int i = 0; i < 4 * IC_CU_WIDE_COUNT && e == cudaSuccess; i++) {
+        const void *kernel = kernel_of(type, i >> 1 & 1, i & 1 ? 9 : 1, i / 4);
+        e = kernel ? cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, smem_max)
+                   : cudaErrorNoKernelImageForDevice;
+    }
+    cudaGetLastError(); /* not to have them is no failure */
+    return e;
+}
+
+cudaError_t ic_cu_wide_run(const struct ic_cu_conv *c, enum ic_cu_type type, int config, int taps,
+                           int samples, int overlap, cudaStream_t stream)
+{
+    const struct ic_cu_config *k = &configs[config].shared;
+    cudaLaunchAttribute attribute = {};
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t launch = {};
+    launch.gridDim =
+        dim3((unsigned)c->slots, (unsigned)((c->columns + k->columns - 1) / k->columns / c->passes),
+             (unsigned)samples);
+    launch.blockDim = dim3((unsigned)k->threads);
+    launch.dynamicSmemBytes = (size_t)c->smem;
+    launch.stream = stream;
+    launch.attrs = &attribute;
+    launch.numAttrs = overlap ? 1 : 0;
+    void *args[1] = {const_cast<ic_cu_conv *>(c)};
+    return cudaLaunchKernelExC(&launch, kernel_of(type, c->nf4.codes != nullptr, taps, config), args);
+}
