@@ -137,7 +137,7 @@ export class Server {
   // that one, and it is /ready that tells, not a line of the log; bin: another binary than BIN.
   static async start(args = [], { model = MODEL, env = {}, logFile, before = [], port = 0, bin } = {}) {
     const s = new Server();
-    const all = [...before, 'serve', '--port', String(port), '--threads', '1', ...(model ? ['--model', model] : []), ...args];
+    const all = [...before, 'serve', '--port', String(port), '--threads', process.env.IC_THREADS ?? '1', ...(model ? ['--model', model] : []), ...args];
     s.process = launch(all, { env: serverEnv(env), stdio: ['ignore', 'ignore', 'pipe'] }, bin);
     living.add(s.process);
     s.log = [];
