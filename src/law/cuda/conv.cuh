@@ -36,9 +36,24 @@ __constant__ float nf4_book[16] = {-1.0f,
 
 /* ---- Inputs ----------------------------------------------------------------------------------- */
 
-/* scale and shift of every input channel, from the producer's sums: a few lanes a group. */
+/* The first sums of each lane that norm_coefficients adds up, on their way before other work. */
+#define NORM_AHEAD 4
+__device__ inline void norm_ahead(const ic_cu_src &s, int sample, int tid, float2 (&sums)[NORM_AHEAD])
+{
+    const int lanes = 1 << s.lane_shift, lane = tid & (lanes - 1), g = tid >> s.lane_shift,
+              n = g < s.groups ? s.group_units * s.slots : 0; /* groups is 0 where there is no norm */
+    const float2 *p =
+        reinterpret_cast<const float2 *>(s.stats) + (size_t)sample * s.stats_stride + (size_t)g * n;
+#pragma unroll
+    for (int k = 0; k < NORM_AHEAD; k++)
+        sums[k] = lane + k * lanes < n ? __ldcg(p + lane + k * lanes) : make_float2(0, 0);
+}
+
+/* scale and shift of every input channel, from the producer's sums: a few lanes a group. AHEAD: the first
+ * sums are there already. */
+template <int AHEAD = 0>
 __device__ inline void norm_coefficients(const ic_cu_src &s, int sample, float *scale, float *shift,
-                                         int tid, int threads)
+                                         int tid, int threads, const float2 *ahead = nullptr)
 {
     if (s.load != IC_CU_LOAD_NORM && s.load != IC_CU_LOAD_POOL)
         return;
@@ -54,8 +69,17 @@ __device__ inline void norm_coefficients(const ic_cu_src &s, int sample, float *
         }
         if (g < groups) {
             const float2 *p = all + (size_t)g * n;
+            int i = lane;
+            if (AHEAD > 0 && first == 0) {
+                i += AHEAD * lanes;
+#pragma unroll
+                for (int k = 0; k < AHEAD; k++) {
+                    sum += ahead[k].x;
+                    sq += ahead[k].y;
+                }
+            }
 #pragma unroll 4
-            for (int i = lane; i < n; i += lanes) {
+            for (; i < n; i += lanes) {
                 const float2 v = __ldcg(p + i);
                 sum += v.x;
                 sq += v.y;
@@ -417,15 +441,18 @@ __global__ void __launch_bounds__(WM *WN *WK * 32, MIN_BLOCKS)
             const part parts[2] = {{first, (min(last, split) - first) / 8, area, row, scale, shift},
                                    {max(first - split, 0), (last - max(first, split)) / 8,
                                     area + max(split - first, 0) * 2, row, scale + split, shift + split}};
-            if (!waited)
+            float2 ahead[NORM_AHEAD];
+            if (!waited) {
                 wait_for_previous();
+                norm_ahead(a.in[0], sample, tid, ahead);
+            }
 #pragma unroll
             for (int i = 0; i < 2; i++)
                 if (parts[i].octets > 0)
                     begin_source(a.in[i], sample, parts[i], t, tid, THREADS);
             copies_commit();
             if (!waited) {
-                norm_coefficients(a.in[0], sample, scale, shift, tid, THREADS);
+                norm_coefficients<NORM_AHEAD>(a.in[0], sample, scale, shift, tid, THREADS, ahead);
                 norm_coefficients(a.in[1], sample, scale + split, shift + split, tid, THREADS);
                 __syncthreads();
                 waited = true;

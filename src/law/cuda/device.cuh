@@ -49,7 +49,9 @@ struct bf16 {
 
 __device__ inline float elu(float x)
 {
-    return fmaxf(x, __expf(fminf(x, 0.0f)) - 1.0f); /* exp(x) - 1 >= x */
+    float e; /* a result so small that it is flushed to zero is lost beside the 1 anyway */
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(e) : "f"(fminf(x, 0.0f) * 1.4426950408889634f));
+    return fmaxf(x, e - 1.0f); /* exp(x) - 1 >= x */
 }
 
 __device__ inline uint32_t shared_address(const void *p)

@@ -20,6 +20,7 @@
 #include "law/plugin.h"
 
 #define SLOTS_MAX 256   /* statistics of a sample's tiles that a consumer adds up */
+#define LAST_BLOCKS 4   /* of last.cu's kernel, a multiprocessor */
 #define GRAPH_STEPS 8   /* steps of the long graph */
 #define BUCKETS_MAX 24  /* batch sizes that have graphs of their own */
 #define TUNE_LAUNCHES 8 /* of a candidate, between two events */
@@ -28,7 +29,7 @@
 #define TUNE_LONE_MS 0.006f /* at most */
 #define KNOWN_MAX 1024      /* cuts of convolutions that are remembered */
 
-enum launch_kind { CONV, LSTM, UPDATE, OP32 };
+enum launch_kind { CONV, LAST, LSTM, UPDATE, OP32 };
 
 struct launch {
     enum launch_kind kind;
@@ -37,6 +38,7 @@ struct launch {
     double flops; /* of one sample */
     union {
         struct ic_cu_conv conv;
+        struct ic_cu_last last;
         struct ic_cu_lstm lstm;
         struct ic_cu_update update;
         struct ic_cu_op32 op32;
@@ -416,6 +418,22 @@ static enum ic_status choose(struct ic_law_exec *e, struct launch *l, struct ic_
 
 /* ---- The walk ------------------------------------------------------------------------------------ */
 
+/* Whether last.cu has a kernel for what `c`, a 1x1 convolution before UPDATE, computes. */
+static bool make_last(const struct ic_law_exec *e, const struct ic_cu_conv *c, struct ic_cu_last *a)
+{
+    *a = (struct ic_cu_last){.in = c->in[0],
+                             .io = c->io,
+                             .weight = c->weight,
+                             .bias = c->bias,
+                             .columns = c->columns,
+                             .d = c->d,
+                             .product = c->product,
+                             .cells = c->height * c->width,
+                             .blocks = LAST_BLOCKS * e->packed->sms};
+    return c->in[0].load == IC_CU_LOAD_NORM && c->in[1].cpad == 0 && !c->nf4.codes &&
+           c->act == IC_LAW_ACT_NONE && ic_cu_last_shape(a);
+}
+
 /* A convolution, what it reads on the way in, and the norm or UPDATE that follows. Returns ops consumed. */
 static enum ic_status add_conv(struct ic_law_exec *e, size_t at, size_t *used, struct ic_err *err)
 {
@@ -464,7 +482,14 @@ static enum ic_status add_conv(struct ic_law_exec *e, size_t at, size_t *used, s
         c->stats_gran = v->gran;
     }
     struct ic_cu_conv fused = *c;
+    struct ic_cu_last last;
     if (next && next->kind == IC_LAW_OP_UPDATE && next->in[0] == op->out) {
+        if (op->kind == IC_LAW_OP_CONV1X1 && make_last(e, c, &last)) {
+            l->kind = LAST;
+            l->a.last = last;
+            *used = 2;
+            return IC_OK;
+        }
         fused.epilogue = IC_CU_UPDATE;
         for (int config = 0; config < IC_CU_CONFIG_COUNT; config++)
             if (ic_cu_config(config)->columns >= c->columns) {
@@ -816,6 +841,9 @@ static cudaError_t enqueue(const struct ic_law_exec *e, int n)
         case CONV:
             bad = ic_cu_conv_run(&l->a.conv, e->packed->type, l->config, l->taps, n, e->packed->overlap,
                                  e->stream);
+            break;
+        case LAST:
+            bad = ic_cu_last_run(&l->a.last, e->packed->type, n, e->packed->overlap, e->stream);
             break;
         case LSTM: bad = ic_cu_lstm_run(&l->a.lstm, e->packed->type, n, e->stream); break;
         case UPDATE: bad = ic_cu_update_run(&l->a.update, e->packed->type, n, e->stream); break;

@@ -151,6 +151,21 @@ cudaError_t ic_cu_wide_run(const struct ic_cu_conv *c, enum ic_cu_type type, int
 cudaError_t ic_cu_conv_run(const struct ic_cu_conv *c, enum ic_cu_type type, int config, int taps,
                            int samples, int overlap, cudaStream_t stream);
 
+/* The last 1x1 convolution, of a LOAD_NORM input and with 16-bit weights, and UPDATE: last.cu. */
+struct ic_cu_last {
+    struct ic_cu_src in;
+    const struct ic_cu_io *io;
+    const void *weight; /* pack.c's order */
+    const float *bias;  /* per column, padded; NULL: none */
+    int columns, d, product, cells;
+    int blocks; /* of all samples, about */
+    int groups; /* of 32 input channels */
+};
+/* Fills in.lane_shift and groups; 0: there is no kernel for so many channels. */
+int ic_cu_last_shape(struct ic_cu_last *a);
+cudaError_t ic_cu_last_run(const struct ic_cu_last *a, enum ic_cu_type type, int samples, int overlap,
+                           cudaStream_t stream);
+
 /* h of each simulation, [c][h][w] float32 -> [y][x][cpad]; and the LSTM's arithmetic (law/plan.h). */
 struct ic_cu_lstm {
     const struct ic_cu_io *io;
