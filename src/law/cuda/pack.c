@@ -160,6 +160,7 @@ static enum ic_status pack_nf4(struct ic_law_packed *p, const struct ic_law_weig
     }
     if (s == IC_OK) {
         s = send(p, absmax, blocks * sizeof *absmax, &sent_absmax, err);
+        to->expanded = values * sizeof(uint16_t);
         to->nf4 = (struct ic_cu_nf4){.codes = sent_codes,
                                      .absmax = sent_absmax,
                                      .so = (int)m->so,

@@ -8,7 +8,7 @@
  * time, by bulk copies that a barrier counts; they are streamed through a ring, or all stay.
  *
  * A warpgroup's products run beside its other work: while they do, it normalises the next chunk of the
- * input (or the next tile) in the other buffer, expands NF4 codes for a later stage, and frees the ring.
+ * input (or the next tile) in the other buffer, and frees the ring.
  * What still waits is covered by the other blocks of the multiprocessor. */
 #ifndef IC_LAW_CUDA_WIDE_CUH
 #define IC_LAW_CUDA_WIDE_CUH
@@ -140,92 +140,6 @@ template <int V, int HALF = V / 2> __device__ inline void sum_many(float (&v)[V]
     }
 }
 
-/* ---- NF4 ------------------------------------------------------------------------------------------- */
-
-/* The code book's values as bytes, low and high, for byte-wise look-ups. */
-template <class T> struct nf4_bytes;
-template <> struct nf4_bytes<f16> {
-    static constexpr uint32_t low[4] = {0x52339200u, 0x00d4ea8du, 0x68e02618u, 0x00c9800du},
-                              high[4] = {0xb6b8b9bcu, 0x00adb1b4u, 0x3533312du, 0x3c393837u};
-    typedef __half2 two;
-};
-template <> struct nf4_bytes<bf16> {
-    static constexpr uint32_t low[4] = {0xca063280u, 0x00ba3d92u, 0xad7c25a3u, 0x803910e2u},
-                              high[4] = {0xbebfbfbfu, 0x00bdbebeu, 0x3e3e3e3du, 0x3f3f3f3eu};
-    typedef __nv_bfloat162 two;
-};
-
-/* Four bytes of eight; a selector with its bit 3 set takes a byte's sign bit eight times instead. */
-__device__ inline uint32_t bytes_of(uint32_t a, uint32_t b, uint32_t selectors)
-{
-    uint32_t v;
-    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(v) : "r"(a), "r"(b), "r"(selectors));
-    return v;
-}
-
-/* The values of four codes (16 bits). */
-template <class T> __device__ inline void nf4_four(uint32_t codes, uint32_t &v01, uint32_t &v23)
-{
-    typedef nf4_bytes<T> b;
-    const uint32_t in_half = codes & 0x7777u,
-                   upper = bytes_of(0x80808080u, 0x80808080u, codes) ^ 0x80808080u,
-                   mask = upper | upper << 1; /* 0xff where a code is 8 or more */
-    const uint32_t low = (bytes_of(b::low[0], b::low[1], in_half) & ~mask) |
-                         (bytes_of(b::low[2], b::low[3], in_half) & mask),
-                   high = (bytes_of(b::high[0], b::high[1], in_half) & ~mask) |
-                          (bytes_of(b::high[2], b::high[3], in_half) & mask);
-    v01 = bytes_of(low, high, 0x5140);
-    v23 = bytes_of(low, high, 0x7362);
-}
-
-/* A column's eight inputs at a tap, on their way: codes, and the scales of the blocks they lie in. */
-struct nf4_octet {
-    uint32_t codes;
-    float first, second; /* 3x3: the eight are 64 neighbours in the checkpoint, of two blocks at most */
-    int flat;            /* index of the first */
-};
-
-__device__ inline nf4_octet nf4_load(const ic_cu_nf4 &q, const uint32_t *codes, int o, int tap, int place)
-{
-    nf4_octet v;
-    v.codes = __ldg(codes);
-    if (q.phases == 4) {
-        tap = divided(o, q.cout_pad);
-        o -= tap * q.cout_pad;
-    }
-    const int real = place < q.cpad0 ? place : q.cin0 + place - q.cpad0;
-    const int row = min(o, q.cout - 1) * q.so + tap * q.st, last = row + (q.cin - 1) * q.si;
-    v.flat = row + min(real, q.cin - 1) * q.si;
-    v.first = __ldg(q.absmax + (v.flat >> 6));
-    v.second = __ldg(q.absmax + (min(v.flat + 63, last) >> 6));
-    return v;
-}
-
-template <class T> __device__ inline uint4 nf4_eight(const ic_cu_nf4 &q, const nf4_octet &o)
-{
-    typedef typename nf4_bytes<T>::two two;
-    uint32_t v[4];
-    nf4_four<T>(o.codes & 0xffffu, v[0], v[1]);
-    nf4_four<T>(o.codes >> 16, v[2], v[3]);
-    const int change = 64 - (o.flat & 63), blocks = (q.cout * q.so * (q.phases == 4 ? q.cin : 1) - 1) >> 6;
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-        uint32_t s;
-        if (q.si == TAPS_MAX)
-            s = T::pack_finite(2 * i * TAPS_MAX >= change ? o.second : o.first,
-                               (2 * i + 1) * TAPS_MAX >= change ? o.second : o.first);
-        else
-            s = T::pack_finite(__ldg(q.absmax + min((o.flat + 2 * i * q.si) >> 6, blocks)),
-                               __ldg(q.absmax + min((o.flat + (2 * i + 1) * q.si) >> 6, blocks)));
-        const two r = __hmul2(reinterpret_cast<const two &>(v[i]), reinterpret_cast<const two &>(s));
-        v[i] = reinterpret_cast<const uint32_t &>(r);
-    }
-    return make_uint4(v[0], v[1], v[2], v[3]);
-}
-
-#endif
-
-#if IC_CU_WGMMA
 /* The compiler moves nothing of the accumulators past this. */
 template <int A, int B> __device__ inline void settle(float (&acc)[A][B])
 {
@@ -237,9 +151,52 @@ template <int A, int B> __device__ inline void settle(float (&acc)[A][B])
 }
 #endif
 
+#if IC_CU_WGMMA
+/* scale and shift of eight channels, and what conv.cuh's `normalised` does with them. */
+template <class T> struct norm_octet {
+    float by[8], add[8];
+
+    __device__ void take(const float *times, const float *plus)
+    {
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+            by[i] = times[i];
+            add[i] = plus[i];
+        }
+    }
+    __device__ uint4 operator()(uint4 v) const { return normalised<T>(v, by, add); }
+};
+
+/* In float16 two at a time: it is rounded to that anyway, and half of the instructions are saved. */
+template <> struct norm_octet<f16> {
+    __half2 by[4], add[4];
+
+    __device__ void take(const float *times, const float *plus)
+    {
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            by[i] = __floats2half2_rn(times[2 * i], times[2 * i + 1]);
+            add[i] = __floats2half2_rn(plus[2 * i], plus[2 * i + 1]);
+        }
+    }
+    __device__ uint4 operator()(uint4 v) const
+    {
+        __half2 *h = reinterpret_cast<__half2 *>(&v);
+        const __half2 zero = __float2half2_rn(0.0f), minus = __float2half2_rn(-1.0f),
+                      log2_e = __float2half2_rn(1.44269504f);
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            const __half2 x = __hfma2(h[i], by[i], add[i]);
+            h[i] = __hmax2(x, __hadd2(h2exp2(__hmul2(__hmin2(x, zero), log2_e)), minus));
+        }
+        return v;
+    }
+};
+#endif
+
 /* ---- The kernel ------------------------------------------------------------------------------------ */
 
-template <class T, bool NF4, int TAPS, int WM, int WK, int MT, int N, int UNITS9, int BLOCKS>
+template <class T, int TAPS, int WM, int WK, int MT, int N, int UNITS9, int BLOCKS>
 __global__ void __launch_bounds__(WM *WK * 128, BLOCKS) wide_kernel(const __grid_constant__ ic_cu_conv a)
 {
 #if IC_CU_WGMMA
@@ -253,7 +210,7 @@ __global__ void __launch_bounds__(WM *WK * 128, BLOCKS) wide_kernel(const __grid
     const int tid = threadIdx.x, lane = tid & 31, w4 = tid >> 5 & 3;
     const int warp = __shfl_sync(~0u, tid >> 5, 0); /* so that the compiler sees that lanes agree */
     const int wg = warp >> 2, wk = WK > 1 ? wg / WM : 0, wm = WK > 1 ? wg % WM : wg;
-    const int gtid = tid - wk * GROUP;
+    const int gtid = tid - wk * GROUP, warp_in_group = warp - wk * (GROUP / 32);
     const int sample = blockIdx.z, block0 = blockIdx.y * a.passes; /* its first block of N columns */
     const int channels = a.c16 * 16;
 
@@ -268,7 +225,7 @@ __global__ void __launch_bounds__(WM *WK * 128, BLOCKS) wide_kernel(const __grid
     auto full = [&](int slot) { return bars + slot * 16; };
     auto empty = [&](int slot) { return bars + slot * 16 + 8; };
     if (tid < a.ring) {
-        barrier_init(full(tid), NF4 ? GROUP / 32 : 1);
+        barrier_init(full(tid), 1);
         barrier_init(empty(tid), GROUP / 32);
     }
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
@@ -280,51 +237,28 @@ __global__ void __launch_bounds__(WM *WK * 128, BLOCKS) wide_kernel(const __grid
     int fill_left = a.resident ? a.stages * a.passes : tiles * a.passes * a.stages, fill_stage = wk,
         fill_pass = 0, fill_slot = wk;
     fill_left = (fill_left - wk + WK - 1) / WK;
-    constexpr int ITEMS = UNITS * N8 * 16,
-                  MINE = (ITEMS + GROUP - 1) / GROUP; /* 16-byte rows; a thread's */
-    auto fill = [&]() {
+    /* Fills the next slot; after: which turn of it must have been read first, -1: none. */
+    auto fill = [&](int after) {
         const uint32_t to = ring + fill_slot * STAGE;
         /* pack.c's blocks are of 128 columns, the last one of what is left */
         const int n8 = (block0 + fill_pass) * N8, width = min(16, a.columns / 8 - (n8 & ~15));
         const size_t from = (size_t)(n8 & ~15) * units_all + (size_t)fill_stage * UNITS * width + (n8 & 15);
-        if (NF4) {
-            /* all loads before the first use */
-            nf4_octet octets[MINE];
-#pragma unroll
-            for (int k = 0; k < MINE; k++) {
-                const int i = min(k * GROUP + gtid, ITEMS - 1), u = i / (N8 * 16), at = i - u * (N8 * 16),
-                          unit = fill_stage * UNITS + u, c = TAPS == 9 ? unit / 9 : unit;
-                octets[k] =
-                    nf4_load(a.nf4, a.nf4.codes + (from + u * width) * 16 + at,
-                             (n8 + (at >> 4)) * 8 + (at & 7), unit - c * TAPS, c * 16 + (at >> 3 & 1) * 8);
-            }
-#pragma unroll
-            for (int k = 0; k < MINE; k++) {
-                const uint4 v = nf4_eight<T>(a.nf4, octets[k]);
-                if (ITEMS % GROUP == 0 || k * GROUP + gtid < ITEMS)
-                    asm volatile(
-                        "st.shared.v4.b32 [%0], {%1,%2,%3,%4};" ::"r"(to + (k * GROUP + gtid) * 16),
-                        "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
-                        : "memory");
-            }
-        } else if (lane == 0) {
-            const char *weight = static_cast<const char *>(a.weight) + from * UNIT;
-            if (gtid == 0)
-                barrier_expect(full(fill_slot), STAGE);
-            if (width == N8) {
-                if (gtid == 0)
+        /* A stage in one piece is the first warp's to ask for; else one thread would take long to ask for all of
+         * its pieces. Who asks for nothing does not wait for the others either. */
+        const bool whole = width == N8;
+        if (!whole || warp_in_group == 0) {
+            if (after >= 0)
+                barrier_wait(empty(fill_slot), (uint32_t)after);
+            if (lane == 0) {
+                const char *weight = static_cast<const char *>(a.weight) + from * UNIT;
+                if (warp_in_group == 0)
+                    barrier_expect(full(fill_slot), STAGE);
+                if (whole)
                     copy_bulk(to, weight, STAGE, full(fill_slot));
-            } else {
-                /* one thread would take long to ask for them all */
-                for (int u = gtid / 32; u < UNITS; u += GROUP / 32)
-                    copy_bulk(to + u * N8 * UNIT, weight + u * width * UNIT, N8 * UNIT, full(fill_slot));
+                else
+                    for (int u = warp_in_group; u < UNITS; u += GROUP / 32)
+                        copy_bulk(to + u * N8 * UNIT, weight + u * width * UNIT, N8 * UNIT, full(fill_slot));
             }
-        }
-        if (NF4) {
-            fence_writes();
-            __syncwarp();
-            if (lane == 0)
-                barrier_arrive(full(fill_slot));
         }
         fill_left--;
         fill_stage += WK;
@@ -338,7 +272,7 @@ __global__ void __launch_bounds__(WM *WK * 128, BLOCKS) wide_kernel(const __grid
             fill_slot -= a.ring;
     };
     for (int i = wk; i < a.ring && fill_left > 0; i += WK)
-        fill();
+        fill(-1);
 
     /* ---- input: item i is a chunk of a tile, in buffer i % buffers ---- */
     struct {
@@ -415,12 +349,8 @@ __global__ void __launch_bounds__(WM *WK * 128, BLOCKS) wide_kernel(const __grid
         octets([&](int which, int load, char *plane, int c) {
             const float *times = scale + (which ? a.in[0].cpad : 0) + c, *plus = times + channels;
             if (load == IC_CU_LOAD_NORM) {
-                float by[8], add_to[8];
-#pragma unroll
-                for (int i = 0; i < 8; i++) {
-                    by[i] = times[i];
-                    add_to[i] = plus[i];
-                }
+                norm_octet<T> norm;
+                norm.take(times, plus);
                 for (int turn = turn0; turn < turn1;
                      turn += 2) { /* two at a time: their latencies overlap */
                     spot p[2];
@@ -432,7 +362,7 @@ __global__ void __launch_bounds__(WM *WK * 128, BLOCKS) wide_kernel(const __grid
                     }
 #pragma unroll
                     for (int k = 0; k < 2; k++)
-                        v[k] = normalised<T>(v[k], by, add_to);
+                        v[k] = norm(v[k]);
 #pragma unroll
                     for (int k = 0; k < 2; k++) /* outside it stays zero, after the activation */
                         if (p[k].mine && p[k].inside && turn + k < turn1)
@@ -470,6 +400,9 @@ __global__ void __launch_bounds__(WM *WK * 128, BLOCKS) wide_kernel(const __grid
     };
 
     const int items = tiles * a.chunks;
+    /* Where the epilogue has room of its own, a buffer is filled again before it: by the next products but one
+     * the copies are there. */
+    const bool early = a.buffers == 2 && a.out_at;
     float acc[MT][N / 2];
     float total = 0; /* this lane's part of the statistics, over tiles */
     int add = 0, slot = wk;
@@ -487,13 +420,21 @@ __global__ void __launch_bounds__(WM *WK * 128, BLOCKS) wide_kernel(const __grid
                 __syncthreads(); /* the buffer is free */
             place(item);
             begin();
+            if (early && has_next) {
+                place(1);
+                begin();
+                place(0);
+            }
             if (item == 0) {
                 norm_coefficients(a.in[0], sample, scale, shift, tid, THREADS);
                 norm_coefficients(a.in[1], sample, scale + a.in[0].cpad, shift + a.in[0].cpad, tid,
                                   THREADS);
                 __syncthreads();
             }
-            copies_wait<0>();
+            if (early && has_next)
+                copies_wait<1>();
+            else
+                copies_wait<0>();
             end(0, in.turns);
         }
         fence_writes();
@@ -511,10 +452,8 @@ __global__ void __launch_bounds__(WM *WK * 128, BLOCKS) wide_kernel(const __grid
                 __syncwarp();
                 if (lane == 0)
                     barrier_arrive(empty(before));
-                if (fill_left > 0) {
-                    barrier_wait(empty(before), before_phase);
-                    fill();
-                }
+                if (fill_left > 0)
+                    fill((int)before_phase);
             };
             settle(acc);
             const int patch0 = wm * MT; /* the warpgroup's first */
@@ -548,7 +487,8 @@ __global__ void __launch_bounds__(WM *WK * 128, BLOCKS) wide_kernel(const __grid
                     const int turn = s / WK, n = stages / WK - 1; /* the first begins, n end */
                     if (turn == 0) {
                         place(item + 1);
-                        begin();
+                        if (!early)
+                            begin();
                     }
                     if (turn == 1 || n == 0)
                         copies_wait<0>();
@@ -569,6 +509,11 @@ __global__ void __launch_bounds__(WM *WK * 128, BLOCKS) wide_kernel(const __grid
             products_wait<0>();
             settle(acc);
             release();
+            if (early && item + 2 < items) {
+                __syncthreads(); /* the tile has been read */
+                place(item + 2);
+                begin();
+            }
             if (!last_chunk)
                 continue;
 
