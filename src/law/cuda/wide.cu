@@ -25,11 +25,12 @@ static const void *kernel_of(enum ic_cu_type, int, int)
 
 struct config {
     struct ic_cu_config shared;
-    int wm, mt, units;
+    int units, load;
 };
 
 static const struct config configs[IC_CU_WIDE_COUNT] = {
-#define X(i, wm, wk, mt, n, units, blocks) {{wm * mt * 64, n, wm * wk * 128, units, wm, wk}, wm, mt, units},
+#define X(i, wm, wk, mt, n, units, load, blocks)                                                           \
+    {{wm * mt * 64, n, (wm * wk + load) * 128, units, wm, wk}, units, load},
     IC_CU_WIDE_CONFIGS(X)
 #undef X
 };
@@ -54,7 +55,7 @@ int ic_cu_wide_shape(struct ic_cu_conv *c, int config, int taps, const struct ic
 {
     const struct ic_cu_config *k = &configs[config].shared;
     const int border = taps == 9 ? 2 : 0, wk = k->warps_k, n8 = k->columns / 8;
-    const int units = taps == 9 ? configs[config].units : 4, stage = units * n8 * 256;
+    const int load = configs[config].load, units = taps == 9 ? configs[config].units : 4, stage = units * n8 * 256;
     const int blocks = (c->columns + k->columns - 1) / k->columns;
     if (c->nf4.codes || c->epilogue == IC_CU_UPDATE || (c->stats && c->stats_gran != 8) || c->c16 * taps % units ||
         c->columns % k->columns || c->out_stride >> 31)
@@ -67,12 +68,12 @@ int ic_cu_wide_shape(struct ic_cu_conv *c, int config, int taps, const struct ic
     c->tiles_y = (c->height + c->tile_h - 1) / c->tile_h;
     c->tiles_per_block = cut->tiles;
     c->slots = (c->tiles_x * c->tiles_y + cut->tiles - 1) / cut->tiles;
-    c->buffers = cut->buffers > 1 ? 2 : 1;
+    c->buffers = load ? cut->buffers : cut->buffers > 1 ? 2 : 1;
     c->passes = cut->passes;
     c->resident = cut->resident;
     c->stages = c->c16 * taps / units;
     if ((c->chunks > 1 && (taps == 1 || c->passes > 1)) || (c->passes > 1 && cut->tiles > 1) ||
-        blocks % c->passes || (c->buffers == 2 && c->chunks * cut->tiles == 1))
+        blocks % c->passes || (load && (c->passes > 1 || c->buffers == 1)) || (c->buffers >= 2 && c->chunks * cut->tiles == 1))
         return 0;
     /* groups that share the sum take turns at stages, in every chunk alike */
     const int in_chunk = taps == 9 ? c->chunk16 * 9 / units : c->stages,
@@ -94,9 +95,9 @@ int ic_cu_wide_shape(struct ic_cu_conv *c, int config, int taps, const struct ic
     const int tile = (c->tile_w + border) * (c->tile_h + border) * c->chunk16 * 32;
     const int out = k->warps_m * 4 * 16 * (k->columns * 2 + 16),
               parts = (wk - 1) * k->rows * k->columns * 4, epilogue = larger(out, parts);
-    const bool apart = c->passes > 1 || cut->buffers == 3;
+    const bool apart = load || c->passes > 1 || cut->buffers == 3;
     c->buffer_bytes = rounded(apart ? tile : larger(tile, epilogue));
-    c->scale_at = rounded(16 * c->ring);
+    c->scale_at = rounded(16 * (c->ring + c->buffers));
     c->sums_at = c->scale_at + c->c16 * 16 * 8;
     c->area_at = rounded(c->sums_at + k->threads / 32 * n8 * 8);
     c->ring_at = c->area_at + c->buffers * c->buffer_bytes;

@@ -7,7 +7,8 @@
  * address. Weights come in the order [8 columns][16 inputs][tap] in which pack.c laid them, a stage at a
  * time, by bulk copies that a barrier counts; they are streamed through a ring, or all stay.
  *
- * A warpgroup's products run beside its other work: while they do, it normalises the next chunk of the
+ * In some configurations a warpgroup of its own brings the input (LOAD), two or three buffers, and the others
+ * only multiply. In the rest a warpgroup's products run beside its other work: while they do, it normalises the next chunk of the
  * input (or the next tile) in the other buffer, and frees the ring.
  * What still waits is covered by the other blocks of the multiprocessor. */
 #ifndef IC_LAW_CUDA_WIDE_CUH
@@ -186,8 +187,12 @@ template <> struct norm_octet<f16> {
                       log2_e = __float2half2_rn(1.44269504f);
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            const __half2 x = __hfma2(h[i], by[i], add[i]);
-            h[i] = __hmax2(x, __hadd2(h2exp2(__hmul2(__hmin2(x, zero), log2_e)), minus));
+            const __half2 x = __hfma2(h[i], by[i], add[i]), least = __hmul2(__hmin2(x, zero), log2_e);
+            __half2 e;
+            asm("ex2.approx.f16x2 %0, %1;"
+                : "=r"(reinterpret_cast<uint32_t &>(e))
+                : "r"(reinterpret_cast<const uint32_t &>(least)));
+            h[i] = __hmax2(x, __hadd2(e, minus));
         }
         return v;
     }
@@ -196,11 +201,11 @@ template <> struct norm_octet<f16> {
 
 /* ---- The kernel ------------------------------------------------------------------------------------ */
 
-template <class T, int TAPS, int WM, int WK, int MT, int N, int UNITS9, int BLOCKS>
-__global__ void __launch_bounds__(WM *WK * 128, BLOCKS) wide_kernel(const __grid_constant__ ic_cu_conv a)
+template <class T, int TAPS, int WM, int WK, int MT, int N, int UNITS9, int LOAD, int BLOCKS>
+__global__ void __launch_bounds__((WM * WK + LOAD) * 128, BLOCKS) wide_kernel(const __grid_constant__ ic_cu_conv a)
 {
 #if IC_CU_WGMMA
-    constexpr int THREADS = WM * WK * 128, WARPS = THREADS / 32, M = WM * MT * 64, N8 = N / 8;
+    constexpr int THREADS = (WM * WK + LOAD) * 128, WARPS = (LOAD ? LOAD : WM * WK) * 4, M = WM * MT * 64, N8 = N / 8;
     constexpr int BORDER = TAPS == 9 ? 1 : 0, TILE_W = M >= 128 ? 16 : 8, TILE_H = M / TILE_W;
     constexpr int BW = TILE_W + 2 * BORDER, BH = TILE_H + 2 * BORDER, CELLS = BW * BH, PLANE = CELLS * 16;
     constexpr int UNITS = TAPS == 9 ? UNITS9 : 4, STAGE = UNITS * N8 * UNIT;
@@ -211,6 +216,8 @@ __global__ void __launch_bounds__(WM *WK * 128, BLOCKS) wide_kernel(const __grid
     const int warp = __shfl_sync(~0u, tid >> 5, 0); /* so that the compiler sees that lanes agree */
     const int wg = warp >> 2, wk = WK > 1 ? wg / WM : 0, wm = WK > 1 ? wg % WM : wg;
     const int gtid = tid - wk * GROUP, warp_in_group = warp - wk * (GROUP / 32);
+    const bool loads = LOAD > 0 && wg >= WM * WK; /* this warpgroup brings the input and nothing else */
+    const int loader = LOAD ? warp - WM * WK * 4 : warp; /* of WARPS */
     const int sample = blockIdx.z, block0 = blockIdx.y * a.passes; /* its first block of N columns */
     const int channels = a.c16 * 16;
 
@@ -220,13 +227,19 @@ __global__ void __launch_bounds__(WM *WK * 128, BLOCKS) wide_kernel(const __grid
         return;
 
     float *scale = reinterpret_cast<float *>(smem + a.scale_at), *shift = scale + channels;
-    float *sums = reinterpret_cast<float *>(smem + a.sums_at); /* [WARPS][N8] (sum, square) */
+    float *sums = reinterpret_cast<float *>(smem + a.sums_at); /* [warp][N8] (sum, square) */
     const uint32_t bars = shared_address(smem), ring = shared_address(smem + a.ring_at);
     auto full = [&](int slot) { return bars + slot * 16; };
     auto empty = [&](int slot) { return bars + slot * 16 + 8; };
+    auto tile_full = [&](int buffer) { return full(a.ring + buffer); };
+    auto tile_empty = [&](int buffer) { return empty(a.ring + buffer); };
     if (tid < a.ring) {
         barrier_init(full(tid), 1);
         barrier_init(empty(tid), GROUP / 32);
+    }
+    if (LOAD && tid < a.buffers) {
+        barrier_init(tile_full(tid), WARPS);
+        barrier_init(tile_empty(tid), GROUP / 32);
     }
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     __syncthreads();
@@ -271,10 +284,10 @@ __global__ void __launch_bounds__(WM *WK * 128, BLOCKS) wide_kernel(const __grid
         if (fill_slot >= a.ring)
             fill_slot -= a.ring;
     };
-    for (int i = wk; i < a.ring && fill_left > 0; i += WK)
+    for (int i = wk; i < a.ring && fill_left > 0 && !loads; i += WK)
         fill(-1);
 
-    /* ---- input: item i is a chunk of a tile, in buffer i % buffers ---- */
+    /* ---- input: item i is a chunk of a tile, in buffer i % buffers; brought by WARPS warps ---- */
     struct {
         int y0, x0;
         int first;         /* channel, of both inputs' together */
@@ -282,7 +295,7 @@ __global__ void __launch_bounds__(WM *WK * 128, BLOCKS) wide_kernel(const __grid
         int turns;         /* over cells */
         char *to;
     } in;
-    auto place = [&](int item) {
+    auto place = [&](int item, int buffer) {
         const int of = divided(item, a.chunks), chunk = item - of * a.chunks, ti = tile0 + of;
         const int ty = divided(ti, a.tiles_x), nc = min(a.chunk16, a.c16 - chunk * a.chunk16);
         in.y0 = ty * TILE_H - BORDER;
@@ -292,7 +305,7 @@ __global__ void __launch_bounds__(WM *WK * 128, BLOCKS) wide_kernel(const __grid
         in.groups = 2 * nc >> in.shift;
         in.turns =
             in.shift == 1 ? (CELLS + 16 * WARPS - 1) / (16 * WARPS) : (CELLS + 8 * WARPS - 1) / (8 * WARPS);
-        in.to = smem + a.area_at + (a.buffers == 2 ? item & 1 : 0) * a.buffer_bytes;
+        in.to = smem + a.area_at + buffer * a.buffer_bytes;
     };
     const char *base0 = static_cast<const char *>(a.in[0].p) + (size_t)sample * a.in[0].stride,
                *base1 = static_cast<const char *>(a.in[1].p) + (size_t)sample * a.in[1].stride;
@@ -305,7 +318,7 @@ __global__ void __launch_bounds__(WM *WK * 128, BLOCKS) wide_kernel(const __grid
     auto spot_of = [&](int turn) {
         spot p;
         const int cell =
-            ((turn * WARPS + warp) << (5 - in.shift)) + (lane & 7) + (lane >> (3 + in.shift)) * 8;
+            ((turn * WARPS + loader) << (5 - in.shift)) + (lane & 7) + (lane >> (3 + in.shift)) * 8;
         p.mine = cell < CELLS;
         p.cell = min(cell, CELLS - 1);
         const int py = p.cell / BW;
@@ -402,7 +415,68 @@ __global__ void __launch_bounds__(WM *WK * 128, BLOCKS) wide_kernel(const __grid
     const int items = tiles * a.chunks;
     /* Where the epilogue has room of its own, a buffer is filled again before it: by the next products but one
      * the copies are there. */
-    const bool early = a.buffers == 2 && a.out_at;
+    const bool early = !LOAD && a.buffers == 2 && a.out_at;
+    auto coefficients = [&]() {
+        norm_coefficients(a.in[0], sample, scale, shift, tid, THREADS);
+        norm_coefficients(a.in[1], sample, scale + a.in[0].cpad, shift + a.in[0].cpad, tid, THREADS);
+        __syncthreads();
+    };
+    if constexpr (LOAD > 0) {
+        wait_for_previous();
+        if (loads) {
+            if constexpr (N == 128)
+                asm volatile("setmaxnreg.dec.sync.aligned.u32 56;");
+            place(0, 0);
+            begin();
+            coefficients();
+            /* With a third buffer the next item is on its way while this one is normalised. */
+            const int ahead = a.buffers == 3;
+            int buffer = 0, next = 0, turn = 0; /* turn: how often `next` has been all buffers */
+            for (int item = 0; item < items; item++) {
+                auto begin_next = [&]() {
+                    if (item + 1 == items)
+                        return;
+                    if (++next == a.buffers) {
+                        next = 0;
+                        turn++;
+                    }
+                    if (turn > 0)
+                        barrier_wait(tile_empty(next), (turn - 1) & 1);
+                    place(item + 1, next);
+                    begin();
+                };
+                if (ahead) {
+                    begin_next();
+                    place(item, buffer);
+                }
+                if (ahead && item + 1 < items)
+                    copies_wait<1>();
+                else
+                    copies_wait<0>();
+                end(0, in.turns);
+                fence_writes();
+                __syncwarp();
+                if (lane == 0)
+                    barrier_arrive(tile_full(buffer));
+                if (++buffer == a.buffers)
+                    buffer = 0;
+                if (!ahead)
+                    begin_next();
+            }
+            return;
+        }
+        if constexpr (N == 128)
+            asm volatile("setmaxnreg.inc.sync.aligned.u32 224;");
+        coefficients();
+    }
+    auto sync_products = [&]() { /* of the warps that multiply */
+        if constexpr (LOAD > 0)
+            asm volatile("bar.sync 1, %0;" ::"n"(GROUP) : "memory");
+        else
+            __syncthreads();
+    };
+    int which = 0;           /* LOAD: the item's buffer */
+    uint32_t which_turn = 0; /* and its phase */
     float acc[MT][N / 2];
     float total = 0; /* this lane's part of the statistics, over tiles */
     int add = 0, slot = wk;
@@ -412,36 +486,38 @@ __global__ void __launch_bounds__(WM *WK * 128, BLOCKS) wide_kernel(const __grid
         const int ti = tile0 + divided(item, a.chunks), chunk = item - divided(item, a.chunks) * a.chunks;
         const bool last_chunk = chunk == a.chunks - 1, has_next = item + 1 < items;
         const int nc = min(a.chunk16, a.c16 - chunk * a.chunk16), stages = nc * TAPS / UNITS;
-        char *buffer = smem + a.area_at + (a.buffers == 2 ? item & 1 : 0) * a.buffer_bytes;
-        if (item == 0 || a.buffers == 1) {
+        if (!LOAD)
+            which = a.buffers == 2 ? item & 1 : 0;
+        char *buffer = smem + a.area_at + which * a.buffer_bytes;
+        if constexpr (LOAD > 0) {
+            barrier_wait(tile_full(which), which_turn);
+        } else if (item == 0 || a.buffers == 1) {
             if (item == 0)
                 wait_for_previous();
             else
                 __syncthreads(); /* the buffer is free */
-            place(item);
+            place(item, which);
             begin();
             if (early && has_next) {
-                place(1);
+                place(1, 1);
                 begin();
-                place(0);
+                place(0, 0);
             }
-            if (item == 0) {
-                norm_coefficients(a.in[0], sample, scale, shift, tid, THREADS);
-                norm_coefficients(a.in[1], sample, scale + a.in[0].cpad, shift + a.in[0].cpad, tid,
-                                  THREADS);
-                __syncthreads();
-            }
+            if (item == 0)
+                coefficients();
             if (early && has_next)
                 copies_wait<1>();
             else
                 copies_wait<0>();
             end(0, in.turns);
         }
-        fence_writes();
-        __syncthreads();
+        if constexpr (LOAD == 0) {
+            fence_writes();
+            __syncthreads();
+        }
 
         for (int pass = 0; pass < a.passes; pass++) {
-            const bool ahead = has_next && a.buffers == 2 && pass == 0;
+            const bool ahead = !LOAD && has_next && a.buffers == 2 && pass == 0;
             if (chunk == 0)
                 add = 0;
             int before = -1; /* the slot whose products may still run */
@@ -486,7 +562,7 @@ __global__ void __launch_bounds__(WM *WK * 128, BLOCKS) wide_kernel(const __grid
                 if (ahead) {                                      /* beside the products: the next item */
                     const int turn = s / WK, n = stages / WK - 1; /* the first begins, n end */
                     if (turn == 0) {
-                        place(item + 1);
+                        place(item + 1, 1 - which);
                         if (!early)
                             begin();
                     }
@@ -509,9 +585,17 @@ __global__ void __launch_bounds__(WM *WK * 128, BLOCKS) wide_kernel(const __grid
             products_wait<0>();
             settle(acc);
             release();
-            if (early && item + 2 < items) {
+            if constexpr (LOAD > 0) {
+                __syncwarp();
+                if (lane == 0)
+                    barrier_arrive(tile_empty(which));
+                if (++which == a.buffers) {
+                    which = 0;
+                    which_turn ^= 1;
+                }
+            } else if (early && item + 2 < items) {
                 __syncthreads(); /* the tile has been read */
-                place(item + 2);
+                place(item + 2, which);
                 begin();
             }
             if (!last_chunk)
@@ -519,7 +603,7 @@ __global__ void __launch_bounds__(WM *WK * 128, BLOCKS) wide_kernel(const __grid
 
             /* ---- epilogue ---- */
             char *area = a.out_at ? smem + a.out_at : buffer;
-            if (WK > 1 || !a.out_at)
+            if (!LOAD && (WK > 1 || !a.out_at))
                 __syncthreads(); /* the tile has been read */
             if (WK > 1) {
                 float4 *partial = reinterpret_cast<float4 *>(area);
@@ -624,14 +708,14 @@ __global__ void __launch_bounds__(WM *WK * 128, BLOCKS) wide_kernel(const __grid
             if (has_next)
                 continue;
             if (pass > 0)
-                __syncthreads(); /* the sums of the pass before have been read */
+                sync_products(); /* the sums of the pass before have been read */
             if (wk == 0) {
                 constexpr int EACH = 32 / (N8 * 2);
                 if (lane % EACH == 0)
                     sums[(wm * 4 + w4) * N8 * 2 + lane / EACH] = total;
                 total = 0;
             }
-            __syncthreads();
+            sync_products();
             if (tid < N8 && column0 + tid * 8 < a.columns) {
                 float2 v = make_float2(0, 0);
 #pragma unroll
