@@ -444,7 +444,8 @@ static enum ic_status add_conv(struct ic_law_exec *e, size_t at, size_t *used, s
     c->nf4 = w->nf4;
     if (e->expanded && w->expanded) {
         void *to = e->expanded + e->expanded_used;
-        TRY(ic_cu_expand_run(&w->nf4, to, e->packed->type, c->columns, c->c16 * l->taps, l->taps, e->stream),
+        TRY(ic_cu_expand_run(&w->nf4, to, e->packed->type, c->columns, c->c16 * l->taps, l->taps,
+                             e->stream),
             "expanding weights");
         e->expanded_used += w->expanded;
         c->weight = to;

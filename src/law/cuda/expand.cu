@@ -1,10 +1,9 @@
-/* NF4 weights as 16-bit ones, in pack.c's order: for plans beside whose memory they are small. Every block of
- * a convolution would expand them again. */
+/* NF4 weights as 16-bit ones, in pack.c's order, for plans whose arena is larger than they are. Otherwise
+ * every block of a convolution expands what it needs (conv.cuh). */
 #include "law/cuda/conv.cuh"
 
 /* A thread expands eight inputs of a column at a tap. */
-template <class T>
-__global__ void expand_kernel(ic_cu_nf4 q, uint4 *out, int columns, int units, int taps)
+template <class T> __global__ void expand_kernel(ic_cu_nf4 q, uint4 *out, int columns, int units, int taps)
 {
     const int i = (int)(blockIdx.x * blockDim.x + threadIdx.x);
     if (i >= columns * units * 2)
@@ -26,13 +25,14 @@ __global__ void expand_kernel(ic_cu_nf4 q, uint4 *out, int columns, int units, i
     out[i] = make_uint4(T::pack(v[0], v[1]), T::pack(v[2], v[3]), T::pack(v[4], v[5]), T::pack(v[6], v[7]));
 }
 
-cudaError_t ic_cu_expand_run(const struct ic_cu_nf4 *q, void *out, enum ic_cu_type type, int columns, int units,
-                             int taps, cudaStream_t stream)
+cudaError_t ic_cu_expand_run(const struct ic_cu_nf4 *q, void *out, enum ic_cu_type type, int columns,
+                             int units, int taps, cudaStream_t stream)
 {
     const unsigned blocks = ((unsigned)(columns * units * 2) + 255) / 256;
     if (type == IC_CU_F16)
         expand_kernel<f16><<<blocks, 256, 0, stream>>>(*q, static_cast<uint4 *>(out), columns, units, taps);
     else
-        expand_kernel<bf16><<<blocks, 256, 0, stream>>>(*q, static_cast<uint4 *>(out), columns, units, taps);
+        expand_kernel<bf16>
+            <<<blocks, 256, 0, stream>>>(*q, static_cast<uint4 *>(out), columns, units, taps);
     return cudaGetLastError();
 }

@@ -114,9 +114,9 @@ struct ic_cu_config {
 #define IC_CU_CONFIG_COUNT 12
 #define IC_CU_RING 4 /* stages in flight when weights are streamed */
 
-/* wide.cuh, Hopper and 16-bit weights only: warpgroups along rows and the sum, 64-row pieces a warpgroup, columns, 16-deep
- * slices of a 3x3 convolution's sum a stage, warpgroups that only load, thread blocks per multiprocessor the compiler aims at. These
- * count on from IC_CU_CONFIG_COUNT. */
+/* wide.cuh, Hopper and 16-bit weights only: warpgroups along rows and the sum, 64-row pieces a warpgroup,
+ * columns, 16-deep slices of a 3x3 convolution's sum a stage, warpgroups that only load, thread blocks per
+ * multiprocessor the compiler aims at. These count on from IC_CU_CONFIG_COUNT. */
 #define IC_CU_WIDE_CONFIGS(X)                                                                              \
     X(0, 2, 1, 2, 64, 9, 0, 2)                                                                             \
     X(1, 2, 1, 2, 32, 9, 0, 3)                                                                             \
@@ -157,8 +157,8 @@ cudaError_t ic_cu_conv_run(const struct ic_cu_conv *c, enum ic_cu_type type, int
                            int samples, int overlap, cudaStream_t stream);
 
 /* NF4 weights as 16-bit ones to `out`. units: 16-deep slices of the whole sum. */
-cudaError_t ic_cu_expand_run(const struct ic_cu_nf4 *q, void *out, enum ic_cu_type type, int columns, int units,
-                             int taps, cudaStream_t stream);
+cudaError_t ic_cu_expand_run(const struct ic_cu_nf4 *q, void *out, enum ic_cu_type type, int columns,
+                             int units, int taps, cudaStream_t stream);
 
 /* h of each simulation, [c][h][w] float32 -> [y][x][cpad]; and the LSTM's arithmetic (law/plan.h). */
 struct ic_cu_lstm {

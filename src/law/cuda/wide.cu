@@ -55,10 +55,11 @@ int ic_cu_wide_shape(struct ic_cu_conv *c, int config, int taps, const struct ic
 {
     const struct ic_cu_config *k = &configs[config].shared;
     const int border = taps == 9 ? 2 : 0, wk = k->warps_k, n8 = k->columns / 8;
-    const int load = configs[config].load, units = taps == 9 ? configs[config].units : 4, stage = units * n8 * 256;
+    const int load = configs[config].load, units = taps == 9 ? configs[config].units : 4,
+              stage = units * n8 * 256;
     const int blocks = (c->columns + k->columns - 1) / k->columns;
-    if (c->nf4.codes || c->epilogue == IC_CU_UPDATE || (c->stats && c->stats_gran != 8) || c->c16 * taps % units ||
-        c->columns % k->columns || c->out_stride >> 31)
+    if (c->nf4.codes || c->epilogue == IC_CU_UPDATE || (c->stats && c->stats_gran != 8) ||
+        c->c16 * taps % units || c->columns % k->columns || c->out_stride >> 31)
         return 0;
     c->chunk16 = cut->chunk16 > 0 && cut->chunk16 < c->c16 ? cut->chunk16 : c->c16;
     c->chunks = (c->c16 + c->chunk16 - 1) / c->chunk16;
@@ -73,7 +74,8 @@ int ic_cu_wide_shape(struct ic_cu_conv *c, int config, int taps, const struct ic
     c->resident = cut->resident;
     c->stages = c->c16 * taps / units;
     if ((c->chunks > 1 && (taps == 1 || c->passes > 1)) || (c->passes > 1 && cut->tiles > 1) ||
-        blocks % c->passes || (load && (c->passes > 1 || c->buffers == 1)) || (c->buffers >= 2 && c->chunks * cut->tiles == 1))
+        blocks % c->passes || (load && (c->passes > 1 || c->buffers == 1)) ||
+        (c->buffers >= 2 && c->chunks * cut->tiles == 1))
         return 0;
     /* groups that share the sum take turns at stages, in every chunk alike */
     const int in_chunk = taps == 9 ? c->chunk16 * 9 / units : c->stages,

@@ -7,10 +7,10 @@
  * address. Weights come in the order [8 columns][16 inputs][tap] in which pack.c laid them, a stage at a
  * time, by bulk copies that a barrier counts; they are streamed through a ring, or all stay.
  *
- * In some configurations a warpgroup of its own brings the input (LOAD), two or three buffers, and the others
- * only multiply. In the rest a warpgroup's products run beside its other work: while they do, it normalises the next chunk of the
- * input (or the next tile) in the other buffer, and frees the ring.
- * What still waits is covered by the other blocks of the multiprocessor. */
+ * In some configurations a warpgroup of its own brings the input (LOAD), a chunk or a tile ahead of the
+ * others, which only multiply and store. In the rest a warpgroup's products run beside its other work:
+ * while they do, it normalises the next chunk or tile in the other buffer. What still waits is covered by
+ * the other blocks of the multiprocessor. */
 #ifndef IC_LAW_CUDA_WIDE_CUH
 #define IC_LAW_CUDA_WIDE_CUH
 
@@ -165,10 +165,14 @@ template <class T> struct norm_octet {
             add[i] = plus[i];
         }
     }
-    __device__ uint4 operator()(uint4 v) const { return normalised<T>(v, by, add); }
+    __device__ uint4 operator()(uint4 v) const
+    {
+        return normalised<T>(v, by, add);
+    }
 };
 
-/* In float16 two at a time: it is rounded to that anyway, and half of the instructions are saved. */
+/* In float16 two at a time: the result is rounded to that anyway, and half of the instructions are saved.
+ */
 template <> struct norm_octet<f16> {
     __half2 by[4], add[4];
 
@@ -202,10 +206,12 @@ template <> struct norm_octet<f16> {
 /* ---- The kernel ------------------------------------------------------------------------------------ */
 
 template <class T, int TAPS, int WM, int WK, int MT, int N, int UNITS9, int LOAD, int BLOCKS>
-__global__ void __launch_bounds__((WM * WK + LOAD) * 128, BLOCKS) wide_kernel(const __grid_constant__ ic_cu_conv a)
+__global__ void __launch_bounds__((WM * WK + LOAD) * 128, BLOCKS)
+    wide_kernel(const __grid_constant__ ic_cu_conv a)
 {
 #if IC_CU_WGMMA
-    constexpr int THREADS = (WM * WK + LOAD) * 128, WARPS = (LOAD ? LOAD : WM * WK) * 4, M = WM * MT * 64, N8 = N / 8;
+    constexpr int THREADS = (WM * WK + LOAD) * 128, WARPS = (LOAD ? LOAD : WM * WK) * 4, M = WM * MT * 64,
+                  N8 = N / 8;
     constexpr int BORDER = TAPS == 9 ? 1 : 0, TILE_W = M >= 128 ? 16 : 8, TILE_H = M / TILE_W;
     constexpr int BW = TILE_W + 2 * BORDER, BH = TILE_H + 2 * BORDER, CELLS = BW * BH, PLANE = CELLS * 16;
     constexpr int UNITS = TAPS == 9 ? UNITS9 : 4, STAGE = UNITS * N8 * UNIT;
@@ -217,7 +223,7 @@ __global__ void __launch_bounds__((WM * WK + LOAD) * 128, BLOCKS) wide_kernel(co
     const int wg = warp >> 2, wk = WK > 1 ? wg / WM : 0, wm = WK > 1 ? wg % WM : wg;
     const int gtid = tid - wk * GROUP, warp_in_group = warp - wk * (GROUP / 32);
     const bool loads = LOAD > 0 && wg >= WM * WK; /* this warpgroup brings the input and nothing else */
-    const int loader = LOAD ? warp - WM * WK * 4 : warp; /* of WARPS */
+    const int loader = LOAD ? warp - WM * WK * 4 : warp;           /* of WARPS */
     const int sample = blockIdx.z, block0 = blockIdx.y * a.passes; /* its first block of N columns */
     const int channels = a.c16 * 16;
 
@@ -256,8 +262,8 @@ __global__ void __launch_bounds__((WM * WK + LOAD) * 128, BLOCKS) wide_kernel(co
         /* pack.c's blocks are of 128 columns, the last one of what is left */
         const int n8 = (block0 + fill_pass) * N8, width = min(16, a.columns / 8 - (n8 & ~15));
         const size_t from = (size_t)(n8 & ~15) * units_all + (size_t)fill_stage * UNITS * width + (n8 & 15);
-        /* A stage in one piece is the first warp's to ask for; else one thread would take long to ask for all of
-         * its pieces. Who asks for nothing does not wait for the others either. */
+        /* A stage in one piece is the first warp's to ask for; many pieces would take one thread long. Who
+         * asks for nothing does not wait for the others either. */
         const bool whole = width == N8;
         if (!whole || warp_in_group == 0) {
             if (after >= 0)
@@ -270,7 +276,8 @@ __global__ void __launch_bounds__((WM * WK + LOAD) * 128, BLOCKS) wide_kernel(co
                     copy_bulk(to, weight, STAGE, full(fill_slot));
                 else
                     for (int u = warp_in_group; u < UNITS; u += GROUP / 32)
-                        copy_bulk(to + u * N8 * UNIT, weight + u * width * UNIT, N8 * UNIT, full(fill_slot));
+                        copy_bulk(to + u * N8 * UNIT, weight + u * width * UNIT, N8 * UNIT,
+                                  full(fill_slot));
             }
         }
         fill_left--;
@@ -413,8 +420,7 @@ __global__ void __launch_bounds__((WM * WK + LOAD) * 128, BLOCKS) wide_kernel(co
     };
 
     const int items = tiles * a.chunks;
-    /* Where the epilogue has room of its own, a buffer is filled again before it: by the next products but one
-     * the copies are there. */
+    /* Where the epilogue has room of its own, a buffer is filled again before it, beside its work. */
     const bool early = !LOAD && a.buffers == 2 && a.out_at;
     auto coefficients = [&]() {
         norm_coefficients(a.in[0], sample, scale, shift, tid, THREADS);
@@ -430,7 +436,7 @@ __global__ void __launch_bounds__((WM * WK + LOAD) * 128, BLOCKS) wide_kernel(co
             begin();
             coefficients();
             /* With a third buffer the next item is on its way while this one is normalised. */
-            const int ahead = a.buffers == 3;
+            const bool ahead = a.buffers == 3;
             int buffer = 0, next = 0, turn = 0; /* turn: how often `next` has been all buffers */
             for (int item = 0; item < items; item++) {
                 auto begin_next = [&]() {
@@ -470,10 +476,10 @@ __global__ void __launch_bounds__((WM * WK + LOAD) * 128, BLOCKS) wide_kernel(co
         coefficients();
     }
     auto sync_products = [&]() { /* of the warps that multiply */
-        if constexpr (LOAD > 0)
-            asm volatile("bar.sync 1, %0;" ::"n"(GROUP) : "memory");
-        else
-            __syncthreads();
+                                 if constexpr (LOAD > 0)
+                                     asm volatile("bar.sync 1, %0;" ::"n"(GROUP) : "memory");
+                                 else
+                                     __syncthreads();
     };
     int which = 0;           /* LOAD: the item's buffer */
     uint32_t which_turn = 0; /* and its phase */

@@ -7,7 +7,7 @@
 typedef void (*wide_fn)(ic_cu_conv);
 
 static const wide_fn kernels[IC_CU_WIDE_COUNT] = {
-#define X(i, wm, wk, mt, n, units, load, blocks)                                                              \
+#define X(i, wm, wk, mt, n, units, load, blocks)                                                           \
     wide_kernel<IC_CU_TYPE, IC_CU_TAPS, wm, wk, mt, n, units, load, blocks>,
     IC_CU_WIDE_CONFIGS(X)
 #undef X
