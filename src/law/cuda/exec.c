@@ -68,6 +68,8 @@ struct ic_law_exec {
     size_t stats_floats;
     char *delta, *delta_own; /* device: of each place of a batch; delta_own: where the arena has no room */
     size_t delta_stride;
+    char *expanded; /* device: NF4 weights in 16 bits; NULL: the convolutions expand them */
+    size_t expanded_used;
     struct ic_cu_io *table, *table_host; /* device; pinned */
     struct ic_law_state **own;           /* places of simulations without a state, made when needed */
     bool started;
@@ -183,7 +185,7 @@ struct choice {
 static bool shape(struct ic_cu_conv *c, const struct ic_law_packed *p, struct choice k, int taps)
 {
     if (k.config >= IC_CU_CONFIG_COUNT) {
-        const struct ic_cu_wide_cut cut = {k.chunk16, k.resident, k.tiles, k.buffers, k.passes};
+        const struct ic_cu_wide_cut cut = {k.chunk16, k.resident, k.tiles, k.passes, k.buffers};
         return ic_cu_wide_shape(c, k.config - IC_CU_CONFIG_COUNT, taps, &cut, p->smem_max) &&
                c->slots <= SLOTS_MAX;
     }
@@ -235,15 +237,15 @@ static void each_wide(const struct ic_law_exec *e, const struct ic_cu_conv *c, i
         const int column_blocks = (c->columns + k->columns - 1) / k->columns;
         if (k->columns >= 2 * c->columns && k->columns > 32)
             continue;
-        for (int i = 0; i < 4 * 2 * 2; i++) /* chunk, resident, buffers */
+        for (int i = 0; i < 4 * 2 * 3; i++) /* chunk, resident, buffers */
             for (int tiles = 1; tiles <= 32; tiles *= 2)
                 for (int passes = 1; passes <= (tiles > 1 ? 1 : column_blocks); passes *= 2) {
                     struct ic_cu_conv t = *c;
                     const struct choice ch = {.config = IC_CU_CONFIG_COUNT + config,
-                                              .chunk16 = chunks[i / 4],
-                                              .resident = i / 2 % 2,
+                                              .chunk16 = chunks[i / 6],
+                                              .resident = i / 3 % 2,
                                               .tiles = tiles,
-                                              .buffers = 1 + i % 2,
+                                              .buffers = 1 + i % 3,
                                               .passes = passes};
                     if (ch.chunk16 >= c->c16 || !shape(&t, e->packed, ch, taps))
                         continue;
@@ -452,13 +454,22 @@ static enum ic_status add_conv(struct ic_law_exec *e, size_t at, size_t *used, s
             if (c->in[i].load == IC_CU_LOAD_NONE)
                 return ic_fail(err, IC_INTERNAL, "%s is read before it is written", l->label);
         }
-    c->io = e->table;
-    c->weight = w->weight;
-    c->nf4 = w->nf4;
-    c->bias = w->bias;
     c->cpad = (int)ic_cu_pad(op->cout);
     c->columns = c->cpad * (transposed ? 4 : 1);
     c->c16 = (c->in[0].cpad + c->in[1].cpad) / 16;
+    c->io = e->table;
+    c->weight = w->weight;
+    c->nf4 = w->nf4;
+    if (e->expanded && w->expanded) {
+        void *to = e->expanded + e->expanded_used;
+        TRY(ic_cu_expand_run(&w->nf4, to, e->packed->type, c->columns, c->c16 * l->taps, l->taps,
+                             e->stream),
+            "expanding weights");
+        e->expanded_used += w->expanded;
+        c->weight = to;
+        c->nf4 = (struct ic_cu_nf4){0};
+    }
+    c->bias = w->bias;
     c->height = (int)op->height / (transposed ? 2 : 1);
     c->width = (int)op->width / (transposed ? 2 : 1);
     c->act = op->act;
@@ -1039,6 +1050,7 @@ static void cu_close(struct ic_law_exec **exec)
     cudaFree(e->arena);
     cudaFree(e->stats);
     cudaFree(e->delta_own);
+    cudaFree(e->expanded);
     cudaFree(e->table);
     cudaFreeHost(e->table_host);
     if (e->stream)
@@ -1051,6 +1063,7 @@ static void cu_close(struct ic_law_exec **exec)
 struct layout {
     size_t stats;                             /* floats */
     size_t delta_stride, delta_at, delta_own; /* delta_at: in the arena; delta_own: bytes, else 0 */
+    size_t expanded;                          /* bytes */
     size_t all;                               /* bytes, the arena included */
 };
 
@@ -1074,17 +1087,21 @@ static size_t free_at_the_end(const struct ic_law_plan *p, size_t want)
     return at + want <= p->arena_bytes ? at : SIZE_MAX;
 }
 
-static struct layout layout_of(const struct ic_law_plan *p)
+static struct layout layout_of(const struct ic_law_packed *packed, const struct ic_law_plan *p)
 {
     struct layout l = {.stats = 64};
     for (size_t i = 0; i < p->op_count; i++)
         if (p->ops[i].kind == IC_LAW_OP_GROUPNORM || p->ops[i].kind == IC_LAW_OP_RMSNORM)
             l.stats += stats_floats(&p->ops[i], p->batch);
+    for (size_t i = 0; i < packed->op_count; i++)
+        l.expanded += packed->ops[i].expanded;
+    if (l.expanded > p->arena_bytes) /* small plans stay small */
+        l.expanded = 0;
     l.delta_stride = (p->psi_bytes + 255) / 256 * 256;
     l.delta_at = free_at_the_end(p, l.delta_stride * p->batch);
     l.delta_own = l.delta_at == SIZE_MAX ? l.delta_stride * p->batch : 0;
     l.all =
-        p->arena_bytes + l.stats * sizeof(float) + l.delta_own + pool_bytes(p) +
+        p->arena_bytes + l.stats * sizeof(float) + l.delta_own + l.expanded + pool_bytes(p) +
         (sizeof(struct ic_cu_io) + sizeof(struct ic_cu_frame) + IC_CU_FRAME_BLOCKS * 2 * sizeof(float)) *
             p->batch;
     return l;
@@ -1093,7 +1110,7 @@ static struct layout layout_of(const struct ic_law_plan *p)
 static enum ic_status allocate(struct ic_law_exec *e, struct ic_err *err)
 {
     const struct ic_law_plan *p = e->plan;
-    const struct layout l = layout_of(p);
+    const struct layout l = layout_of(e->packed, p);
     const size_t stats = l.stats;
     if (!(e->own = calloc(p->batch, sizeof(void *))))
         return ic_fail(err, IC_OOM, "no memory for a plan's state");
@@ -1101,6 +1118,8 @@ static enum ic_status allocate(struct ic_law_exec *e, struct ic_err *err)
     TRY(cudaMalloc((void **)&e->stats, stats * sizeof(float)), "an arena");
     if (l.delta_own)
         TRY(cudaMalloc((void **)&e->delta_own, l.delta_own), "room for deltas");
+    if (l.expanded)
+        TRY(cudaMalloc((void **)&e->expanded, l.expanded), "room for weights");
     e->delta = l.delta_own ? e->delta_own : e->arena + l.delta_at;
     e->delta_stride = l.delta_stride;
     TRY(cudaMalloc((void **)&e->table, p->batch * sizeof *e->table), "an arena");
@@ -1162,8 +1181,7 @@ static size_t cu_exec_bytes(const struct ic_law_exec *e)
 
 static size_t cu_exec_size(const struct ic_law_packed *packed, const struct ic_law_plan *plan)
 {
-    (void)packed;
-    return layout_of(plan).all + sizeof(struct ic_law_exec);
+    return layout_of(packed, plan).all + sizeof(struct ic_law_exec);
 }
 
 /* ---- The plug-in's table --------------------------------------------------------------------------- */

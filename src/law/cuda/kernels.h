@@ -114,22 +114,27 @@ struct ic_cu_config {
 #define IC_CU_CONFIG_COUNT 12
 #define IC_CU_RING 4 /* stages in flight when weights are streamed */
 
-/* wide.cuh, Hopper only: warpgroups along rows and the sum, 64-row pieces a warpgroup, columns, 16-deep
- * slices of a 3x3 convolution's sum a stage, thread blocks per multiprocessor the compiler aims at. These
- * count on from IC_CU_CONFIG_COUNT. */
+/* wide.cuh, Hopper and 16-bit weights only: warpgroups along rows and the sum, 64-row pieces a warpgroup,
+ * columns, 16-deep slices of a 3x3 convolution's sum a stage, warpgroups that only load, thread blocks per
+ * multiprocessor the compiler aims at. These count on from IC_CU_CONFIG_COUNT. */
 #define IC_CU_WIDE_CONFIGS(X)                                                                              \
-    X(0, 2, 1, 2, 64, 9, 2)                                                                                \
-    X(1, 2, 1, 2, 32, 9, 3)                                                                                \
-    X(2, 1, 1, 2, 64, 9, 3)                                                                                \
-    X(3, 2, 1, 1, 64, 9, 2)                                                                                \
-    X(4, 2, 1, 2, 128, 9, 1)                                                                               \
-    X(5, 2, 1, 2, 32, 9, 2)                                                                                \
-    X(6, 1, 4, 1, 32, 3, 1)                                                                                \
-    X(7, 1, 2, 1, 64, 3, 2)
-#define IC_CU_WIDE_COUNT 8
+    X(0, 2, 1, 2, 64, 9, 0, 2)                                                                             \
+    X(1, 2, 1, 2, 32, 9, 0, 3)                                                                             \
+    X(2, 1, 1, 2, 64, 9, 0, 3)                                                                             \
+    X(3, 2, 1, 1, 64, 9, 0, 2)                                                                             \
+    X(4, 2, 1, 2, 128, 9, 0, 1)                                                                            \
+    X(5, 2, 1, 2, 32, 9, 0, 2)                                                                             \
+    X(6, 1, 4, 1, 32, 3, 0, 1)                                                                             \
+    X(7, 1, 2, 1, 64, 3, 0, 2)                                                                             \
+    X(8, 2, 1, 2, 32, 9, 1, 2)                                                                             \
+    X(9, 1, 1, 2, 128, 3, 0, 2)                                                                            \
+    X(10, 2, 1, 2, 128, 9, 1, 1)                                                                           \
+    X(11, 1, 1, 2, 64, 9, 1, 2)
+#define IC_CU_WIDE_COUNT 12
 
 struct ic_cu_wide_cut {
-    int chunk16, resident, tiles, buffers, passes;
+    int chunk16, resident, tiles, passes;
+    int buffers; /* 3: two, and room of its own for the epilogue; with a warpgroup that loads: three */
 };
 
 /* Of both families. */
@@ -165,6 +170,10 @@ struct ic_cu_last {
 int ic_cu_last_shape(struct ic_cu_last *a);
 cudaError_t ic_cu_last_run(const struct ic_cu_last *a, enum ic_cu_type type, int samples, int overlap,
                            cudaStream_t stream);
+
+/* NF4 weights as 16-bit ones to `out`. units: 16-deep slices of the whole sum. */
+cudaError_t ic_cu_expand_run(const struct ic_cu_nf4 *q, void *out, enum ic_cu_type type, int columns,
+                             int units, int taps, cudaStream_t stream);
 
 /* h of each simulation, [c][h][w] float32 -> [y][x][cpad]; and the LSTM's arithmetic (law/plan.h). */
 struct ic_cu_lstm {

@@ -7,8 +7,9 @@
  * then all Im) to psi's own, side by side, by permuting the first layer's inputs and the last layer's
  * columns.
  *
- * NF4 weights keep their codes, in the same order, and their scales in the checkpoint's order; those of the
- * two layers that touch the field, and blocks of another size than 64, become 16-bit here. */
+ * NF4 weights keep their codes, in the same order, and their scales in the checkpoint's order (a plan may
+ * have them in 16 bits besides: exec.c); those of the two layers that touch the field, and blocks of
+ * another size than 64, become 16-bit here. */
 #include "law/cuda/exec.h"
 
 #include <stdlib.h>
@@ -160,6 +161,7 @@ static enum ic_status pack_nf4(struct ic_law_packed *p, const struct ic_law_weig
     }
     if (s == IC_OK) {
         s = send(p, absmax, blocks * sizeof *absmax, &sent_absmax, err);
+        to->expanded = values * sizeof(uint16_t);
         to->nf4 = (struct ic_cu_nf4){.codes = sent_codes,
                                      .absmax = sent_absmax,
                                      .so = (int)m->so,

@@ -2,30 +2,22 @@
 #include "law/cuda/kernels.h"
 
 #if IC_CU_WIDE
-#define FAMILY(type, nf4, taps) const void *ic_cu_wide_##type##_##nf4##_##taps(int config);
+#define FAMILY(type, taps) const void *ic_cu_wide_##type##_##taps(int config);
 extern "C" {
-FAMILY(f16, 0, 9)
-FAMILY(f16, 0, 1)
-FAMILY(f16, 1, 9)
-FAMILY(f16, 1, 1)
-FAMILY(bf16, 0, 9)
-FAMILY(bf16, 0, 1)
-FAMILY(bf16, 1, 9)
-FAMILY(bf16, 1, 1)
+FAMILY(f16, 9)
+FAMILY(f16, 1)
+FAMILY(bf16, 9)
+FAMILY(bf16, 1)
 }
 
-static const void *kernel_of(enum ic_cu_type type, int nf4, int taps, int config)
+static const void *kernel_of(enum ic_cu_type type, int taps, int config)
 {
-    if (type == IC_CU_F16 && nf4)
-        return taps == 9 ? ic_cu_wide_f16_1_9(config) : ic_cu_wide_f16_1_1(config);
     if (type == IC_CU_F16)
-        return taps == 9 ? ic_cu_wide_f16_0_9(config) : ic_cu_wide_f16_0_1(config);
-    if (nf4)
-        return taps == 9 ? ic_cu_wide_bf16_1_9(config) : ic_cu_wide_bf16_1_1(config);
-    return taps == 9 ? ic_cu_wide_bf16_0_9(config) : ic_cu_wide_bf16_0_1(config);
+        return taps == 9 ? ic_cu_wide_f16_9(config) : ic_cu_wide_f16_1(config);
+    return taps == 9 ? ic_cu_wide_bf16_9(config) : ic_cu_wide_bf16_1(config);
 }
 #else
-static const void *kernel_of(enum ic_cu_type, int, int, int)
+static const void *kernel_of(enum ic_cu_type, int, int)
 {
     return nullptr;
 }
@@ -33,11 +25,12 @@ static const void *kernel_of(enum ic_cu_type, int, int, int)
 
 struct config {
     struct ic_cu_config shared;
-    int wm, mt, units;
+    int units, load;
 };
 
 static const struct config configs[IC_CU_WIDE_COUNT] = {
-#define X(i, wm, wk, mt, n, units, blocks) {{wm * mt * 64, n, wm * wk * 128, units, wm, wk}, wm, mt, units},
+#define X(i, wm, wk, mt, n, units, load, blocks)                                                           \
+    {{wm * mt * 64, n, (wm * wk + load) * 128, units, wm, wk}, units, load},
     IC_CU_WIDE_CONFIGS(X)
 #undef X
 };
@@ -62,10 +55,11 @@ int ic_cu_wide_shape(struct ic_cu_conv *c, int config, int taps, const struct ic
 {
     const struct ic_cu_config *k = &configs[config].shared;
     const int border = taps == 9 ? 2 : 0, wk = k->warps_k, n8 = k->columns / 8;
-    const int units = taps == 9 ? configs[config].units : 4, stage = units * n8 * 256;
+    const int load = configs[config].load, units = taps == 9 ? configs[config].units : 4,
+              stage = units * n8 * 256;
     const int blocks = (c->columns + k->columns - 1) / k->columns;
-    if (c->epilogue == IC_CU_UPDATE || (c->stats && c->stats_gran != 8) || c->c16 * taps % units ||
-        c->columns % k->columns || c->out_stride >> 31)
+    if (c->nf4.codes || c->epilogue == IC_CU_UPDATE || (c->stats && c->stats_gran != 8) ||
+        c->c16 * taps % units || c->columns % k->columns || c->out_stride >> 31)
         return 0;
     c->chunk16 = cut->chunk16 > 0 && cut->chunk16 < c->c16 ? cut->chunk16 : c->c16;
     c->chunks = (c->c16 + c->chunk16 - 1) / c->chunk16;
@@ -75,12 +69,13 @@ int ic_cu_wide_shape(struct ic_cu_conv *c, int config, int taps, const struct ic
     c->tiles_y = (c->height + c->tile_h - 1) / c->tile_h;
     c->tiles_per_block = cut->tiles;
     c->slots = (c->tiles_x * c->tiles_y + cut->tiles - 1) / cut->tiles;
-    c->buffers = cut->buffers;
+    c->buffers = load ? cut->buffers : cut->buffers > 1 ? 2 : 1;
     c->passes = cut->passes;
     c->resident = cut->resident;
     c->stages = c->c16 * taps / units;
     if ((c->chunks > 1 && (taps == 1 || c->passes > 1)) || (c->passes > 1 && cut->tiles > 1) ||
-        blocks % c->passes || (c->buffers == 2 && c->chunks * cut->tiles == 1))
+        blocks % c->passes || (load && (c->passes > 1 || c->buffers == 1)) ||
+        (c->buffers >= 2 && c->chunks * cut->tiles == 1))
         return 0;
     /* groups that share the sum take turns at stages, in every chunk alike */
     const int in_chunk = taps == 9 ? c->chunk16 * 9 / units : c->stages,
@@ -102,9 +97,9 @@ int ic_cu_wide_shape(struct ic_cu_conv *c, int config, int taps, const struct ic
     const int tile = (c->tile_w + border) * (c->tile_h + border) * c->chunk16 * 32;
     const int out = k->warps_m * 4 * 16 * (k->columns * 2 + 16),
               parts = (wk - 1) * k->rows * k->columns * 4, epilogue = larger(out, parts);
-    const bool apart = c->passes > 1;
+    const bool apart = load || c->passes > 1 || cut->buffers == 3;
     c->buffer_bytes = rounded(apart ? tile : larger(tile, epilogue));
-    c->scale_at = rounded(16 * c->ring);
+    c->scale_at = rounded(16 * (c->ring + c->buffers));
     c->sums_at = c->scale_at + c->c16 * 16 * 8;
     c->area_at = rounded(c->sums_at + k->threads / 32 * n8 * 8);
     c->ring_at = c->area_at + c->buffers * c->buffer_bytes;
@@ -120,8 +115,8 @@ int ic_cu_wide_shape(struct ic_cu_conv *c, int config, int taps, const struct ic
 cudaError_t ic_cu_wide_init(enum ic_cu_type type, int smem_max)
 {
     cudaError_t e = cudaSuccess;
-    for (int i = 0; i < 4 * IC_CU_WIDE_COUNT && e == cudaSuccess; i++) {
-        const void *kernel = kernel_of(type, i >> 1 & 1, i & 1 ? 9 : 1, i / 4);
+    for (int i = 0; i < 2 * IC_CU_WIDE_COUNT && e == cudaSuccess; i++) {
+        const void *kernel = kernel_of(type, i & 1 ? 9 : 1, i / 2);
         e = kernel ? cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, smem_max)
                    : cudaErrorNoKernelImageForDevice;
     }
@@ -146,5 +141,5 @@ cudaError_t ic_cu_wide_run(const struct ic_cu_conv *c, enum ic_cu_type type, int
     launch.attrs = &attribute;
     launch.numAttrs = overlap ? 1 : 0;
     void *args[1] = {const_cast<ic_cu_conv *>(c)};
-    return cudaLaunchKernelExC(&launch, kernel_of(type, c->nf4.codes != nullptr, taps, config), args);
+    return cudaLaunchKernelExC(&launch, kernel_of(type, taps, config), args);
 }

@@ -7,9 +7,10 @@
  * address. Weights come in the order [8 columns][16 inputs][tap] in which pack.c laid them, a stage at a
  * time, by bulk copies that a barrier counts; they are streamed through a ring, or all stay.
  *
- * A warpgroup's products run beside its other work: while they do, it normalises the next chunk of the
- * input (or the next tile) in the other buffer, expands NF4 codes for a later stage, and frees the ring.
- * What still waits is covered by the other blocks of the multiprocessor. */
+ * In some configurations a warpgroup of its own brings the input (LOAD), a chunk or a tile ahead of the
+ * others, which only multiply and store. In the rest a warpgroup's products run beside its other work:
+ * while they do, it normalises the next chunk or tile in the other buffer. What still waits is covered by
+ * the other blocks of the multiprocessor. */
 #ifndef IC_LAW_CUDA_WIDE_CUH
 #define IC_LAW_CUDA_WIDE_CUH
 
@@ -140,92 +141,6 @@ template <int V, int HALF = V / 2> __device__ inline void sum_many(float (&v)[V]
     }
 }
 
-/* ---- NF4 ------------------------------------------------------------------------------------------- */
-
-/* The code book's values as bytes, low and high, for byte-wise look-ups. */
-template <class T> struct nf4_bytes;
-template <> struct nf4_bytes<f16> {
-    static constexpr uint32_t low[4] = {0x52339200u, 0x00d4ea8du, 0x68e02618u, 0x00c9800du},
-                              high[4] = {0xb6b8b9bcu, 0x00adb1b4u, 0x3533312du, 0x3c393837u};
-    typedef __half2 two;
-};
-template <> struct nf4_bytes<bf16> {
-    static constexpr uint32_t low[4] = {0xca063280u, 0x00ba3d92u, 0xad7c25a3u, 0x803910e2u},
-                              high[4] = {0xbebfbfbfu, 0x00bdbebeu, 0x3e3e3e3du, 0x3f3f3f3eu};
-    typedef __nv_bfloat162 two;
-};
-
-/* Four bytes of eight; a selector with its bit 3 set takes a byte's sign bit eight times instead. */
-__device__ inline uint32_t bytes_of(uint32_t a, uint32_t b, uint32_t selectors)
-{
-    uint32_t v;
-    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(v) : "r"(a), "r"(b), "r"(selectors));
-    return v;
-}
-
-/* The values of four codes (16 bits). */
-template <class T> __device__ inline void nf4_four(uint32_t codes, uint32_t &v01, uint32_t &v23)
-{
-    typedef nf4_bytes<T> b;
-    const uint32_t in_half = codes & 0x7777u,
-                   upper = bytes_of(0x80808080u, 0x80808080u, codes) ^ 0x80808080u,
-                   mask = upper | upper << 1; /* 0xff where a code is 8 or more */
-    const uint32_t low = (bytes_of(b::low[0], b::low[1], in_half) & ~mask) |
-                         (bytes_of(b::low[2], b::low[3], in_half) & mask),
-                   high = (bytes_of(b::high[0], b::high[1], in_half) & ~mask) |
-                          (bytes_of(b::high[2], b::high[3], in_half) & mask);
-    v01 = bytes_of(low, high, 0x5140);
-    v23 = bytes_of(low, high, 0x7362);
-}
-
-/* A column's eight inputs at a tap, on their way: codes, and the scales of the blocks they lie in. */
-struct nf4_octet {
-    uint32_t codes;
-    float first, second; /* 3x3: the eight are 64 neighbours in the checkpoint, of two blocks at most */
-    int flat;            /* index of the first */
-};
-
-__device__ inline nf4_octet nf4_load(const ic_cu_nf4 &q, const uint32_t *codes, int o, int tap, int place)
-{
-    nf4_octet v;
-    v.codes = __ldg(codes);
-    if (q.phases == 4) {
-        tap = divided(o, q.cout_pad);
-        o -= tap * q.cout_pad;
-    }
-    const int real = place < q.cpad0 ? place : q.cin0 + place - q.cpad0;
-    const int row = min(o, q.cout - 1) * q.so + tap * q.st, last = row + (q.cin - 1) * q.si;
-    v.flat = row + min(real, q.cin - 1) * q.si;
-    v.first = __ldg(q.absmax + (v.flat >> 6));
-    v.second = __ldg(q.absmax + (min(v.flat + 63, last) >> 6));
-    return v;
-}
-
-template <class T> __device__ inline uint4 nf4_eight(const ic_cu_nf4 &q, const nf4_octet &o)
-{
-    typedef typename nf4_bytes<T>::two two;
-    uint32_t v[4];
-    nf4_four<T>(o.codes & 0xffffu, v[0], v[1]);
-    nf4_four<T>(o.codes >> 16, v[2], v[3]);
-    const int change = 64 - (o.flat & 63), blocks = (q.cout * q.so * (q.phases == 4 ? q.cin : 1) - 1) >> 6;
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-        uint32_t s;
-        if (q.si == TAPS_MAX)
-            s = T::pack_finite(2 * i * TAPS_MAX >= change ? o.second : o.first,
-                               (2 * i + 1) * TAPS_MAX >= change ? o.second : o.first);
-        else
-            s = T::pack_finite(__ldg(q.absmax + min((o.flat + 2 * i * q.si) >> 6, blocks)),
-                               __ldg(q.absmax + min((o.flat + (2 * i + 1) * q.si) >> 6, blocks)));
-        const two r = __hmul2(reinterpret_cast<const two &>(v[i]), reinterpret_cast<const two &>(s));
-        v[i] = reinterpret_cast<const uint32_t &>(r);
-    }
-    return make_uint4(v[0], v[1], v[2], v[3]);
-}
-
-#endif
-
-#if IC_CU_WGMMA
 /* The compiler moves nothing of the accumulators past this. */
 template <int A, int B> __device__ inline void settle(float (&acc)[A][B])
 {
@@ -237,13 +152,66 @@ template <int A, int B> __device__ inline void settle(float (&acc)[A][B])
 }
 #endif
 
+#if IC_CU_WGMMA
+/* scale and shift of eight channels, and what conv.cuh's `normalised` does with them. */
+template <class T> struct norm_octet {
+    float by[8], add[8];
+
+    __device__ void take(const float *times, const float *plus)
+    {
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+            by[i] = times[i];
+            add[i] = plus[i];
+        }
+    }
+    __device__ uint4 operator()(uint4 v) const
+    {
+        return normalised<T>(v, by, add);
+    }
+};
+
+/* In float16 two at a time: the result is rounded to that anyway, and half of the instructions are saved.
+ */
+template <> struct norm_octet<f16> {
+    __half2 by[4], add[4];
+
+    __device__ void take(const float *times, const float *plus)
+    {
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            by[i] = __floats2half2_rn(times[2 * i], times[2 * i + 1]);
+            add[i] = __floats2half2_rn(plus[2 * i], plus[2 * i + 1]);
+        }
+    }
+    __device__ uint4 operator()(uint4 v) const
+    {
+        __half2 *h = reinterpret_cast<__half2 *>(&v);
+        const __half2 zero = __float2half2_rn(0.0f), minus = __float2half2_rn(-1.0f),
+                      log2_e = __float2half2_rn(1.44269504f);
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            const __half2 x = __hfma2(h[i], by[i], add[i]), least = __hmul2(__hmin2(x, zero), log2_e);
+            __half2 e;
+            asm("ex2.approx.f16x2 %0, %1;"
+                : "=r"(reinterpret_cast<uint32_t &>(e))
+                : "r"(reinterpret_cast<const uint32_t &>(least)));
+            h[i] = __hmax2(x, __hadd2(e, minus));
+        }
+        return v;
+    }
+};
+#endif
+
 /* ---- The kernel ------------------------------------------------------------------------------------ */
 
-template <class T, bool NF4, int TAPS, int WM, int WK, int MT, int N, int UNITS9, int BLOCKS>
-__global__ void __launch_bounds__(WM *WK * 128, BLOCKS) wide_kernel(const __grid_constant__ ic_cu_conv a)
+template <class T, int TAPS, int WM, int WK, int MT, int N, int UNITS9, int LOAD, int BLOCKS>
+__global__ void __launch_bounds__((WM * WK + LOAD) * 128, BLOCKS)
+    wide_kernel(const __grid_constant__ ic_cu_conv a)
 {
 #if IC_CU_WGMMA
-    constexpr int THREADS = WM * WK * 128, WARPS = THREADS / 32, M = WM * MT * 64, N8 = N / 8;
+    constexpr int THREADS = (WM * WK + LOAD) * 128, WARPS = (LOAD ? LOAD : WM * WK) * 4, M = WM * MT * 64,
+                  N8 = N / 8;
     constexpr int BORDER = TAPS == 9 ? 1 : 0, TILE_W = M >= 128 ? 16 : 8, TILE_H = M / TILE_W;
     constexpr int BW = TILE_W + 2 * BORDER, BH = TILE_H + 2 * BORDER, CELLS = BW * BH, PLANE = CELLS * 16;
     constexpr int UNITS = TAPS == 9 ? UNITS9 : 4, STAGE = UNITS * N8 * UNIT;
@@ -253,7 +221,9 @@ __global__ void __launch_bounds__(WM *WK * 128, BLOCKS) wide_kernel(const __grid
     const int tid = threadIdx.x, lane = tid & 31, w4 = tid >> 5 & 3;
     const int warp = __shfl_sync(~0u, tid >> 5, 0); /* so that the compiler sees that lanes agree */
     const int wg = warp >> 2, wk = WK > 1 ? wg / WM : 0, wm = WK > 1 ? wg % WM : wg;
-    const int gtid = tid - wk * GROUP;
+    const int gtid = tid - wk * GROUP, warp_in_group = warp - wk * (GROUP / 32);
+    const bool loads = LOAD > 0 && wg >= WM * WK; /* this warpgroup brings the input and nothing else */
+    const int loader = LOAD ? warp - WM * WK * 4 : warp;           /* of WARPS */
     const int sample = blockIdx.z, block0 = blockIdx.y * a.passes; /* its first block of N columns */
     const int channels = a.c16 * 16;
 
@@ -263,13 +233,19 @@ __global__ void __launch_bounds__(WM *WK * 128, BLOCKS) wide_kernel(const __grid
         return;
 
     float *scale = reinterpret_cast<float *>(smem + a.scale_at), *shift = scale + channels;
-    float *sums = reinterpret_cast<float *>(smem + a.sums_at); /* [WARPS][N8] (sum, square) */
+    float *sums = reinterpret_cast<float *>(smem + a.sums_at); /* [warp][N8] (sum, square) */
     const uint32_t bars = shared_address(smem), ring = shared_address(smem + a.ring_at);
     auto full = [&](int slot) { return bars + slot * 16; };
     auto empty = [&](int slot) { return bars + slot * 16 + 8; };
+    auto tile_full = [&](int buffer) { return full(a.ring + buffer); };
+    auto tile_empty = [&](int buffer) { return empty(a.ring + buffer); };
     if (tid < a.ring) {
-        barrier_init(full(tid), NF4 ? GROUP / 32 : 1);
+        barrier_init(full(tid), 1);
         barrier_init(empty(tid), GROUP / 32);
+    }
+    if (LOAD && tid < a.buffers) {
+        barrier_init(tile_full(tid), WARPS);
+        barrier_init(tile_empty(tid), GROUP / 32);
     }
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     __syncthreads();
@@ -280,51 +256,29 @@ __global__ void __launch_bounds__(WM *WK * 128, BLOCKS) wide_kernel(const __grid
     int fill_left = a.resident ? a.stages * a.passes : tiles * a.passes * a.stages, fill_stage = wk,
         fill_pass = 0, fill_slot = wk;
     fill_left = (fill_left - wk + WK - 1) / WK;
-    constexpr int ITEMS = UNITS * N8 * 16,
-                  MINE = (ITEMS + GROUP - 1) / GROUP; /* 16-byte rows; a thread's */
-    auto fill = [&]() {
+    /* Fills the next slot; after: which turn of it must have been read first, -1: none. */
+    auto fill = [&](int after) {
         const uint32_t to = ring + fill_slot * STAGE;
         /* pack.c's blocks are of 128 columns, the last one of what is left */
         const int n8 = (block0 + fill_pass) * N8, width = min(16, a.columns / 8 - (n8 & ~15));
         const size_t from = (size_t)(n8 & ~15) * units_all + (size_t)fill_stage * UNITS * width + (n8 & 15);
-        if (NF4) {
-            /* all loads before the first use */
-            nf4_octet octets[MINE];
-#pragma unroll
-            for (int k = 0; k < MINE; k++) {
-                const int i = min(k * GROUP + gtid, ITEMS - 1), u = i / (N8 * 16), at = i - u * (N8 * 16),
-                          unit = fill_stage * UNITS + u, c = TAPS == 9 ? unit / 9 : unit;
-                octets[k] =
-                    nf4_load(a.nf4, a.nf4.codes + (from + u * width) * 16 + at,
-                             (n8 + (at >> 4)) * 8 + (at & 7), unit - c * TAPS, c * 16 + (at >> 3 & 1) * 8);
-            }
-#pragma unroll
-            for (int k = 0; k < MINE; k++) {
-                const uint4 v = nf4_eight<T>(a.nf4, octets[k]);
-                if (ITEMS % GROUP == 0 || k * GROUP + gtid < ITEMS)
-                    asm volatile(
-                        "st.shared.v4.b32 [%0], {%1,%2,%3,%4};" ::"r"(to + (k * GROUP + gtid) * 16),
-                        "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
-                        : "memory");
-            }
-        } else if (lane == 0) {
-            const char *weight = static_cast<const char *>(a.weight) + from * UNIT;
-            if (gtid == 0)
-                barrier_expect(full(fill_slot), STAGE);
-            if (width == N8) {
-                if (gtid == 0)
+        /* A stage in one piece is the first warp's to ask for; many pieces would take one thread long. Who
+         * asks for nothing does not wait for the others either. */
+        const bool whole = width == N8;
+        if (!whole || warp_in_group == 0) {
+            if (after >= 0)
+                barrier_wait(empty(fill_slot), (uint32_t)after);
+            if (lane == 0) {
+                const char *weight = static_cast<const char *>(a.weight) + from * UNIT;
+                if (warp_in_group == 0)
+                    barrier_expect(full(fill_slot), STAGE);
+                if (whole)
                     copy_bulk(to, weight, STAGE, full(fill_slot));
-            } else {
-                /* one thread would take long to ask for them all */
-                for (int u = gtid / 32; u < UNITS; u += GROUP / 32)
-                    copy_bulk(to + u * N8 * UNIT, weight + u * width * UNIT, N8 * UNIT, full(fill_slot));
+                else
+                    for (int u = warp_in_group; u < UNITS; u += GROUP / 32)
+                        copy_bulk(to + u * N8 * UNIT, weight + u * width * UNIT, N8 * UNIT,
+                                  full(fill_slot));
             }
-        }
-        if (NF4) {
-            fence_writes();
-            __syncwarp();
-            if (lane == 0)
-                barrier_arrive(full(fill_slot));
         }
         fill_left--;
         fill_stage += WK;
@@ -337,10 +291,10 @@ __global__ void __launch_bounds__(WM *WK * 128, BLOCKS) wide_kernel(const __grid
         if (fill_slot >= a.ring)
             fill_slot -= a.ring;
     };
-    for (int i = wk; i < a.ring && fill_left > 0; i += WK)
-        fill();
+    for (int i = wk; i < a.ring && fill_left > 0 && !loads; i += WK)
+        fill(-1);
 
-    /* ---- input: item i is a chunk of a tile, in buffer i % buffers ---- */
+    /* ---- input: item i is a chunk of a tile, in buffer i % buffers; brought by WARPS warps ---- */
     struct {
         int y0, x0;
         int first;         /* channel, of both inputs' together */
@@ -348,7 +302,7 @@ __global__ void __launch_bounds__(WM *WK * 128, BLOCKS) wide_kernel(const __grid
         int turns;         /* over cells */
         char *to;
     } in;
-    auto place = [&](int item) {
+    auto place = [&](int item, int buffer) {
         const int of = divided(item, a.chunks), chunk = item - of * a.chunks, ti = tile0 + of;
         const int ty = divided(ti, a.tiles_x), nc = min(a.chunk16, a.c16 - chunk * a.chunk16);
         in.y0 = ty * TILE_H - BORDER;
@@ -358,7 +312,7 @@ __global__ void __launch_bounds__(WM *WK * 128, BLOCKS) wide_kernel(const __grid
         in.groups = 2 * nc >> in.shift;
         in.turns =
             in.shift == 1 ? (CELLS + 16 * WARPS - 1) / (16 * WARPS) : (CELLS + 8 * WARPS - 1) / (8 * WARPS);
-        in.to = smem + a.area_at + (a.buffers == 2 ? item & 1 : 0) * a.buffer_bytes;
+        in.to = smem + a.area_at + buffer * a.buffer_bytes;
     };
     const char *base0 = static_cast<const char *>(a.in[0].p) + (size_t)sample * a.in[0].stride,
                *base1 = static_cast<const char *>(a.in[1].p) + (size_t)sample * a.in[1].stride;
@@ -371,7 +325,7 @@ __global__ void __launch_bounds__(WM *WK * 128, BLOCKS) wide_kernel(const __grid
     auto spot_of = [&](int turn) {
         spot p;
         const int cell =
-            ((turn * WARPS + warp) << (5 - in.shift)) + (lane & 7) + (lane >> (3 + in.shift)) * 8;
+            ((turn * WARPS + loader) << (5 - in.shift)) + (lane & 7) + (lane >> (3 + in.shift)) * 8;
         p.mine = cell < CELLS;
         p.cell = min(cell, CELLS - 1);
         const int py = p.cell / BW;
@@ -415,12 +369,8 @@ __global__ void __launch_bounds__(WM *WK * 128, BLOCKS) wide_kernel(const __grid
         octets([&](int which, int load, char *plane, int c) {
             const float *times = scale + (which ? a.in[0].cpad : 0) + c, *plus = times + channels;
             if (load == IC_CU_LOAD_NORM) {
-                float by[8], add_to[8];
-#pragma unroll
-                for (int i = 0; i < 8; i++) {
-                    by[i] = times[i];
-                    add_to[i] = plus[i];
-                }
+                norm_octet<T> norm;
+                norm.take(times, plus);
                 for (int turn = turn0; turn < turn1;
                      turn += 2) { /* two at a time: their latencies overlap */
                     spot p[2];
@@ -432,7 +382,7 @@ __global__ void __launch_bounds__(WM *WK * 128, BLOCKS) wide_kernel(const __grid
                     }
 #pragma unroll
                     for (int k = 0; k < 2; k++)
-                        v[k] = normalised<T>(v[k], by, add_to);
+                        v[k] = norm(v[k]);
 #pragma unroll
                     for (int k = 0; k < 2; k++) /* outside it stays zero, after the activation */
                         if (p[k].mine && p[k].inside && turn + k < turn1)
@@ -470,6 +420,69 @@ __global__ void __launch_bounds__(WM *WK * 128, BLOCKS) wide_kernel(const __grid
     };
 
     const int items = tiles * a.chunks;
+    /* Where the epilogue has room of its own, a buffer is filled again before it, beside its work. */
+    const bool early = !LOAD && a.buffers == 2 && a.out_at;
+    auto coefficients = [&]() {
+        norm_coefficients(a.in[0], sample, scale, shift, tid, THREADS);
+        norm_coefficients(a.in[1], sample, scale + a.in[0].cpad, shift + a.in[0].cpad, tid, THREADS);
+        __syncthreads();
+    };
+    if constexpr (LOAD > 0) {
+        wait_for_previous();
+        if (loads) {
+            if constexpr (N == 128)
+                asm volatile("setmaxnreg.dec.sync.aligned.u32 56;");
+            place(0, 0);
+            begin();
+            coefficients();
+            /* With a third buffer the next item is on its way while this one is normalised. */
+            const bool ahead = a.buffers == 3;
+            int buffer = 0, next = 0, turn = 0; /* turn: how often `next` has been all buffers */
+            for (int item = 0; item < items; item++) {
+                auto begin_next = [&]() {
+                    if (item + 1 == items)
+                        return;
+                    if (++next == a.buffers) {
+                        next = 0;
+                        turn++;
+                    }
+                    if (turn > 0)
+                        barrier_wait(tile_empty(next), (turn - 1) & 1);
+                    place(item + 1, next);
+                    begin();
+                };
+                if (ahead) {
+                    begin_next();
+                    place(item, buffer);
+                }
+                if (ahead && item + 1 < items)
+                    copies_wait<1>();
+                else
+                    copies_wait<0>();
+                end(0, in.turns);
+                fence_writes();
+                __syncwarp();
+                if (lane == 0)
+                    barrier_arrive(tile_full(buffer));
+                if (++buffer == a.buffers)
+                    buffer = 0;
+                if (!ahead)
+                    begin_next();
+            }
+            return;
+        }
+        if constexpr (N == 128)
+            asm volatile("setmaxnreg.inc.sync.aligned.u32 224;");
+        coefficients();
+    }
+    auto sync_products = [&]() { /* of the warps that multiply */
+                                 if constexpr (LOAD > 0)
+                                     asm volatile("bar.sync 1, %0;" ::"n"(GROUP) : "memory");
+                                 else
+                                     __syncthreads();
+    };
+    int which = 0;           /* LOAD: the item's buffer */
+    uint32_t which_turn = 0; /* and its phase */
     float acc[MT][N / 2];
     float total = 0; /* this lane's part of the statistics, over tiles */
     int add = 0, slot = wk;
@@ -479,28 +492,38 @@ __global__ void __launch_bounds__(WM *WK * 128, BLOCKS) wide_kernel(const __grid
         const int ti = tile0 + divided(item, a.chunks), chunk = item - divided(item, a.chunks) * a.chunks;
         const bool last_chunk = chunk == a.chunks - 1, has_next = item + 1 < items;
         const int nc = min(a.chunk16, a.c16 - chunk * a.chunk16), stages = nc * TAPS / UNITS;
-        char *buffer = smem + a.area_at + (a.buffers == 2 ? item & 1 : 0) * a.buffer_bytes;
-        if (item == 0 || a.buffers == 1) {
+        if (!LOAD)
+            which = a.buffers == 2 ? item & 1 : 0;
+        char *buffer = smem + a.area_at + which * a.buffer_bytes;
+        if constexpr (LOAD > 0) {
+            barrier_wait(tile_full(which), which_turn);
+        } else if (item == 0 || a.buffers == 1) {
             if (item == 0)
                 wait_for_previous();
             else
                 __syncthreads(); /* the buffer is free */
-            place(item);
+            place(item, which);
             begin();
-            if (item == 0) {
-                norm_coefficients(a.in[0], sample, scale, shift, tid, THREADS);
-                norm_coefficients(a.in[1], sample, scale + a.in[0].cpad, shift + a.in[0].cpad, tid,
-                                  THREADS);
-                __syncthreads();
+            if (early && has_next) {
+                place(1, 1);
+                begin();
+                place(0, 0);
             }
-            copies_wait<0>();
+            if (item == 0)
+                coefficients();
+            if (early && has_next)
+                copies_wait<1>();
+            else
+                copies_wait<0>();
             end(0, in.turns);
         }
-        fence_writes();
-        __syncthreads();
+        if constexpr (LOAD == 0) {
+            fence_writes();
+            __syncthreads();
+        }
 
         for (int pass = 0; pass < a.passes; pass++) {
-            const bool ahead = has_next && a.buffers == 2 && pass == 0;
+            const bool ahead = !LOAD && has_next && a.buffers == 2 && pass == 0;
             if (chunk == 0)
                 add = 0;
             int before = -1; /* the slot whose products may still run */
@@ -511,10 +534,8 @@ __global__ void __launch_bounds__(WM *WK * 128, BLOCKS) wide_kernel(const __grid
                 __syncwarp();
                 if (lane == 0)
                     barrier_arrive(empty(before));
-                if (fill_left > 0) {
-                    barrier_wait(empty(before), before_phase);
-                    fill();
-                }
+                if (fill_left > 0)
+                    fill((int)before_phase);
             };
             settle(acc);
             const int patch0 = wm * MT; /* the warpgroup's first */
@@ -547,8 +568,9 @@ __global__ void __launch_bounds__(WM *WK * 128, BLOCKS) wide_kernel(const __grid
                 if (ahead) {                                      /* beside the products: the next item */
                     const int turn = s / WK, n = stages / WK - 1; /* the first begins, n end */
                     if (turn == 0) {
-                        place(item + 1);
-                        begin();
+                        place(item + 1, 1 - which);
+                        if (!early)
+                            begin();
                     }
                     if (turn == 1 || n == 0)
                         copies_wait<0>();
@@ -569,12 +591,25 @@ __global__ void __launch_bounds__(WM *WK * 128, BLOCKS) wide_kernel(const __grid
             products_wait<0>();
             settle(acc);
             release();
+            if constexpr (LOAD > 0) {
+                __syncwarp();
+                if (lane == 0)
+                    barrier_arrive(tile_empty(which));
+                if (++which == a.buffers) {
+                    which = 0;
+                    which_turn ^= 1;
+                }
+            } else if (early && item + 2 < items) {
+                __syncthreads(); /* the tile has been read */
+                place(item + 2, which);
+                begin();
+            }
             if (!last_chunk)
                 continue;
 
             /* ---- epilogue ---- */
             char *area = a.out_at ? smem + a.out_at : buffer;
-            if (WK > 1 || !a.out_at)
+            if (!LOAD && (WK > 1 || !a.out_at))
                 __syncthreads(); /* the tile has been read */
             if (WK > 1) {
                 float4 *partial = reinterpret_cast<float4 *>(area);
@@ -679,14 +714,14 @@ __global__ void __launch_bounds__(WM *WK * 128, BLOCKS) wide_kernel(const __grid
             if (has_next)
                 continue;
             if (pass > 0)
-                __syncthreads(); /* the sums of the pass before have been read */
+                sync_products(); /* the sums of the pass before have been read */
             if (wk == 0) {
                 constexpr int EACH = 32 / (N8 * 2);
                 if (lane % EACH == 0)
                     sums[(wm * 4 + w4) * N8 * 2 + lane / EACH] = total;
                 total = 0;
             }
-            __syncthreads();
+            sync_products();
             if (tid < N8 && column0 + tid * 8 < a.columns) {
                 float2 v = make_float2(0, 0);
 #pragma unroll
