@@ -242,7 +242,15 @@ struct aborts {
     int n, late;                 /* late: trials in which a token came after the abort had been sent */
 };
 
-static void abort_once(struct text_stream *s, int n_streams, const struct options *o, const char *prompt,
+static void abort_now(struct text_stream *s, int n_streams, const char *id)
+{
+    text_abort_ws(&s[0], id);
+    while (!s[0].end_ns)
+        text_pump(s, n_streams, -1);
+}
+
+/* False: the prefill was over before its time, for the machine has become faster; nothing was measured. */
+static bool abort_once(struct text_stream *s, int n_streams, const struct options *o, const char *prompt,
                        double prefill_ms, unsigned *rnd, struct aborts *a)
 {
     struct text_request r = {prompt, 4096, true, false};
@@ -261,11 +269,14 @@ static void abort_once(struct text_stream *s, int n_streams, const struct option
         pump_until(s, n_streams, s[0].at_ns[s[0].n - 1] + (int64_t)(uniform(rnd) * gap));
         a->tick[a->n] = gap / IC_MS;
     }
-    if (s[0].end_ns || (o->prefill && s[0].n))
+    if (o->prefill && s[0].n) {
+        if (!s[0].end_ns)
+            abort_now(s, n_streams, id);
+        return false;
+    }
+    if (s[0].end_ns)
         text_fail("a request ended before it could be aborted");
-    text_abort_ws(&s[0], id);
-    while (!s[0].end_ns)
-        text_pump(s, n_streams, -1);
+    abort_now(s, n_streams, id);
     if (strcmp(s[0].reason, "abort") != 0)
         text_fail("an aborted request ended for another reason");
     int64_t last = s[0].n ? s[0].at_ns[s[0].n - 1] : 0;
@@ -274,6 +285,7 @@ static void abort_once(struct text_stream *s, int n_streams, const struct option
     a->ack[a->n] = (double)(s[0].ack_ns - s[0].abort_ns) / IC_MS;
     a->end[a->n] = (double)(s[0].end_ns - s[0].abort_ns) / IC_MS;
     a->n++;
+    return true;
 }
 
 /* How long the long prompt takes to its first token, and how many tokens it has. */
@@ -321,8 +333,11 @@ static void run_abort(const struct options *o)
                 text_reset(&s[k]);
                 text_send_ws(&s[k], &r, "other");
             }
-        abort_once(s, n, o, o->prefill ? words : prompt, prefill_ms, &rnd, &a);
+        if (!abort_once(s, n, o, o->prefill ? words : prompt, prefill_ms, &rnd, &a))
+            prefill_ms *= 0.8;
     }
+    if (a.n == 0)
+        text_fail("no request lived long enough to be aborted");
     print_quantiles("silence_ms", a.silence, a.n);
     print_quantiles("ack_ms", a.ack, a.n);
     print_quantiles("end_ms", a.end, a.n);

@@ -496,6 +496,35 @@ static int32_t slice_beside(int readers, int clients, bool own)
     return n;
 }
 
+/* The machine becomes three times slower while a prompt is read: so does the stream by itself, and its gap may grow with it. */
+static void slices_follow_the_machine(void **state)
+{
+    struct world *w = world_new(17, 4, 500, 1000, 8000);
+    char text[1000];
+    int32_t n = 0, looks = 0;
+
+    (void)state;
+    w->f.ns_base = 1000;
+    w->f.ns_row = 300;
+    submit(w, endless(ask(w, -1, "s", 400)));
+    for (int i = 0; i < 30; i++)
+        tick(w);
+    submit(w, endless(ask(w, -1, letters(text, 900), 1)));
+    for (int i = 0; i < 15; i++)
+        tick(w);
+    CHECK(w->f.last_n >= 7);
+    w->f.ns_base *= 3;
+    w->f.ns_row *= 3;
+    for (int i = 0; i < 70; i++) {
+        tick(w);
+        looks += w->f.last_n == 1;
+        n = i >= 40 && w->f.last_n > n ? w->f.last_n : n;
+    }
+    CHECK(n >= 7 && looks >= 3 && looks <= 6);
+    run_dry(w);
+    world_free(w);
+}
+
 static void slices_are_larger_where_several_wait(void **state)
 {
     (void)state;
@@ -613,6 +642,7 @@ int main(void)
         cmocka_unit_test(slices_go_by_the_number_of_streams),
         cmocka_unit_test(slices_pass_over_sizes_that_do_not_pay),
         cmocka_unit_test(slices_are_larger_where_several_wait),
+        cmocka_unit_test(slices_follow_the_machine),
         cmocka_unit_test(idle_cells_are_few_where_they_can_be_kept_elsewhere),
         cmocka_unit_test(idle_cells_leave_while_nobody_streams),
         cmocka_unit_test(a_full_context_goes_on_when_told_to),

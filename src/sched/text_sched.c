@@ -449,7 +449,10 @@ static int32_t build(struct ic_text_sched *s)
     for (int32_t i = 0; i < s->n_running; i++)
         unread += reads(s, i, &first) ? pending(s, s->order[i]) : 0;
     int32_t budget = 0;
-    if (unread > 0)
+    s->beside = unread > 0 && n > 0 ? s->beside + 1 : 0;
+    if (s->beside > IC_LOOK_EVERY) /* else prompts would crawl for as long as they last, once the machine has become slower */
+        s->beside = 0;
+    else if (unread > 0)
         budget = ic_text_cost_slice(&s->cost, n, usual_streams(s, n), s->be->batch - n, s->be->policy.itl_bound_ns);
     if (budget > unread)
         budget = unread; /* nobody idle loses its cells for rows that nobody has */

@@ -19,6 +19,7 @@
  * last bit, of which a 2-bit model makes another word: a chat template (TinyLlama's begins with 7 tokens) must not do
  * that to short questions. */
 #define IC_SHARE_MIN 32
+#define IC_LOOK_EVERY 16      /* ticks with prompts beside streams, then one without: what streams cost by themselves may have changed */
 #define IC_SPILL_MIN 16       /* tokens: fewer are computed sooner than copied twice */
 #define IC_TRIM_CELLS 256     /* idle cells that go to host memory at once, about: whoever streams or comes waits for the copy */
 #define IC_TRIM_SPARE 8       /* of host memory so much (one in …) is not filled by them: what lies there would have to go */
@@ -98,6 +99,7 @@ struct ic_text_sched {
     double service_ns;  /* of a request from admission to end, moving average */
     int32_t streams;    /* rows of the current decode that are streams' next tokens */
     int32_t drafts;     /* … that are proposals */
+    int32_t beside;     /* ticks in a row that read prompts beside streams */
     bool trim;          /* slots have become idle: maybe too much is */
     bool parked;        /* there is no model now */
     bool crowded; /* the back end had fewer cells than it said: nobody joins before somebody has ended */
