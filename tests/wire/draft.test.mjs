@@ -120,7 +120,8 @@ test('it says the same with a draft, in fewer decodes', async () => {
       const got = await answers(s);
       got.forEach((a, i) => same(a, want[i]));
       const g = await guesses(s);
-      assert.ok(g.accepted > 0 && g.accepted > g.drafted / 2, JSON.stringify(g)); // how many is for the machine to say
+      // How many is for the machine to say; with --speculate some are looked up in the prompt, of which fewer are right.
+      assert.ok(g.accepted > 0 && g.accepted > g.drafted / (args.length ? 5 : 2), JSON.stringify({ args, ...g }));
       assert.equal(s.log.filter((l) => /draft model stories260K/.test(l)).length, 1);
     });
 });
