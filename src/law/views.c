@@ -12,14 +12,12 @@
 #include <string.h>
 
 #include "law/fft.h"
+#include "law/view_cell.h"
 
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "frames are little-endian as they lie in memory");
 
 #define FFT_PLANS 8
-#define FLAT_RANGE 1e-10f  /* below: shown as 0.5 (law-m.md 4.6) */
-#define EVEN_DENSITY 1e-5f /* phase_hsv: float32 noise of unit cells is not a picture */
-#define TINY 1e-10f        /* the epsilon of entropy, coherence and physics */
-#define LANES 16           /* partial minima and maxima */
+#define LANES 16 /* partial minima and maxima */
 
 struct ic_view_ctx {
     float *map;  /* values of the picture, region only */
@@ -177,24 +175,6 @@ static void load_delta(struct pic *p, size_t y, size_t x)
 static void row_density(const struct pic *p, float *out)
 {
     memcpy(out, p->a.norm2, p->a.n * sizeof *out);
-}
-
-/* atan2(y, x)/(2 pi) in [-0.5, 0.5]; the polynomial is within 2.5e-7 rad of the arc tangent on [0, 1]
- * (fitted by reweighted least squares), the rest is float32 rounding. */
-static inline float turns(float y, float x)
-{
-    float ax = fabsf(x), ay = fabsf(y);
-    float hi = ax > ay ? ax : ay, lo = ax > ay ? ay : ax;
-    float q = hi > 0 ? lo / hi : 0, z = q * q;
-    float t =
-        q *
-        (0.159154324f +
-         z * (-0.053026238f +
-              z * (0.0315251163f + z * (-0.0210615134f +
-                                        z * (0.0126724926f + z * (-0.0053482706f + z * 0.00108412821f))))));
-    t = ay > ax ? 0.25f - t : t;
-    t = x < 0 ? 0.5f - t : t;
-    return y < 0 ? -t : t;
 }
 
 static void phase_quick(const struct pic *p, float *out)
@@ -511,8 +491,6 @@ static bool map_spectral(struct pic *p)
 }
 
 /* ---- Normalisation ---- */
-
-enum norm { NORM_FIXED, NORM_MINMAX, NORM_SYMMETRIC };
 
 /* NaN takes part in neither. Partial results side by side, because a single one would be a chain. */
 static void range_of(const float *v, size_t n, float *min, float *max)

@@ -1,6 +1,6 @@
 /* Shapes and launches of the convolutions, and the small kernels beside them. */
 #include "law/cuda/device.cuh"
-#include "law/cuda/kernels.h"
+#include "law/cuda/launch.cuh"
 
 #define FAMILY(type, nf4, taps) const void *ic_cu_conv_##type##_##nf4##_##taps(int config);
 extern "C" {
@@ -36,11 +36,6 @@ const struct ic_cu_config *ic_cu_config(int i)
     return i < IC_CU_CONFIG_COUNT ? &configs[i] : ic_cu_wide_config(i - IC_CU_CONFIG_COUNT);
 }
 
-static int larger(int a, int b)
-{
-    return a > b ? a : b;
-}
-
 int ic_cu_conv_shape(struct ic_cu_conv *c, int config, int taps, int chunk16, int resident,
                      int tiles_per_block, int smem_max)
 {
@@ -61,12 +56,8 @@ int ic_cu_conv_shape(struct ic_cu_conv *c, int config, int taps, int chunk16, in
     c->tile_divide = 65536u / (uint32_t)(c->tile_w + border) + 1;
     if (c->stats)
         c->stats_stride = c->cpad / c->stats_gran * c->slots;
-    for (int i = 0; i < 2; i++) {
-        struct ic_cu_src *s = &c->in[i];
-        for (s->lane_shift = 5; s->lane_shift > 0 && (s->groups << s->lane_shift) > k->threads;
-             s->lane_shift--)
-            ;
-    }
+    for (int i = 0; i < 2; i++)
+        share_lanes(&c->in[i], k->threads);
     const int row = c->chunk16 * 32 + 16, cells = (c->tile_w + border) * (c->tile_h + border);
     const int units = taps * c->chunk16, stage = k->stage * (k->columns / 16) * 512;
     const int input = (cells * row + 127) / 128 * 128;
@@ -97,19 +88,10 @@ cudaError_t ic_cu_conv_run(const struct ic_cu_conv *c, enum ic_cu_type type, int
     if (config >= IC_CU_CONFIG_COUNT)
         return ic_cu_wide_run(c, type, config - IC_CU_CONFIG_COUNT, taps, samples, overlap, stream);
     const struct ic_cu_config *k = &configs[config];
-    cudaLaunchAttribute attribute = {};
-    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attribute.val.programmaticStreamSerializationAllowed = 1;
-    cudaLaunchConfig_t launch = {};
-    launch.gridDim =
-        dim3((unsigned)c->slots, (unsigned)((c->columns + k->columns - 1) / k->columns), (unsigned)samples);
-    launch.blockDim = dim3((unsigned)k->threads);
-    launch.dynamicSmemBytes = (size_t)c->smem;
-    launch.stream = stream;
-    launch.attrs = &attribute;
-    launch.numAttrs = overlap ? 1 : 0;
-    void *args[1] = {const_cast<ic_cu_conv *>(c)};
-    return cudaLaunchKernelExC(&launch, kernel_of(type, c->nf4.codes != nullptr, taps, config), args);
+    const dim3 grid((unsigned)c->slots, (unsigned)((c->columns + k->columns - 1) / k->columns),
+                    (unsigned)samples);
+    return launch_kernel(kernel_of(type, c->nf4.codes != nullptr, taps, config), grid, k->threads,
+                         (size_t)c->smem, c, overlap, stream);
 }
 
 /* ---- ConvLSTM ---------------------------------------------------------------------------------- */

@@ -9,13 +9,9 @@
 extern "C" {
 #include "law/views.h"
 }
+#include "law/view_cell.h"
 
 #define THREADS 256
-#define FLAT_RANGE 1e-10f
-#define EVEN_DENSITY 1e-5f
-#define TINY 1e-10f
-
-enum norm { NORM_FIXED, NORM_MINMAX, NORM_SYMMETRIC };
 
 __device__ static int norm_of(int view)
 {
@@ -55,22 +51,6 @@ __device__ static float norm2_of(const float *cell, int d, bool mask, bool *on)
 __device__ static float2 channel(const float *cell, int k, bool on)
 {
     return on ? reinterpret_cast<const float2 *>(cell)[k] : make_float2(0, 0);
-}
-
-__device__ static float turns(float y, float x)
-{
-    const float ax = fabsf(x), ay = fabsf(y);
-    const float hi = ax > ay ? ax : ay, lo = ax > ay ? ay : ax;
-    const float q = hi > 0 ? lo / hi : 0, z = q * q;
-    float t =
-        q *
-        (0.159154324f +
-         z * (-0.053026238f +
-              z * (0.0315251163f + z * (-0.0210615134f +
-                                        z * (0.0126724926f + z * (-0.0053482706f + z * 0.00108412821f))))));
-    t = ay > ax ? 0.25f - t : t;
-    t = x < 0 ? 0.5f - t : t;
-    return y < 0 ? -t : t;
 }
 
 __device__ static float phase_of(const float *cell, int d, bool on, bool quick)

@@ -6,6 +6,7 @@
  * 32 input channels lane l has octet l % 4, of each 16 columns the four from 4 * (l % 4) on. Weights are
  * brought to that order once a block. The next cells are on their way while these are computed. */
 #include "law/cuda/conv.cuh"
+#include "law/cuda/launch.cuh"
 
 #define THREADS 256
 #define WARPS (THREADS / 32)
@@ -238,9 +239,7 @@ int ic_cu_last_shape(struct ic_cu_last *a)
     a->groups = (a->in.cpad + 31) / 32;
     if (a->groups > 1)
         a->groups = (a->groups + 1) / 2 * 2;
-    for (a->in.lane_shift = 5; a->in.lane_shift > 0 && (a->in.groups << a->in.lane_shift) > THREADS;
-         a->in.lane_shift--)
-        ;
+    share_lanes(&a->in, THREADS);
     return a->columns <= COLUMNS_MAX && smem_of(a) <= SMEM_MAX;
 }
 
@@ -249,16 +248,7 @@ cudaError_t ic_cu_last_run(const struct ic_cu_last *a, enum ic_cu_type type, int
 {
     /* no more blocks than run at a time */
     const int most = (a->cells + WARPS * 16 - 1) / (WARPS * 16), share = a->blocks / samples;
-    cudaLaunchAttribute attribute = {};
-    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attribute.val.programmaticStreamSerializationAllowed = 1;
-    cudaLaunchConfig_t launch = {};
-    launch.gridDim = dim3((unsigned)(share < 1 ? 1 : share < most ? share : most), (unsigned)samples);
-    launch.blockDim = dim3(THREADS);
-    launch.dynamicSmemBytes = smem_of(a);
-    launch.stream = stream;
-    launch.attrs = &attribute;
-    launch.numAttrs = overlap ? 1 : 0;
-    void *args[1] = {const_cast<ic_cu_last *>(a)};
-    return cudaLaunchKernelExC(&launch, type == IC_CU_F16 ? kernel_for<f16>(a) : kernel_for<bf16>(a), args);
+    const dim3 grid((unsigned)(share < 1 ? 1 : share < most ? share : most), (unsigned)samples);
+    return launch_kernel(type == IC_CU_F16 ? kernel_for<f16>(a) : kernel_for<bf16>(a), grid, THREADS,
+                         smem_of(a), a, overlap, stream);
 }

@@ -1,5 +1,5 @@
 /* Shapes and launches of wide.cuh's convolutions. */
-#include "law/cuda/kernels.h"
+#include "law/cuda/launch.cuh"
 
 #if IC_CU_WIDE
 #define FAMILY(type, taps) const void *ic_cu_wide_##type##_##taps(int config);
@@ -38,11 +38,6 @@ static const struct config configs[IC_CU_WIDE_COUNT] = {
 const struct ic_cu_config *ic_cu_wide_config(int i)
 {
     return &configs[i].shared;
-}
-
-static int larger(int a, int b)
-{
-    return a > b ? a : b;
 }
 
 static int rounded(int a)
@@ -88,12 +83,8 @@ int ic_cu_wide_shape(struct ic_cu_conv *c, int config, int taps, const struct ic
         return 0;
     if (c->stats)
         c->stats_stride = c->cpad / c->stats_gran * c->slots;
-    for (int i = 0; i < 2; i++) {
-        struct ic_cu_src *s = &c->in[i];
-        for (s->lane_shift = 5; s->lane_shift > 0 && (s->groups << s->lane_shift) > k->threads;
-             s->lane_shift--)
-            ;
-    }
+    for (int i = 0; i < 2; i++)
+        share_lanes(&c->in[i], k->threads);
     const int tile = (c->tile_w + border) * (c->tile_h + border) * c->chunk16 * 32;
     const int out = k->warps_m * 4 * 16 * (k->columns * 2 + 16),
               parts = (wk - 1) * k->rows * k->columns * 4, epilogue = larger(out, parts);
@@ -128,18 +119,8 @@ cudaError_t ic_cu_wide_run(const struct ic_cu_conv *c, enum ic_cu_type type, int
                            int samples, int overlap, cudaStream_t stream)
 {
     const struct ic_cu_config *k = &configs[config].shared;
-    cudaLaunchAttribute attribute = {};
-    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attribute.val.programmaticStreamSerializationAllowed = 1;
-    cudaLaunchConfig_t launch = {};
-    launch.gridDim =
-        dim3((unsigned)c->slots, (unsigned)((c->columns + k->columns - 1) / k->columns / c->passes),
-             (unsigned)samples);
-    launch.blockDim = dim3((unsigned)k->threads);
-    launch.dynamicSmemBytes = (size_t)c->smem;
-    launch.stream = stream;
-    launch.attrs = &attribute;
-    launch.numAttrs = overlap ? 1 : 0;
-    void *args[1] = {const_cast<ic_cu_conv *>(c)};
-    return cudaLaunchKernelExC(&launch, kernel_of(type, taps, config), args);
+    const dim3 grid((unsigned)c->slots, (unsigned)((c->columns + k->columns - 1) / k->columns / c->passes),
+                    (unsigned)samples);
+    return launch_kernel(kernel_of(type, taps, config), grid, k->threads, (size_t)c->smem, c, overlap,
+                         stream);
 }

@@ -1,0 +1,38 @@
+/* Host side of the kernels that read a norm's sums and may start before the one before them has ended. */
+#ifndef IC_LAW_CUDA_LAUNCH_CUH
+#define IC_LAW_CUDA_LAUNCH_CUH
+
+#include "law/cuda/kernels.h"
+
+/* `a` is the kernel's only parameter. overlap: programmatic dependent launch. */
+template <class A>
+static cudaError_t launch_kernel(const void *kernel, dim3 grid, int threads, size_t smem, const A *a,
+                                 int overlap, cudaStream_t stream)
+{
+    cudaLaunchAttribute attribute = {};
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t launch = {};
+    launch.gridDim = grid;
+    launch.blockDim = dim3((unsigned)threads);
+    launch.dynamicSmemBytes = smem;
+    launch.stream = stream;
+    launch.attrs = &attribute;
+    launch.numAttrs = overlap ? 1 : 0;
+    void *args[1] = {const_cast<A *>(a)};
+    return cudaLaunchKernelExC(&launch, kernel, args);
+}
+
+/* As many lanes a group as leave all groups to one pass of a block, 32 at most. */
+static inline void share_lanes(struct ic_cu_src *s, int threads)
+{
+    for (s->lane_shift = 5; s->lane_shift > 0 && (s->groups << s->lane_shift) > threads; s->lane_shift--)
+        ;
+}
+
+static inline int larger(int a, int b)
+{
+    return a > b ? a : b;
+}
+
+#endif
