@@ -26,6 +26,7 @@ struct ic_law_state {
     struct ic_law_state *next; /* in fake_states: what is abandoned can still be found, and is no leak */
     float *psi, *h, *c;
     size_t psi_bytes, half;
+    size_t bytes; /* that it takes, ic_law_state_bytes */
 };
 static struct ic_law_state *fake_states;
 
@@ -91,6 +92,7 @@ static enum ic_status fake_state_open(const struct ic_law_packed *packed, const 
     s->next = fake_states;
     fake_states = s;
     s->psi_bytes = plan->psi_bytes;
+    s->bytes = ic_law_state_bytes(plan->law, plan->height, plan->width);
     s->half = plan->memory_bytes / 2;
     s->psi = fake_alloc(s->psi_bytes);
     s->h = s->half ? fake_alloc(s->half) : NULL;

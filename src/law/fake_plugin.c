@@ -88,16 +88,11 @@ static void close_exec(struct ic_law_exec **exec)
     fake_close(exec);
 }
 
-static size_t state_bytes(size_t own)
-{
-    return (own + 255) / 256 * 256; /* ic_law_state_bytes */
-}
-
 static enum ic_status open_state(const struct ic_law_packed *packed, const struct ic_law_plan *plan,
                                  const struct ic_law_io *host, struct ic_law_state **out,
                                  struct ic_err *err)
 {
-    const size_t bytes = state_bytes(plan->psi_bytes + plan->memory_bytes);
+    const size_t bytes = ic_law_state_bytes(plan->law, plan->height, plan->width);
     enum ic_status st = take(bytes, err);
 
     *out = NULL;
@@ -109,7 +104,7 @@ static enum ic_status open_state(const struct ic_law_packed *packed, const struc
 static void close_state(struct ic_law_state **state)
 {
     if (*state)
-        give(state_bytes((*state)->psi_bytes + 2 * (*state)->half));
+        give((*state)->bytes);
     fake_state_close(state);
 }
 
