@@ -16,6 +16,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "hw/cpu.h"
+#include "text/attention.h"
 #include "text/lora.h"
 #include "text/place.h"
 
@@ -138,6 +139,16 @@ static bool abort_trampoline(void *arg)
     return m->abort_test && m->abort_test(m->abort_arg);
 }
 
+/* ggml's scheduler asks of each node of a graph, before it computes any, whether we want to see its result. */
+static bool on_node(struct ggml_tensor *node, bool ask, void *arg)
+{
+    const struct ic_text_model *m = arg;
+
+    if (ask)
+        ic_attention_take(node, m->pool ? m->threads.now : m->info.threads);
+    return !ask;
+}
+
 static enum ic_status make_context(struct ic_text_model *m, struct ic_err *err)
 {
     struct llama_context_params p = ic_place_context_params(m->place);
@@ -145,6 +156,10 @@ static enum ic_status make_context(struct ic_text_model *m, struct ic_err *err)
     p.n_threads = p.n_threads_batch = m->info.threads;
     p.abort_callback = abort_trampoline;
     p.abort_callback_data = m;
+    if (m->info.gpu_layers == 0) { /* so that all of it lies in the host's memory */
+        p.cb_eval = on_node;
+        p.cb_eval_user_data = m;
+    }
     m->ctx = llama_init_from_model(m->model, p);
     if (!m->ctx)
         return ic_fail(err, IC_OOM, "no room for a context of %d tokens (try a smaller --kv-size or --ctx-size)%s",

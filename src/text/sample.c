@@ -7,6 +7,7 @@
 
 #include "base/log.h"
 #include "text/internal.h"
+#include "text/vec.h"
 
 struct ic_sampler {
     struct llama_sampler *chain;   /* penalties … draw */
@@ -149,12 +150,8 @@ void ic_sampler_close(struct ic_sampler **sp)
     *sp = NULL;
 }
 
-/* ---- the two passes over all logits that every draw makes, eight at a time (the compiler splits them where a register
- * holds fewer). A NaN compares false, so it is neither a maximum nor does it spoil the sum. */
+/* ---- the two passes over all logits that every draw makes. A NaN is neither a maximum nor does it spoil the sum. */
 
-typedef float vec __attribute__((vector_size(32)));
-typedef int32_t ivec __attribute__((vector_size(32)));
-#define LANES 8
 /* Built a second time for processors that hold eight in a register; which one runs is decided when the program is loaded. */
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__) && \
     !defined(__SANITIZE_THREAD__)
@@ -162,30 +159,23 @@ typedef int32_t ivec __attribute__((vector_size(32)));
 #else
 #define WIDE
 #endif
-#define WITHIN static inline __attribute__((always_inline)) /* a part of whatever it is called by */
 
-WITHIN void load(vec *v, const float *p)
+IC_WITHIN void load(ic_vec *v, const float *p)
 {
     memcpy(v, p, sizeof *v);
 }
 
-WITHIN void greater(vec *a, const vec *b) /* *a = *b > *a ? *b : *a, by lanes */
-{
-    ivec yes = *b > *a;
-    *a = (vec)((yes & (ivec)*b) | (~yes & (ivec)*a));
-}
-
 WIDE int32_t ic_logits_argmax(const float *l, int32_t n)
 {
-    vec m = (vec){0} - INFINITY, v;
+    ic_vec m = (ic_vec){0} - INFINITY, v;
     float max = -INFINITY;
     int32_t i = 0;
 
-    for (; i + LANES <= n; i += LANES) {
+    for (; i + IC_LANES <= n; i += IC_LANES) {
         load(&v, l + i);
-        greater(&m, &v);
+        ic_vec_greater(&m, &v);
     }
-    for (int32_t k = 0; k < LANES; k++)
+    for (int32_t k = 0; k < IC_LANES; k++)
         max = m[k] > max ? m[k] : max;
     for (; i < n; i++)
         max = l[i] > max ? l[i] : max;
@@ -195,23 +185,6 @@ WIDE int32_t ic_logits_argmax(const float *l, int32_t n)
     return 0;
 }
 
-/* e^x for x <= 0: 2^i times a polynomial for 2^f, |f| <= 1/2, good to 1e-6 of the value. Below -87 it is as e^-87: 0
- * beside the maximum's 1. */
-WITHIN void exp_below_zero(vec *x)
-{
-    vec t = (vec){0} - 87.0f;
-    greater(&t, x);
-    t *= 1.44269504f;
-    ivec i = __builtin_convertvector(t - 0.5f, ivec); /* towards zero, so this rounds */
-    vec f = t - __builtin_convertvector(i, vec);
-    vec p = 0.00133335581f * f + 0.00961812911f;
-    p = p * f + 0.0555041087f;
-    p = p * f + 0.240226507f;
-    p = p * f + 0.693147181f;
-    p = p * f + 1.0f;
-    *x = p * (vec)((i + 127) << 23);
-}
-
 /* ln Σ exp(l): what turns logits into log probabilities. Summed against the maximum, so nothing overflows; in floats for
  * a short while and then in a double, so that a large vocabulary loses nothing. */
 WIDE float ic_logits_log_sum_exp(const float *l, int32_t n, float max)
@@ -219,15 +192,15 @@ WIDE float ic_logits_log_sum_exp(const float *l, int32_t n, float max)
     double sum = 0;
     int32_t i = 0;
 
-    while (i + LANES <= n) {
-        vec part = {0}, v;
-        for (int32_t end = n - i > 1024 ? i + 1024 : n; i + LANES <= end; i += LANES) {
+    while (i + IC_LANES <= n) {
+        ic_vec part = {0}, v;
+        for (int32_t end = n - i > 1024 ? i + 1024 : n; i + IC_LANES <= end; i += IC_LANES) {
             load(&v, l + i);
             v -= max;
-            exp_below_zero(&v);
+            ic_vec_exp_below_zero(&v);
             part += v;
         }
-        for (int32_t k = 0; k < LANES; k++)
+        for (int32_t k = 0; k < IC_LANES; k++)
             sum += (double)part[k];
     }
     for (; i < n; i++)
