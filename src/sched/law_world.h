@@ -4,8 +4,8 @@
  *
  * The fake step adds one to the first number of each state, so a step too many or too few of any simulation
  * shows in its psi; what a batch was made of is read off the scheduler's own list. After every command and
- * every tick the scheduler's lists, counters and memory sums are checked against each other. Includes the
- * scheduler's source, for its statics. For tests only; a test need not use all of it. */
+ * every tick the scheduler's lists, counters and memory sums are checked against each other, by what
+ * its files share. For tests only; a test need not use all of it. */
 #ifndef IC_SCHED_LAW_WORLD_H
 #define IC_SCHED_LAW_WORLD_H
 
@@ -16,9 +16,11 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
 #include <cmocka.h>
 
-#include "sched/law_sched.c" /* its statics: the state is checked after every call */
+#include "sched/law_sched_int.h" /* the state is checked after every call */
 
 #include "base/hist.h"
 #include "sched/check.h"
@@ -450,7 +452,7 @@ static void check_all(const struct world *w)
         }
         CHECK(tail == g->tail && users == g->users && waiting == g->waiting && predicts == g->predicts);
         groups++;
-        shared += (int64_t)group_bytes(g);
+        shared += (int64_t)ic_group_bytes(g);
     }
     CHECK(sims == w->c.sims && running == w->c.running && groups == w->c.groups && groups == w->plans);
     CHECK(state == w->c.state_bytes && shared == w->c.shared_bytes);
