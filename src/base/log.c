@@ -123,8 +123,8 @@ enum mode { DIRECT, THREAD, MUTE };
 
 static struct {
     _Atomic(enum mode) mode;
-    pthread_mutex_t
-        lock; /* guards all down to `thread`, but for tail and head, which a crash reads without it */
+    /* guards all down to `thread`, but for tail and head, which a crash reads without it */
+    pthread_mutex_t lock;
     pthread_cond_t wake, drained;
     bool open, asleep, stop, done, reopen;
     pthread_t thread;

@@ -44,8 +44,8 @@ const char *ic_thermal_name(enum ic_thermal_state st); /* "normal", "slow", "pau
 
 struct ic_governor_config {
     double gpu_limit; /* °C; 0: GPUs are not governed */
-    double
-        gpu_critical; /* °C; 0: limit + 10, or the device's own slowdown temperature where that is lower */
+    /* °C; 0: limit + 10, or the device's own slowdown temperature where that is lower */
+    double gpu_critical;
     double cpu_limit; /* °C; 0: the CPU is not governed; it is critical at limit + 10 */
 };
 

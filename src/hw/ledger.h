@@ -21,8 +21,8 @@ struct ic_ledger;
 struct ic_ledger_device {
     char name[64];  /* the back end's: "CUDA0", "Vulkan1" */
     char desc[128]; /* the maker's */
-    uint64_t total,
-        free; /* bytes; free as found when the device was entered, what this process holds included */
+    /* bytes; free as found when the device was entered, what this process holds included */
+    uint64_t total, free;
     uint64_t margin; /* bytes of it that are never given out */
 };
 

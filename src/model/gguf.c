@@ -147,9 +147,8 @@ static enum ic_status place_layer_tensor(struct reading *r, const char *name, ui
     unsigned long il = isdigit((unsigned char)name[4]) ? strtoul(name + 4, &end, 10) : ULONG_MAX;
 
     if (il >= r->f->n_layers || *end != '.')
-        return ic_fail(r->err, IC_BAD_REQUEST,
-                       "%s %s: tensor %s belongs to no layer of the %u there are", r->kind, r->path, name,
-                       r->f->n_layers);
+        return ic_fail(r->err, IC_BAD_REQUEST, "%s %s: tensor %s belongs to no layer of the %u there are",
+                       r->kind, r->path, name, r->f->n_layers);
     struct ic_gguf_layer *layer = &r->f->layer[il];
     const char *part = end + 1;
     if (il + r->nextn >= r->f->n_layers)
@@ -416,13 +415,16 @@ static enum ic_status check_lora_keys(const struct reading *r, const struct gguf
     if (!type || strcmp(type, "adapter") != 0 || !kind || strcmp(kind, "lora") != 0)
         return ic_fail(r->err, IC_BAD_REQUEST, "adapter %s: not a LoRA adapter", r->path);
     if (!arch || strcmp(arch, r->f->arch) != 0)
-        return ic_fail(r->err, IC_BAD_REQUEST, "adapter %s: made for the architecture %.40s, the model is %s",
-                       r->path, arch ? arch : "(none)", r->f->arch);
-    if (alpha >= 0 && (gguf_get_kv_type(g, alpha) != GGUF_TYPE_FLOAT32 || !isfinite(gguf_get_val_f32(g, alpha))))
+        return ic_fail(r->err, IC_BAD_REQUEST,
+                       "adapter %s: made for the architecture %.40s, the model is %s", r->path,
+                       arch ? arch : "(none)", r->f->arch);
+    if (alpha >= 0 &&
+        (gguf_get_kv_type(g, alpha) != GGUF_TYPE_FLOAT32 || !isfinite(gguf_get_val_f32(g, alpha))))
         return ic_fail(r->err, IC_BAD_REQUEST, "adapter %s: its alpha is no number", r->path);
     if (gguf_find_key(g, "adapter.alora.invocation_tokens") >= 0)
         return ic_fail(r->err, IC_BAD_REQUEST,
-                       "adapter %s: works only behind certain words (aLoRA), which is not supported", r->path);
+                       "adapter %s: works only behind certain words (aLoRA), which is not supported",
+                       r->path);
     return IC_OK;
 }
 
@@ -442,8 +444,9 @@ static enum ic_status check_lora_tensors(const struct reading *r, const struct g
         const char *name = gguf_get_tensor_name(g, i);
         pairs += ends(name, ".lora_a");
         if (t != GGML_TYPE_F32 && t != GGML_TYPE_F16 && t != GGML_TYPE_BF16 && !ggml_is_quantized(t))
-            return ic_fail(r->err, IC_BAD_REQUEST, "adapter %s: tensor %s is of the type %s, which is none of weights",
-                           r->path, name, ggml_type_name(t));
+            return ic_fail(r->err, IC_BAD_REQUEST,
+                           "adapter %s: tensor %s is of the type %s, which is none of weights", r->path,
+                           name, ggml_type_name(t));
     }
     return pairs > 0 ? IC_OK : ic_fail(r->err, IC_BAD_REQUEST, "adapter %s: holds no weights", r->path);
 }

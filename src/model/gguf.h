@@ -34,12 +34,13 @@ struct ic_gguf_facts {
     uint32_t n_files;      /* of a split model; else 1 */
     uint64_t file_bytes;   /* of all files */
     uint64_t tensor_bytes; /* of all tensors */
-    uint64_t
-        input_bytes; /* embeddings and what else stands before the first layer: these stay in host memory */
+    /* embeddings and what else stands before the first layer: these stay in host memory */
+    uint64_t input_bytes;
     uint64_t embd_bytes;   /* of these, the token embedding */
     uint64_t output_bytes; /* what stands behind the last layer */
     uint32_t output_tensors;
-    uint64_t lora_bytes; /* of adapters, which are counted with the layers that they change; in no other sum */
+    /* of adapters, which are counted with the layers that they change; in no other sum */
+    uint64_t lora_bytes;
     bool tied; /* no output matrix of its own: wherever the output runs, it needs a copy of the token
                   embedding */
     struct ic_gguf_layer layer[IC_GGUF_LAYERS_MAX];

@@ -100,8 +100,8 @@ struct conn {
     struct conn *dirty_next, *dirty_prev;
     struct out_msg *out, *out_tail;
     size_t pending; /* bytes in out, less what left */
-    size_t
-        frames; /* of those, bytes of FRAMEs that have not begun to leave: they give way to anything else */
+    /* of those, bytes of FRAMEs that have not begun to leave: they give way to anything else */
+    size_t frames;
     size_t held; /* TLS: bytes lws keeps for itself after a partial write */
     unsigned pongs;
     uint8_t *stash; /* read ahead of the answer under way */
@@ -132,15 +132,16 @@ struct ic_net {
     int spare_fd; /* given up for a moment to refuse a connection when fds have run out */
     bool draining, closing;
     atomic_bool wake, stop;
-    pthread_mutex_t turn; /* of all below and every conn: the loop's but while it is in poll; recursive, for lws calls back */
+    /* of all below and every conn: the loop's but while it is in poll; recursive, for lws calls back */
+    pthread_mutex_t turn;
     struct source ticker;
     int64_t tick_ns; /* when it goes off */
     bool busy_ticks;
     struct conn **slots;
     int64_t *due; /* when to look at the connection in this slot; INT64_MAX: never */
     uint32_t *gens;
-    uint32_t *free_slots,
-        *free_lobby; /* the app has room for slots below connections_max; the lobby lies above */
+    /* the app has room for slots below connections_max; the lobby lies above */
+    uint32_t *free_slots, *free_lobby;
     unsigned slot_count, free_count, lobby_count, used;
     struct conn *dirty;
     uint8_t *rx; /* IC_NET_RX */

@@ -379,9 +379,9 @@ static void on_written(void *app, int64_t ns)
     s->written++;
 }
 
-static const struct ic_peer_app test_app = {on_handshake, on_open, on_message, on_refused, on_close,
-                                            on_http,      on_wake, on_turn,    on_settled, on_tick,
-                                            on_written};
+static const struct ic_peer_app test_app = {on_handshake, on_open, on_message, on_refused,
+                                            on_close,     on_http, on_wake,    on_turn,
+                                            on_settled,   on_tick, on_written};
 
 /* ---- server ---- */
 

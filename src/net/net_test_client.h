@@ -42,7 +42,7 @@ struct srv {
     atomic_uint peers;
     atomic_ullong lost;
     _Atomic int64_t wake_ns;
-    atomic_bool more; /* on_turn leaves something */
+    atomic_bool more;              /* on_turn leaves something */
     int64_t written_ns[SRV_TIMES]; /* entry i: set before written becomes i + 1 */
     struct ic_peer_id later, target;
 };

@@ -22,9 +22,9 @@
 
 struct ic_logfile_config {
     const char *path; /* copied */
-    int64_t
-        rotate_bytes;  /* a file is rotated before it would pass this; at least one write of 64 KiB fits */
-    int64_t rotate_ns; /* … or when it is older than this, by the monotonic clock; 0: never */
+    /* a file is rotated before it would pass this; at least one write of 64 KiB fits */
+    int64_t rotate_bytes;
+    int64_t rotate_ns;   /* … or when it is older than this, by the monotonic clock; 0: never */
     int64_t total_bytes; /* of the current and all rotated files; at least 3 * rotate_bytes */
     /* For tests, NULL: the real ones. */
     ssize_t (*write)(int fd, const void *p, size_t n);

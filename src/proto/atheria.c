@@ -15,13 +15,13 @@
 #include "base/clock.h"
 #include "proto/msgpack.h"
 
-#define STEPS_PER_S 60.0          /* at speed 1, as Atheria's own loop */
+#define STEPS_PER_S 60.0 /* at speed 1, as Atheria's own loop */
 #define FPS_DEFAULT 30.0
-#define MAP_PLAIN_MAX 50000       /* values; a larger map goes compressed, as Atheria sends it */
-#define FRAME_PENDING_MAX 65536   /* bytes unsent: the client is behind, this frame is left out */
+#define MAP_PLAIN_MAX 50000     /* values; a larger map goes compressed, as Atheria sends it */
+#define FRAME_PENDING_MAX 65536 /* bytes unsent: the client is behind, this frame is left out */
 #define METRICS_EVERY_NS (500 * IC_MS)
-#define HEADER_ROOM 8192          /* of the outbox, for a frame's header and whatever else is said */
-#define REGION_SIDE 256           /* at most, shown at first of a grid whose picture would not fit into the outbox */
+#define HEADER_ROOM 8192 /* of the outbox, for a frame's header and whatever else is said */
+#define REGION_SIDE 256  /* at most, shown at first of a grid whose picture would not fit into the outbox */
 
 struct atheria {
     uint64_t sim; /* handle, 0: none */
@@ -124,7 +124,8 @@ static void put_experiments(struct ic_server *s, struct ic_buf *b)
     ic_buf_puts(b, "]");
 }
 
-static void put_info(struct ic_server *s, struct ic_buf *b, const struct atheria *a, const struct ic_sim_info *i)
+static void put_info(struct ic_server *s, struct ic_buf *b, const struct atheria *a,
+                     const struct ic_sim_info *i)
 {
     const struct ic_law *l = ic_law_engine_law(s->law, i->law);
 
@@ -223,7 +224,8 @@ static bool put_compressed(struct ic_buf *b, const float *v, size_t h, size_t w)
     return true;
 }
 
-static void put_map(struct ic_buf *b, const struct atheria *a, const struct ic_view_frame *f, const float *v)
+static void put_map(struct ic_buf *b, const struct atheria *a, const struct ic_view_frame *f,
+                    const float *v)
 {
     size_t channels = f->ndim > 2 ? f->shape[2] : 1;
 
@@ -233,7 +235,8 @@ static void put_map(struct ic_buf *b, const struct atheria *a, const struct ic_v
     put_rows(b, v, f->shape[0], f->shape[1], channels);
 }
 
-static void put_named_rows(struct ic_buf *b, const char *const *names, unsigned n, const float *v, size_t h, size_t w)
+static void put_named_rows(struct ic_buf *b, const char *const *names, unsigned n, const float *v, size_t h,
+                           size_t w)
 {
     ic_mp_map(b, n);
     for (unsigned i = 0; i < n; i++) {
@@ -261,22 +264,23 @@ static void put_attractor(struct ic_buf *b, const float *v)
 static void put_extras(struct ic_buf *b, const struct ic_event *ev)
 {
     static const char *const hsv[] = {"hue", "value"}, *const complex[] = {"real", "imag"},
-                                  *const flow[] = {"dx", "dy", "magnitude"};
+                             *const flow[] = {"dx", "dy", "magnitude"};
     const struct ic_sim_info *i = &ev->sim;
     size_t at = i->frame.bytes, cells = (size_t)i->height * i->width;
     float *copy = NULL;
     const float *v;
 
-#define EXTRA(bit, key, n, put)                                                                                        \
-    ic_mp_str(b, key);                                                                                                 \
-    if ((i->extras & (bit)) && (v = floats(ev, &copy, at, (n)))) {                                                     \
-        put;                                                                                                           \
-        at += (n) * sizeof(float);                                                                                     \
-    } else {                                                                                                           \
-        ic_mp_nil(b);                                                                                                  \
+#define EXTRA(bit, key, n, put)                                                                            \
+    ic_mp_str(b, key);                                                                                     \
+    if ((i->extras & (bit)) && (v = floats(ev, &copy, at, (n)))) {                                         \
+        put;                                                                                               \
+        at += (n) * sizeof(float);                                                                         \
+    } else {                                                                                               \
+        ic_mp_nil(b);                                                                                      \
     }
     EXTRA(IC_EXTRA_HSV, "phase_hsv_data", 2 * cells, put_named_rows(b, hsv, 2, v, i->height, i->width))
-    EXTRA(IC_EXTRA_COMPLEX, "complex_3d_data", 2 * cells, put_named_rows(b, complex, 2, v, i->height, i->width))
+    EXTRA(IC_EXTRA_COMPLEX, "complex_3d_data", 2 * cells,
+          put_named_rows(b, complex, 2, v, i->height, i->width))
     EXTRA(IC_EXTRA_FLOW, "flow_data", 3 * cells, put_named_rows(b, flow, 3, v, i->height, i->width))
     EXTRA(IC_EXTRA_ATTRACTOR, "phase_attractor", (size_t)6, put_attractor(b, v))
     EXTRA(IC_EXTRA_POINCARE, "poincare_coords", 2 * i->n_poincare, put_rows(b, v, i->n_poincare, 2, 1))
@@ -284,7 +288,8 @@ static void put_extras(struct ic_buf *b, const struct ic_event *ev)
     free(copy);
 }
 
-static void put_frame_info(struct ic_server *s, struct ic_buf *b, const struct atheria *a, const struct ic_sim_info *i)
+static void put_frame_info(struct ic_server *s, struct ic_buf *b, const struct atheria *a,
+                           const struct ic_sim_info *i)
 {
     const struct ic_law *l = ic_law_engine_law(s->law, i->law);
 
@@ -345,7 +350,8 @@ static void send_frame(struct ic_server *s, struct conn *c, const struct ic_even
     count_fps(a, ev);
     /* A header without its body would be taken for the header of the next one: both or neither. A client that is behind
      * gets neither, and then the newest frame instead of a queue of old ones. */
-    if (c->peer->vt->pending(c->peer) > FRAME_PENDING_MAX || !floats(ev, &map, 0, i->frame.bytes / sizeof(float)))
+    if (c->peer->vt->pending(c->peer) > FRAME_PENDING_MAX ||
+        !floats(ev, &map, 0, i->frame.bytes / sizeof(float)))
         return;
     ic_mp_map(b, 10);
     ic_mp_str(b, "step");
@@ -363,13 +369,16 @@ static void send_frame(struct ic_server *s, struct conn *c, const struct ic_even
     if (!body.failed && body.len > room && !a->told) {
         char text[160];
         a->told = true;
-        snprintf(text, sizeof text, "This picture takes %zu bytes, this server sends at most %zu: choose a region", body.len, room);
+        snprintf(text, sizeof text,
+                 "This picture takes %zu bytes, this server sends at most %zu: choose a region", body.len,
+                 room);
         notify(s, c, "warning", text);
     }
     if (!body.failed && body.len <= room && c->peer->vt->pending(c->peer) <= room - body.len) {
         struct ic_buf *h = &s->out;
         ic_buf_clear(h);
-        ic_buf_printf(h, "{\"type\":\"simulation_frame_binary\",\"format\":\"msgpack\",\"size\":%zu", body.len);
+        ic_buf_printf(h, "{\"type\":\"simulation_frame_binary\",\"format\":\"msgpack\",\"size\":%zu",
+                      body.len);
         ic_conn_send(s, c, 0);
         if (!c->doomed)
             c->peer->vt->send(c->peer, IC_MSG_BINARY, body.data, body.len, ev->stamp_ns);
@@ -387,9 +396,12 @@ static void look(const struct atheria *a, struct ic_sim_opts *o)
         enum ic_view view;
         unsigned extras;
     } looks[] = {
-        {"phase_hsv", IC_VIEW_PHASE, IC_EXTRA_HSV},        {"flow", IC_VIEW_DENSITY, IC_EXTRA_FLOW},
-        {"poincare", IC_VIEW_DENSITY, IC_EXTRA_POINCARE},  {"poincare_3d", IC_VIEW_DENSITY, IC_EXTRA_POINCARE},
-        {"complex_3d", IC_VIEW_DENSITY, IC_EXTRA_COMPLEX}, {"phase_attractor", IC_VIEW_DENSITY, IC_EXTRA_ATTRACTOR},
+        {"phase_hsv", IC_VIEW_PHASE, IC_EXTRA_HSV},
+        {"flow", IC_VIEW_DENSITY, IC_EXTRA_FLOW},
+        {"poincare", IC_VIEW_DENSITY, IC_EXTRA_POINCARE},
+        {"poincare_3d", IC_VIEW_DENSITY, IC_EXTRA_POINCARE},
+        {"complex_3d", IC_VIEW_DENSITY, IC_EXTRA_COMPLEX},
+        {"phase_attractor", IC_VIEW_DENSITY, IC_EXTRA_ATTRACTOR},
     };
 
     o->set |= IC_SET_VIEW | IC_SET_EXTRAS | IC_SET_ENCODING;
@@ -473,7 +485,8 @@ static void unload(struct ic_server *s, struct conn *c)
 static void send_roi(struct ic_server *s, struct conn *c, const struct sim *m)
 {
     const struct atheria *a = c->atheria;
-    int64_t total = (int64_t)m->width * m->height, area = a->roi_on ? (int64_t)(a->roi.w * a->roi.h) : total;
+    int64_t total = (int64_t)m->width * m->height,
+            area = a->roi_on ? (int64_t)(a->roi.w * a->roi.h) : total;
     struct ic_buf *b = begin(s, "roi_status_update");
 
     ic_json_kbool(b, "enabled", a->roi_on);
@@ -541,7 +554,8 @@ static void load(struct ic_server *s, struct conn *c, const json_t *args)
         cmd.opts.roi = a->roi;
     }
     if (command(s, c, &cmd)) {
-        c->sims[0] = (struct sim){.handle = cmd.sim, .law = cmd.law, .width = cmd.width, .height = cmd.height};
+        c->sims[0] =
+            (struct sim){.handle = cmd.sim, .law = cmd.law, .width = cmd.width, .height = cmd.height};
         a->sim = cmd.sim;
         a->law = l->name;
         if (a->roi_on)
@@ -642,8 +656,8 @@ static void do_viz(struct ic_server *s, struct conn *c, const json_t *args)
 }
 
 /* A command that sets one number and is answered with one. */
-static void do_number(struct ic_server *s, struct conn *c, const json_t *args, const char *key, double lo, double hi,
-                      double *place, const char *answer)
+static void do_number(struct ic_server *s, struct conn *c, const json_t *args, const char *key, double lo,
+                      double hi, double *place, const char *answer)
 {
     struct ic_sim_opts o = {0};
     struct ic_err err = {0};
@@ -662,7 +676,8 @@ static void do_number(struct ic_server *s, struct conn *c, const json_t *args, c
 
 static void do_speed(struct ic_server *s, struct conn *c, const json_t *args)
 {
-    do_number(s, c, args, "speed", 0.1, 100, &((struct atheria *)c->atheria)->speed, "simulation_speed_update");
+    do_number(s, c, args, "speed", 0.1, 100, &((struct atheria *)c->atheria)->speed,
+              "simulation_speed_update");
 }
 
 static void do_fps(struct ic_server *s, struct conn *c, const json_t *args)
@@ -757,13 +772,15 @@ static void do_roi(struct ic_server *s, struct conn *c, const json_t *args)
         return;
     }
     a->roi_on = on && w;
-    a->roi = a->roi_on ? (struct ic_view_roi){(size_t)x, (size_t)y, (size_t)w, (size_t)h} : (struct ic_view_roi){0};
+    a->roi = a->roi_on ? (struct ic_view_roi){(size_t)x, (size_t)y, (size_t)w, (size_t)h}
+                       : (struct ic_view_roi){0};
     a->told = false;
     set(s, c, &(struct ic_sim_opts){.set = IC_SET_ROI, .roi = a->roi});
     send_roi(s, c, m);
 }
 
-static void apply_tool(struct ic_server *s, struct conn *c, const char *tool, const char *type, const json_t *args)
+static void apply_tool(struct ic_server *s, struct conn *c, const char *tool, const char *type,
+                       const json_t *args)
 {
     struct ic_sim_cmd cmd = {.op = IC_SIM_TOOL};
     struct ic_err err = {0};
@@ -776,15 +793,14 @@ static void apply_tool(struct ic_server *s, struct conn *c, const char *tool, co
         notify(s, c, "error", err.msg);
         return;
     }
-    json_object_foreach((json_t *)args, key, v)
-        if (json_is_number(v))
-        {
-            enum ic_status st = ic_law_tool_arg_set(&cmd.tool_args, key, json_number_value(v), &err);
-            if (st != IC_OK && st != IC_NOT_FOUND) {
-                notify(s, c, "error", err.msg);
-                return;
-            }
+    json_object_foreach((json_t *)args, key, v) if (json_is_number(v))
+    {
+        enum ic_status st = ic_law_tool_arg_set(&cmd.tool_args, key, json_number_value(v), &err);
+        if (st != IC_OK && st != IC_NOT_FOUND) {
+            notify(s, c, "error", err.msg);
+            return;
         }
+    }
     cmd.tool_args.seed = ++s->last_rid;
     on_sim(s, c, &cmd);
 }
@@ -792,7 +808,8 @@ static void apply_tool(struct ic_server *s, struct conn *c, const char *tool, co
 static void do_tool(struct ic_server *s, struct conn *c, const json_t *args)
 {
     const json_t *params = json_object_get(args, "params");
-    apply_tool(s, c, json_string_value(json_object_get(args, "action")), NULL, json_is_object(params) ? params : args);
+    apply_tool(s, c, json_string_value(json_object_get(args, "action")), NULL,
+               json_is_object(params) ? params : args);
 }
 
 static void do_inject(struct ic_server *s, struct conn *c, const json_t *args)
@@ -872,12 +889,14 @@ static const struct {
     {"snapshot", NULL, do_absent},
 };
 
-static void dispatch(struct ic_server *s, struct conn *c, const char *scope, const char *name, const json_t *args)
+static void dispatch(struct ic_server *s, struct conn *c, const char *scope, const char *name,
+                     const json_t *args)
 {
     char text[160];
 
     for (size_t i = 0; i < sizeof commands / sizeof *commands; i++)
-        if (!strcmp(scope, commands[i].scope) && (!commands[i].command || !strcmp(name, commands[i].command))) {
+        if (!strcmp(scope, commands[i].scope) &&
+            (!commands[i].command || !strcmp(name, commands[i].command))) {
             commands[i].run(s, c, args);
             return;
         }
@@ -926,7 +945,8 @@ bool ic_atheria_open(struct ic_server *s, struct conn *c)
 
     if (!a)
         return false;
-    *a = (struct atheria){.viz = "density", .live = true, .compress = true, .speed = 1, .fps = FPS_DEFAULT, .interval = 1};
+    *a = (struct atheria){
+        .viz = "density", .live = true, .compress = true, .speed = 1, .fps = FPS_DEFAULT, .interval = 1};
     c->atheria = a;
     c->dialect = DIALECT_ATHERIA;
     struct ic_buf *b = begin(s, "initial_state");

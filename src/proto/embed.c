@@ -6,12 +6,13 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define IC_EMBED_INPUTS_MAX 2048        /* as OpenAI's */
-#define IC_EMBED_AT_ONCE 32             /* of one exchange */
-#define IC_EMBED_ANSWER_MAX (4 << 20)   /* bytes: the loop writes it, and everybody waits for that, some 70 ms */
-#define NUMBER_BYTES 16                 /* "-1.23456789e-05," */
-#define ENTRY_BYTES 64                  /* of what stands around a vector */
-#define FORMAT_MAX 16                   /* bytes of encoding_format */
+#define IC_EMBED_INPUTS_MAX 2048 /* as OpenAI's */
+#define IC_EMBED_AT_ONCE 32      /* of one exchange */
+#define IC_EMBED_ANSWER_MAX                                                                                \
+    (4 << 20)           /* bytes: the loop writes it, and everybody waits for that, some 70 ms */
+#define NUMBER_BYTES 16 /* "-1.23456789e-05," */
+#define ENTRY_BYTES 64  /* of what stands around a vector */
+#define FORMAT_MAX 16   /* bytes of encoding_format */
 
 enum state { TODO, ASKED, DONE };
 
@@ -19,11 +20,11 @@ struct embedding {
     struct http_job job; /* its `more` are `asked` */
     struct ic_text_req *asked[IC_EMBED_AT_ONCE];
     size_t input_of[IC_EMBED_AT_ONCE]; /* which of the inputs that is */
-    int under_way, window;             /* window: so many may be; less after a refusal, more with each that is done */
-    json_t *body;                      /* owns the inputs */
-    size_t count, left, first_todo;    /* left: not DONE; before first_todo none is TODO */
-    unsigned char *state;              /* of each input */
-    float *vectors;                    /* [count][n_embd] */
+    int under_way, window; /* window: so many may be; less after a refusal, more with each that is done */
+    json_t *body;          /* owns the inputs */
+    size_t count, left, first_todo; /* left: not DONE; before first_todo none is TODO */
+    unsigned char *state;           /* of each input */
+    float *vectors;                 /* [count][n_embd] */
     int32_t n_embd;
     enum ic_pooling pooling;
     bool base64;
@@ -71,11 +72,14 @@ static enum ic_status check_inputs(struct embedding *q, struct ic_err *err)
     if (q->count == 0)
         return ic_fail(err, IC_BAD_REQUEST, "input is empty");
     if (q->count > IC_EMBED_INPUTS_MAX)
-        return ic_fail(err, IC_TOO_LARGE, "input holds %zu texts, at most %d can be", q->count, IC_EMBED_INPUTS_MAX);
+        return ic_fail(err, IC_TOO_LARGE, "input holds %zu texts, at most %d can be", q->count,
+                       IC_EMBED_INPUTS_MAX);
     for (size_t i = 0; i < q->count; i++) {
         const json_t *text = input_at(q, i);
         if (!json_is_string(text))
-            return ic_fail(err, IC_BAD_REQUEST, "input must be a string or a list of strings (lists of tokens are not supported)");
+            return ic_fail(
+                err, IC_BAD_REQUEST,
+                "input must be a string or a list of strings (lists of tokens are not supported)");
         if (json_string_length(text) == 0)
             return ic_fail(err, IC_BAD_REQUEST, "input %zu is empty", i);
     }
@@ -94,7 +98,8 @@ static enum ic_status check_format(struct embedding *q, struct ic_err *err)
     if (!q->base64 && strcmp(format, "float") != 0)
         return ic_fail(err, IC_BAD_REQUEST, "encoding_format must be float or base64");
     if (dimensions && !json_is_null(dimensions))
-        return ic_fail(err, IC_BAD_REQUEST, "dimensions is not supported: vectors are as long as the model makes them");
+        return ic_fail(err, IC_BAD_REQUEST,
+                       "dimensions is not supported: vectors are as long as the model makes them");
     return IC_OK;
 }
 
@@ -104,15 +109,18 @@ static enum ic_status make_room(struct embedding *q, struct ic_err *err)
     size_t each = (size_t)q->n_embd * (q->base64 ? sizeof(float) * 4 / 3 + 1 : NUMBER_BYTES) + ENTRY_BYTES;
 
     if (q->count > IC_EMBED_ANSWER_MAX / each)
-        return ic_fail(err, IC_TOO_LARGE, "the answer to %zu texts might be longer than %d bytes: send %zu at most%s", q->count,
-                       IC_EMBED_ANSWER_MAX, IC_EMBED_ANSWER_MAX / each, q->base64 ? "" : ", or ask for base64");
+        return ic_fail(err, IC_TOO_LARGE,
+                       "the answer to %zu texts might be longer than %d bytes: send %zu at most%s",
+                       q->count, IC_EMBED_ANSWER_MAX, IC_EMBED_ANSWER_MAX / each,
+                       q->base64 ? "" : ", or ask for base64");
     q->left = q->count;
     q->state = calloc(q->count, 1);
     q->vectors = calloc(q->count * (size_t)q->n_embd, sizeof *q->vectors);
     return q->state && q->vectors ? IC_OK : ic_fail(err, IC_OOM, "out of memory");
 }
 
-static enum ic_status parse(struct ic_server *s, struct embedding *q, const struct ic_http_req *r, struct ic_err *err)
+static enum ic_status parse(struct ic_server *s, struct embedding *q, const struct ic_http_req *r,
+                            struct ic_err *err)
 {
     const struct ic_text_info *info = s->text ? ic_text_engine_info(s->text) : NULL;
     enum ic_status st;
@@ -124,7 +132,8 @@ static enum ic_status parse(struct ic_server *s, struct embedding *q, const stru
     if (!info)
         return ic_fail(err, IC_UNAVAILABLE, "the model is being loaded");
     if (!info->pooling)
-        return ic_fail(err, IC_BAD_REQUEST, "this server gives no embeddings: start it with --pooling mean, cls or last");
+        return ic_fail(err, IC_BAD_REQUEST,
+                       "this server gives no embeddings: start it with --pooling mean, cls or last");
     q->n_embd = info->n_embd;
     q->pooling = info->pooling;
     if (!(q->body = ic_json_object(r->body, r->len, err)))
@@ -136,7 +145,8 @@ static enum ic_status parse(struct ic_server *s, struct embedding *q, const stru
 
 /* ---- asking ------------------------------------------------------------------------------------------------------- */
 
-static enum ic_status ask(struct ic_server *s, struct ic_peer *p, struct embedding *q, int slot, size_t i, struct ic_err *err)
+static enum ic_status ask(struct ic_server *s, struct ic_peer *p, struct embedding *q, int slot, size_t i,
+                          struct ic_err *err)
 {
     const json_t *text = input_at(q, i);
     struct ic_text_req *req = ic_text_req_new();
@@ -164,7 +174,8 @@ static enum ic_status ask(struct ic_server *s, struct ic_peer *p, struct embeddi
 }
 
 /* As many as may be under way. */
-static enum ic_status ask_more(struct ic_server *s, struct ic_peer *p, struct embedding *q, struct ic_err *err)
+static enum ic_status ask_more(struct ic_server *s, struct ic_peer *p, struct embedding *q,
+                               struct ic_err *err)
 {
     size_t i = q->first_todo;
 
@@ -200,7 +211,8 @@ static void put_vector(struct ic_buf *b, const struct embedding *q, size_t i)
     ic_json_key(b, "embedding");
     ic_buf_puts(b, q->base64 ? "\"" : "[");
     if (q->base64)
-        ic_buf_base64(b, v, sizeof *v * (size_t)q->n_embd); /* little-endian, as every machine that this runs on */
+        ic_buf_base64(
+            b, v, sizeof *v * (size_t)q->n_embd); /* little-endian, as every machine that this runs on */
     for (int32_t k = 0; k < q->n_embd && !q->base64; k++)
         ic_buf_printf(b, k ? ",%.9g" : "%.9g", (double)v[k]); /* nine digits are a float32 to the bit */
     ic_buf_puts(b, q->base64 ? "\"}" : "]}");
@@ -221,7 +233,8 @@ static void reply(struct ic_server *s, struct ic_peer *p, const struct embedding
     ic_buf_puts(b, "]");
     ic_json_kstr(b, "model", info ? info->name : "");
     ic_json_key(b, "usage");
-    ic_buf_printf(b, "{\"prompt_tokens\":%lld,\"total_tokens\":%lld}}", (long long)q->prompt_tokens, (long long)q->prompt_tokens);
+    ic_buf_printf(b, "{\"prompt_tokens\":%lld,\"total_tokens\":%lld}}", (long long)q->prompt_tokens,
+                  (long long)q->prompt_tokens);
     if (b->failed)
         ic_http_error(s, p, 507, IC_OOM, "the answer is too large", NULL);
     else
@@ -235,7 +248,8 @@ static void reply_error(struct ic_server *s, struct ic_peer *p, const struct ic_
 }
 
 /* One of them did not come to its end: neither does the answer. */
-static void fail(struct ic_server *s, struct ic_peer *p, struct embedding *q, size_t i, enum ic_status code, const char *text)
+static void fail(struct ic_server *s, struct ic_peer *p, struct embedding *q, size_t i, enum ic_status code,
+                 const char *text)
 {
     struct ic_err err = {0};
 
@@ -263,7 +277,8 @@ static void free_slot(struct embedding *q, int slot)
     q->under_way--;
 }
 
-static void one_is_done(struct ic_server *s, struct ic_peer *p, struct embedding *q, int slot, const struct ic_event *ev)
+static void one_is_done(struct ic_server *s, struct ic_peer *p, struct embedding *q, int slot,
+                        const struct ic_event *ev)
 {
     size_t i = q->input_of[slot];
     struct ic_err err = {0};

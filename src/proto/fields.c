@@ -40,8 +40,10 @@ json_t *ic_json_object(const char *data, size_t len, struct ic_err *err)
         return NULL;
     }
     json_t *o = json_loadb(data, len, 0, &je);
-    if (!o && (json_error_code(&je) == json_error_null_character || json_error_code(&je) == json_error_null_byte_in_key)) {
-        ic_fail(err, IC_BAD_REQUEST, "\\u0000 is not taken in a string (line %d, column %d)", je.line, je.column);
+    if (!o && (json_error_code(&je) == json_error_null_character ||
+               json_error_code(&je) == json_error_null_byte_in_key)) {
+        ic_fail(err, IC_BAD_REQUEST, "\\u0000 is not taken in a string (line %d, column %d)", je.line,
+                je.column);
         return NULL;
     }
     if (!o) {
@@ -61,7 +63,8 @@ static bool absent(const json_t *v)
     return !v || json_is_null(v);
 }
 
-enum ic_status ic_field_num(const json_t *o, const char *key, double lo, double hi, double *out, struct ic_err *err)
+enum ic_status ic_field_num(const json_t *o, const char *key, double lo, double hi, double *out,
+                            struct ic_err *err)
 {
     const json_t *v = json_object_get(o, key);
 
@@ -76,7 +79,8 @@ enum ic_status ic_field_num(const json_t *o, const char *key, double lo, double 
     return IC_OK;
 }
 
-enum ic_status ic_field_int(const json_t *o, const char *key, int64_t lo, int64_t hi, int64_t *out, struct ic_err *err)
+enum ic_status ic_field_int(const json_t *o, const char *key, int64_t lo, int64_t hi, int64_t *out,
+                            struct ic_err *err)
 {
     const json_t *v = json_object_get(o, key);
 
@@ -106,7 +110,8 @@ enum ic_status ic_field_bool(const json_t *o, const char *key, bool *out, struct
     return IC_OK;
 }
 
-enum ic_status ic_field_str(const json_t *o, const char *key, size_t max, const char **out, struct ic_err *err)
+enum ic_status ic_field_str(const json_t *o, const char *key, size_t max, const char **out,
+                            struct ic_err *err)
 {
     const json_t *v = json_object_get(o, key);
 
@@ -121,13 +126,13 @@ enum ic_status ic_field_str(const json_t *o, const char *key, size_t max, const 
 }
 
 /* The numeric parameters in one table: name, place, range. */
-#define PARAM_NUMS(X)                                                                                                  \
-    X("temp", temp, 0, 100)                                                                                            \
-    X("temperature", temp, 0, 100)                                                                                     \
-    X("top_p", top_p, 0, 1)                                                                                            \
-    X("min_p", min_p, 0, 1)                                                                                            \
-    X("repeat_penalty", repeat_penalty, 0.01, 100)                                                                     \
-    X("frequency_penalty", frequency_penalty, -2, 2)                                                                   \
+#define PARAM_NUMS(X)                                                                                      \
+    X("temp", temp, 0, 100)                                                                                \
+    X("temperature", temp, 0, 100)                                                                         \
+    X("top_p", top_p, 0, 1)                                                                                \
+    X("min_p", min_p, 0, 1)                                                                                \
+    X("repeat_penalty", repeat_penalty, 0.01, 100)                                                         \
+    X("frequency_penalty", frequency_penalty, -2, 2)                                                       \
     X("presence_penalty", presence_penalty, -2, 2)
 
 static enum ic_status add_stop(struct ic_text_params *p, const json_t *v, struct ic_err *err)
@@ -157,9 +162,7 @@ static enum ic_status parse_stop(const json_t *v, struct ic_text_params *p, stru
         return IC_OK;
     if (!json_is_array(v))
         return add_stop(p, v, err);
-    json_array_foreach(v, i, each)
-        if ((st = add_stop(p, each, err)) != IC_OK)
-            break;
+    json_array_foreach(v, i, each) if ((st = add_stop(p, each, err)) != IC_OK) break;
     return st;
 }
 
@@ -202,10 +205,10 @@ enum ic_status ic_parse_params(const json_t *o, struct ic_text_params *p, struct
     double num;
     int64_t top_k = p->top_k, max_tokens = p->max_tokens, logprobs = p->logprobs, seed = -1;
 
-#define X(name, field, lo, hi)                                                                                         \
-    num = (double)p->field;                                                                                            \
-    if ((st = ic_field_num(o, name, lo, hi, &num, err)) != IC_OK)                                                      \
-        return st;                                                                                                     \
+#define X(name, field, lo, hi)                                                                             \
+    num = (double)p->field;                                                                                \
+    if ((st = ic_field_num(o, name, lo, hi, &num, err)) != IC_OK)                                          \
+        return st;                                                                                         \
     p->field = (float)num;
     PARAM_NUMS(X)
 #undef X
@@ -213,7 +216,8 @@ enum ic_status ic_parse_params(const json_t *o, struct ic_text_params *p, struct
         (st = ic_field_int(o, "max_tokens", -1, INT32_MAX, &max_tokens, err)) != IC_OK ||
         (st = ic_field_int(o, "logprobs", 0, IC_LOGPROBS_MAX, &logprobs, err)) != IC_OK ||
         (st = ic_field_int(o, "seed", -1, INT64_MAX, &seed, err)) != IC_OK ||
-        (st = parse_stop(json_object_get(o, "stop"), p, err)) != IC_OK || (st = parse_grammar(o, p, err)) != IC_OK)
+        (st = parse_stop(json_object_get(o, "stop"), p, err)) != IC_OK ||
+        (st = parse_grammar(o, p, err)) != IC_OK)
         return st;
     p->top_k = (int32_t)top_k;
     p->max_tokens = (int32_t)max_tokens;
@@ -248,7 +252,8 @@ static char *content_text(const json_t *v, struct ic_err *err)
             const char *type = json_string_value(json_object_get(part, "type"));
             const json_t *text = json_object_get(part, "text");
             if (!type || strcmp(type, "text") != 0 || !json_is_string(text)) {
-                ic_fail(err, IC_BAD_REQUEST, "a part of a message's content must be {\"type\": \"text\", \"text\": …}");
+                ic_fail(err, IC_BAD_REQUEST,
+                        "a part of a message's content must be {\"type\": \"text\", \"text\": …}");
                 ic_buf_deinit(&b);
                 return NULL;
             }
@@ -282,7 +287,8 @@ enum ic_status ic_parse_messages(const json_t *list, struct ic_text_req *req, st
     {
         const char *role = json_string_value(json_object_get(m, "role"));
         if (!role || !known_role(role))
-            return ic_fail(err, IC_BAD_REQUEST, "a message's role must be system, user, assistant, tool or developer");
+            return ic_fail(err, IC_BAD_REQUEST,
+                           "a message's role must be system, user, assistant, tool or developer");
         if (!strcmp(role, "developer")) /* OpenAI's newer name */
             role = "system";
         char *content = content_text(json_object_get(m, "content"), err);

@@ -198,20 +198,27 @@ static void parameters_land_where_they_belong(void **state)
     ic_text_params_init(&def);
     assert_int_equal(params("{\"unknown\":[{}]}", &p, &err), IC_OK);
     assert_memory_equal(&p, &def, sizeof p); /* nothing given, nothing changed: not even by rounding */
-    assert_int_equal(params("{\"temp\":0.5,\"top_k\":7,\"top_p\":0.25,\"min_p\":0.125,\"repeat_penalty\":1.5,"
-                            "\"frequency_penalty\":-2,\"presence_penalty\":2,\"seed\":42,\"max_tokens\":9,\"logprobs\":20,"
-                            "\"stop\":[\"a\",\"bc\"],\"grammar\":\"root ::= \\\"x\\\"\"}",
-                            &p, &err),
-                     IC_OK);
-    assert_true(near(p.temp, 0.5) && near(p.top_p, 0.25) && near(p.min_p, 0.125) && near(p.repeat_penalty, 1.5));
+    assert_int_equal(
+        params(
+            "{\"temp\":0.5,\"top_k\":7,\"top_p\":0.25,\"min_p\":0.125,\"repeat_penalty\":1.5,"
+            "\"frequency_penalty\":-2,\"presence_penalty\":2,\"seed\":42,\"max_tokens\":9,\"logprobs\":20,"
+            "\"stop\":[\"a\",\"bc\"],\"grammar\":\"root ::= \\\"x\\\"\"}",
+            &p, &err),
+        IC_OK);
+    assert_true(near(p.temp, 0.5) && near(p.top_p, 0.25) && near(p.min_p, 0.125) &&
+                near(p.repeat_penalty, 1.5));
     assert_true(near(p.frequency_penalty, -2) && near(p.presence_penalty, 2));
-    assert_true(p.top_k == 7 && p.seed == 42 && p.has_seed && p.max_tokens == 9 && p.logprobs == 20 && p.n_stop == 2);
+    assert_true(p.top_k == 7 && p.seed == 42 && p.has_seed && p.max_tokens == 9 && p.logprobs == 20 &&
+                p.n_stop == 2);
     assert_string_equal(p.stop[0], "a");
     assert_string_equal(p.stop[1], "bc");
     assert_string_equal(p.grammar, "root ::= \"x\"");
     ic_text_params_deinit(&p);
 
-    assert_int_equal(params("{\"temp\":0.5,\"temperature\":1.5,\"stop\":\"one\",\"max_tokens\":-1,\"seed\":-1}", &p, &err), IC_OK);
+    assert_int_equal(
+        params("{\"temp\":0.5,\"temperature\":1.5,\"stop\":\"one\",\"max_tokens\":-1,\"seed\":-1}", &p,
+               &err),
+        IC_OK);
     assert_true(near(p.temp, 1.5) && p.n_stop == 1 && p.max_tokens == -1 && !p.has_seed);
     ic_text_params_deinit(&p);
     assert_int_equal(params("{\"max_tokens\":0,\"seed\":0,\"top_k\":0,\"temp\":0}", &p, &err), IC_OK);
@@ -219,7 +226,8 @@ static void parameters_land_where_they_belong(void **state)
     ic_text_params_deinit(&p);
 
     uint32_t seen[3];
-    static const char *const seeds[] = {"{\"seed\":1}", "{\"seed\":4294967297}", "{\"seed\":9223372036854775807}"};
+    static const char *const seeds[] = {"{\"seed\":1}", "{\"seed\":4294967297}",
+                                        "{\"seed\":9223372036854775807}"};
     for (int i = 0; i < 3; i++) { /* all of a long seed counts */
         assert_int_equal(params(seeds[i], &p, &err), IC_OK);
         seen[i] = p.seed;
@@ -321,11 +329,13 @@ static void turns_of_a_conversation(void **state)
     struct ic_err err;
 
     (void)state;
-    assert_int_equal(messages("[{\"role\":\"developer\",\"content\":\"be\"},{\"role\":\"user\",\"content\":[{\"type\":\"text\","
-                              "\"text\":\"a\"},{\"type\":\"text\",\"text\":\"b\"}],\"name\":3},"
-                              "{\"role\":\"assistant\",\"content\":\"\"},{\"role\":\"tool\",\"content\":[]}]",
-                              &r, &err),
-                     IC_OK);
+    assert_int_equal(
+        messages("[{\"role\":\"developer\",\"content\":\"be\"},{\"role\":\"user\",\"content\":[{\"type\":"
+                 "\"text\","
+                 "\"text\":\"a\"},{\"type\":\"text\",\"text\":\"b\"}],\"name\":3},"
+                 "{\"role\":\"assistant\",\"content\":\"\"},{\"role\":\"tool\",\"content\":[]}]",
+                 &r, &err),
+        IC_OK);
     assert_int_equal(r->n_msgs, 4);
     assert_string_equal(r->msgs[0].role, "system");
     assert_string_equal(r->msgs[1].content, "ab");
@@ -374,7 +384,8 @@ static void bad_turns_are_refused(void **state)
     for (int n = IC_MESSAGES_MAX; n <= IC_MESSAGES_MAX + 1; n++) {
         struct ic_buf b = {0};
         for (int i = 0; i < n; i++)
-            ic_buf_puts(&b, i ? ",{\"role\":\"user\",\"content\":\"x\"}" : "[{\"role\":\"user\",\"content\":\"x\"}");
+            ic_buf_puts(&b, i ? ",{\"role\":\"user\",\"content\":\"x\"}"
+                              : "[{\"role\":\"user\",\"content\":\"x\"}");
         ic_buf_put(&b, "]", 2);
         assert_int_equal(messages(b.data, &r, &err), n <= IC_MESSAGES_MAX ? IC_OK : IC_TOO_LARGE);
         ic_text_req_unref(r);

@@ -17,8 +17,8 @@ static void reply_json(struct ic_peer *p, int status, const char *extra, struct 
 }
 
 /* OpenAI's form of an error, with the status that fits the code. */
-void ic_http_error(struct ic_server *s, struct ic_peer *p, int status, enum ic_status code, const char *text,
-                   const char *extra)
+void ic_http_error(struct ic_server *s, struct ic_peer *p, int status, enum ic_status code,
+                   const char *text, const char *extra)
 {
     struct ic_buf *b = &s->out;
 
@@ -38,7 +38,8 @@ static const char *not_ready(const struct ic_server *s)
     if (s->draining)
         return "draining";
     if (s->law && ic_law_engine_state(s->law) != IC_ENGINE_READY)
-        return ic_law_engine_state(s->law) == IC_ENGINE_LOADING ? "the laws are being loaded" : "the laws could not be loaded";
+        return ic_law_engine_state(s->law) == IC_ENGINE_LOADING ? "the laws are being loaded"
+                                                                : "the laws could not be loaded";
     if (ic_status_not_ready(s))
         return ic_status_not_ready(s);
     if (!s->text)
@@ -49,12 +50,14 @@ static const char *not_ready(const struct ic_server *s)
     case IC_ENGINE_FAILED: return "the model could not be loaded";
     default: return "draining";
     }
-    return atomic_load(&ic_text_engine_counters(s->text)->waiting) >= s->cfg.queue_max ? "the queue is full" : NULL;
+    return atomic_load(&ic_text_engine_counters(s->text)->waiting) >= s->cfg.queue_max ? "the queue is full"
+                                                                                       : NULL;
 }
 
 static const char *not_healthy(const struct ic_server *s)
 {
-    int64_t beat = s->text ? ic_text_engine_beat(s->text) : 0, law_beat = s->law ? ic_law_engine_beat(s->law) : 0;
+    int64_t beat = s->text ? ic_text_engine_beat(s->text) : 0,
+            law_beat = s->law ? ic_law_engine_beat(s->law) : 0;
     int64_t limit = ic_now_ns() - s->cfg.stall_s * 1000 * IC_MS;
 
     if (s->text && ic_text_engine_state(s->text) == IC_ENGINE_FAILED)
@@ -106,14 +109,16 @@ static void put_metrics(struct ic_server *s, struct ic_buf *b)
     ic_prom_value(b, "ic_ws_messages_total", "counter", "WebSocket messages received", (double)s->messages);
     ic_prom_value(b, "ic_http_requests_total", "counter", "HTTP requests", (double)s->http_total);
     ic_prom_value(b, "ic_errors_total", "counter", "error messages sent", (double)s->errors);
-    ic_prom_value(b, "ic_slow_clients_closed_total", "counter", "Clients closed because they read too slowly",
-                  (double)s->slow_closed);
-    ic_prom_hist(b, "ic_token_write_seconds", "From sampling a token to its bytes being given to the socket", &s->write);
+    ic_prom_value(b, "ic_slow_clients_closed_total", "counter",
+                  "Clients closed because they read too slowly", (double)s->slow_closed);
+    ic_prom_hist(b, "ic_token_write_seconds",
+                 "From sampling a token to its bytes being given to the socket", &s->write);
     if (s->text)
         ic_prom_text(b, ic_text_engine_counters(s->text));
     if (s->law)
         ic_prom_law(b, ic_law_engine_counters(s->law));
-    ic_prom_engines(b, s->text ? ic_text_engine_health(s->text) : NULL, s->law ? ic_law_engine_health(s->law) : NULL);
+    ic_prom_engines(b, s->text ? ic_text_engine_health(s->text) : NULL,
+                    s->law ? ic_law_engine_health(s->law) : NULL);
     ic_status_prom(s, b);
     ic_prom_log(b);
     ic_prom_process(b);
@@ -213,7 +218,8 @@ static void get_root(struct ic_server *s, struct ic_peer *p, const struct ic_htt
     (void)s;
     (void)r;
     p->vt->reply(p, 200, "text/html; charset=utf-8",
-                 "Content-Security-Policy: default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
+                 "Content-Security-Policy: default-src 'none'; script-src 'unsafe-inline'; style-src "
+                 "'unsafe-inline'; "
                  "connect-src 'self' ws: wss:\r\nX-Content-Type-Options: nosniff\r\n",
                  page, len);
 }
@@ -279,7 +285,8 @@ void ic_http_request(struct ic_server *s, struct ic_peer *p, const struct ic_htt
             snprintf(extra, sizeof extra, "Allow: %s\r\n", routes[i].methods);
             ic_http_error(s, p, 405, IC_BAD_REQUEST, "this path does not take that method", extra);
         } else if (!routes[i].open && !key_ok(s, p)) {
-            ic_http_error(s, p, 401, IC_UNAUTHORIZED, "Invalid credentials", "WWW-Authenticate: Bearer\r\n");
+            ic_http_error(s, p, 401, IC_UNAUTHORIZED, "Invalid credentials",
+                          "WWW-Authenticate: Bearer\r\n");
         } else {
             routes[i].run(s, p, r);
         }
@@ -293,21 +300,23 @@ void ic_server_dump(struct ic_server *s, struct ic_buf *b)
 {
     int64_t now = ic_now_ns(), beat = s->text ? ic_text_engine_beat(s->text) : 0;
 
-    ic_buf_printf(b, "# inference-core %s, up %lld s\n", IC_VERSION, (long long)((now - s->start_ns) / (1000 * IC_MS)));
+    ic_buf_printf(b, "# inference-core %s, up %lld s\n", IC_VERSION,
+                  (long long)((now - s->start_ns) / (1000 * IC_MS)));
     if (s->text)
-        ic_buf_printf(b, "# text engine: state %d, last sign of life %.1f s ago\n", (int)ic_text_engine_state(s->text),
-                      beat ? (double)(now - beat) / 1e9 : 0.0);
+        ic_buf_printf(b, "# text engine: state %d, last sign of life %.1f s ago\n",
+                      (int)ic_text_engine_state(s->text), beat ? (double)(now - beat) / 1e9 : 0.0);
     beat = s->law ? ic_law_engine_beat(s->law) : 0;
     if (s->law)
-        ic_buf_printf(b, "# Law M engine: state %d, last sign of life %.1f s ago\n", (int)ic_law_engine_state(s->law),
-                      beat ? (double)(now - beat) / 1e9 : 0.0);
+        ic_buf_printf(b, "# Law M engine: state %d, last sign of life %.1f s ago\n",
+                      (int)ic_law_engine_state(s->law), beat ? (double)(now - beat) / 1e9 : 0.0);
     for (unsigned i = 0; i < s->cfg.connections_max; i++) {
         const struct conn *c = s->conns[i];
         for (int k = 0; c && c->streams && k < s->cfg.requests_max; k++) {
             const struct ic_text_req *q = c->streams[k].req;
             if (q)
-                ic_buf_printf(b, "# connection %u: request %llu, %.1f s old, cancel %d\n", i, (unsigned long long)q->rid,
-                              (double)(now - q->arrival_ns) / 1e9, (int)atomic_load(&q->cancel));
+                ic_buf_printf(b, "# connection %u: request %llu, %.1f s old, cancel %d\n", i,
+                              (unsigned long long)q->rid, (double)(now - q->arrival_ns) / 1e9,
+                              (int)atomic_load(&q->cancel));
         }
     }
     put_metrics(s, b);

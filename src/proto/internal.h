@@ -13,9 +13,10 @@
 struct stream {
     struct ic_text_req *req; /* our reference; NULL: the entry is free */
     uint64_t session;        /* handle, 0: none */
-    char session_id[IC_SESSION_ID_LEN + 1]; /* "": none; kept here, since the session may be closed before the end */
+    char session_id[IC_SESSION_ID_LEN +
+                    1]; /* "": none; kept here, since the session may be closed before the end */
     char id[IC_ID_MAX + 1];
-    bool silenced;           /* aborted: tokens that were on their way are not sent any more */
+    bool silenced; /* aborted: tokens that were on their way are not sent any more */
 };
 
 struct session {
@@ -54,7 +55,7 @@ struct conn {
     int n_sessions;
     uint64_t ids_given;
     enum dialect dialect;
-    struct sim *sims; /* cfg.sims_per_conn entries, allocated with the first; handle 0: free */
+    struct sim *sims;       /* cfg.sims_per_conn entries, allocated with the first; handle 0: free */
     struct sim_call *calls; /* at most IC_SIM_CALLS_MAX */
     int n_calls;
     struct ic_sim_cmd *awaiting; /* a sim_create whose binary state is to follow */
@@ -68,15 +69,15 @@ struct ic_server {
     struct ic_law_engine *law;
     struct ic_events *events;
     struct ic_server_hooks hooks;
-    struct ic_monitor *monitor;     /* NULL: nothing is known of the hardware */
-    enum ic_thermal_state told;     /* the state that clients know of */
-    struct conn **conns;      /* by peer slot; NULL: no WebSocket client there */
-    struct ic_peer **waiting; /* by peer slot: HTTP exchanges that an engine will answer */
+    struct ic_monitor *monitor; /* NULL: nothing is known of the hardware */
+    enum ic_thermal_state told; /* the state that clients know of */
+    struct conn **conns;        /* by peer slot; NULL: no WebSocket client there */
+    struct ic_peer **waiting;   /* by peer slot: HTTP exchanges that an engine will answer */
     int active;
     bool draining;
     int64_t start_ns, start_wall_s, last_metrics_ns;
     uint64_t last_session, last_sim, last_rid;
-    struct ic_buf out; /* the message being written */
+    struct ic_buf out;    /* the message being written */
     struct ic_hist write; /* from sampling to the socket */
     _Atomic uint64_t ws_total, http_total, messages, errors, slow_closed;
 };
@@ -89,10 +90,11 @@ uint64_t ic_client_of(const struct ic_server *s, const struct ic_peer *p, const 
 /* Sends s->out as text. A client too slow for it is told so and closed. */
 void ic_conn_send(struct ic_server *s, struct conn *c, int64_t stamp_ns);
 /* {"op": "error", …, key: what, …}: what it is about, where `what` is not NULL. */
-void ic_conn_error_about(struct ic_server *s, struct conn *c, const char *id, const char *key, const char *what,
-                         const struct ic_err *err);
+void ic_conn_error_about(struct ic_server *s, struct conn *c, const char *id, const char *key,
+                         const char *what, const struct ic_err *err);
 /* {"op": "error", …}; id and session may be NULL. */
-void ic_conn_error(struct ic_server *s, struct conn *c, const char *id, const char *session, const struct ic_err *err);
+void ic_conn_error(struct ic_server *s, struct conn *c, const char *id, const char *session,
+                   const struct ic_err *err);
 /* Begins a message {"op":op in s->out. */
 struct ic_buf *ic_reply(struct ic_server *s, const char *op);
 void ic_stream_free(struct ic_server *s, struct conn *c, struct stream *st);
@@ -105,8 +107,8 @@ void ic_native_event(struct ic_server *s, struct conn *c, struct stream *st, con
 void ic_native_metrics(struct ic_server *s); /* to every subscriber */
 
 /* sim.c: the sim_* ops */
-bool ic_sim_message(struct ic_server *s, struct conn *c, const char *op, const json_t *top, const json_t *payload,
-                    const char *id); /* false: not one of its ops */
+bool ic_sim_message(struct ic_server *s, struct conn *c, const char *op, const json_t *top,
+                    const json_t *payload, const char *id); /* false: not one of its ops */
 /* A binary message: the state of a sim_create. False: none is awaited. */
 bool ic_sim_binary(struct ic_server *s, struct conn *c, const char *data, size_t len);
 void ic_sim_event(struct ic_server *s, struct conn *c, struct ic_event *ev);
@@ -114,11 +116,12 @@ void ic_sim_conn_closed(struct ic_server *s, struct conn *c);
 void ic_sim_put_limits(const struct ic_server *s, struct ic_buf *b);
 struct sim *ic_sim_of(const struct ic_server *s, const struct conn *c, uint64_t handle);
 /* Keeps an id until the answer with this rid comes. IC_BUSY: IC_SIM_CALLS_MAX are waiting already. */
-enum ic_status ic_sim_keep_call(struct ic_server *s, struct conn *c, const char *id, uint64_t *rid, struct ic_err *err);
+enum ic_status ic_sim_keep_call(struct ic_server *s, struct conn *c, const char *id, uint64_t *rid,
+                                struct ic_err *err);
 void ic_sim_end_call(struct conn *c, uint64_t rid, char *id);
 /* grid, height, width, as far as they are given. */
-enum ic_status ic_sim_parse_grid(const struct ic_server *s, const json_t *o, int64_t *grid, int64_t *height, int64_t *width,
-                                 struct ic_err *err);
+enum ic_status ic_sim_parse_grid(const struct ic_server *s, const json_t *o, int64_t *grid, int64_t *height,
+                                 int64_t *width, struct ic_err *err);
 /* Reads what protocol.md lets a client set on a simulation. */
 enum ic_status ic_sim_parse_opts(const json_t *o, struct ic_sim_opts *opts, struct ic_err *err);
 /* {"name":…, "architecture":…, …} of a law. */
@@ -137,7 +140,8 @@ struct http_job {
      * rid is 0 and req NULL. */
     struct ic_text_req **more;
     int n_more;
-    void (*event)(struct ic_server *s, struct ic_peer *p, struct ic_event *ev); /* only those of its rid or of `more` */
+    void (*event)(struct ic_server *s, struct ic_peer *p,
+                  struct ic_event *ev); /* only those of its rid or of `more` */
     void (*free)(struct http_job *job);
 };
 /* The exchange waits from now on, and counts as a request under way; when the peer closes, the job is freed and its
@@ -148,7 +152,7 @@ void ic_http_waited(struct ic_server *s, struct ic_peer *p);
 
 /* status.c: the hardware and its heat */
 void ic_status_hello(struct ic_server *s, struct conn *c); /* to a new client, unless all is normal */
-void ic_status_tick(struct ic_server *s);                  /* to everybody, when the thermal state has changed */
+void ic_status_tick(struct ic_server *s); /* to everybody, when the thermal state has changed */
 void ic_status_put_hw(struct ic_server *s, struct ic_buf *b);
 void ic_status_prom(struct ic_server *s, struct ic_buf *b);
 const char *ic_status_not_ready(const struct ic_server *s); /* NULL: ready as far as heat goes */
@@ -169,8 +173,8 @@ void ic_openai_embeddings(struct ic_server *s, struct ic_peer *p, const struct i
 const char *ic_web_page(size_t *len);
 
 /* http.c */
-void ic_http_error(struct ic_server *s, struct ic_peer *p, int status, enum ic_status code, const char *text,
-                   const char *extra);
+void ic_http_error(struct ic_server *s, struct ic_peer *p, int status, enum ic_status code,
+                   const char *text, const char *extra);
 void ic_http_request(struct ic_server *s, struct ic_peer *p, const struct ic_http_req *req);
 /* The id whose key an exchange shows; NULL where there are no keys. */
 const char *ic_http_client(const struct ic_server *s, struct ic_peer *p);

@@ -50,12 +50,13 @@ static int on_pair(void *arg, const char *section, const char *name, const char 
     }
     if (!strcmp(name, "key")) {
         if (strlen(value) < IC_KEY_LEN_MIN || strlen(value) > IC_KEY_LEN_MAX) {
-            ic_fail(l->err, IC_BAD_REQUEST, "keys: the key of %s must have %d to %d characters", section, IC_KEY_LEN_MIN,
-                    IC_KEY_LEN_MAX);
+            ic_fail(l->err, IC_BAD_REQUEST, "keys: the key of %s must have %d to %d characters", section,
+                    IC_KEY_LEN_MIN, IC_KEY_LEN_MAX);
             return 0;
         }
         if (c->key[0]) { /* an indented line under a key would replace it by its own text */
-            ic_fail(l->err, IC_BAD_REQUEST, "keys: %s has a key twice (an indented line continues the one before)", section);
+            ic_fail(l->err, IC_BAD_REQUEST,
+                    "keys: %s has a key twice (an indented line continues the one before)", section);
             return 0;
         }
         strcpy(c->key, value);
@@ -86,7 +87,8 @@ enum ic_status ic_keys_load(struct ic_keys **out, const char *path, struct ic_er
     if (first.code != IC_OK) {
         ic_fail(err, first.code, "%s", first.msg);
     } else if (rc < 0) {
-        ic_fail(&first, errno == ENOENT ? IC_NOT_FOUND : IC_BAD_REQUEST, "keys file %s: %s", path, strerror(errno));
+        ic_fail(&first, errno == ENOENT ? IC_NOT_FOUND : IC_BAD_REQUEST, "keys file %s: %s", path,
+                strerror(errno));
     } else if (rc > 0) {
         ic_fail(&first, IC_BAD_REQUEST, "keys file %s: line %d makes no sense or is too long", path, rc);
     } else if (k->n == 0) {

@@ -46,9 +46,10 @@ static struct ic_keys *load(const char *text, struct ic_err *err)
 static void a_client_is_known_by_its_id_and_key(void **state)
 {
     struct ic_err err;
-    struct ic_keys *k = load("; comment\n[alice]\nkey = alice-key-1\nmax_sessions = 3\n\n[bob]\nkey=bob-key-22\n"
-                             "[twin]\nkey = bob-key-22\n",
-                             &err);
+    struct ic_keys *k =
+        load("; comment\n[alice]\nkey = alice-key-1\nmax_sessions = 3\n\n[bob]\nkey=bob-key-22\n"
+             "[twin]\nkey = bob-key-22\n",
+             &err);
 
     (void)state;
     assert_non_null(k);
@@ -136,7 +137,7 @@ static void mistakes_are_told(void **state)
         {"[a]\nkey = 12345678\nmax_sessions =\n", "max_sessions"},
         {"[a]\nkey = 12345678\nkeys = 3\n", "keys"},
         {"[a]\nkey = 12345678\nnonsense\n", "line 3"},
-        {"[a\nkey = 12345678\n", "outside"}, /* the broken line opens nothing */
+        {"[a\nkey = 12345678\n", "outside"},             /* the broken line opens nothing */
         {"[a]\nkey = short\nfoo = bar\n", "characters"}, /* the first mistake */
         /* An indented line continues the one before: the key would be "max_sessions = 4". */
         {"[a]\nkey = 12345678\n  max_sessions = 4\n", "twice"},

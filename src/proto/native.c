@@ -292,8 +292,9 @@ static enum ic_status parse_prompt(const struct msg *m, struct ic_text_req *req,
     bool has_prompt = prompt && !json_is_null(prompt), has_messages = messages && !json_is_null(messages);
 
     if (has_prompt == has_messages)
-        return ic_fail(err, IC_BAD_REQUEST, has_prompt ? "prompt and messages exclude each other"
-                                                       : "Missing prompt or messages");
+        return ic_fail(err, IC_BAD_REQUEST,
+                       has_prompt ? "prompt and messages exclude each other"
+                                  : "Missing prompt or messages");
     if (has_messages)
         return ic_parse_messages(messages, req, err);
     if (!json_is_string(prompt))
@@ -317,7 +318,8 @@ static enum ic_status parse_infer(const struct msg *m, struct ic_text_req *req, 
     if (st == IC_OK)
         st = parse_priority(holder(m, "priority"), &req->priority, err);
     if (st == IC_OK)
-        st = ic_field_num(holder(m, "deadline_ms"), "deadline_ms", 1, IC_DEADLINE_MS_MAX, &deadline_ms, err);
+        st =
+            ic_field_num(holder(m, "deadline_ms"), "deadline_ms", 1, IC_DEADLINE_MS_MAX, &deadline_ms, err);
     if (st == IC_OK)
         st = ic_parse_salt(holder(m, "cache_salt"), req, err);
     if (deadline_ms > 0)

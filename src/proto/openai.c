@@ -13,7 +13,7 @@
 /* Bytes or tokens of /tokenize and /detokenize. The loop does them itself and everybody waits for it: 70 ms for
  * the worst 16 KiB, but 1 s for the worst 64 KiB. */
 #define TOKENIZE_MAX 16384
-#define SLOW_RESERVE 1024  /* bytes of an outbox kept free for telling its owner that it is full */
+#define SLOW_RESERVE 1024 /* bytes of an outbox kept free for telling its owner that it is full */
 
 /* The lists of `logprobs`: chat has one of objects, completions have four side by side. */
 enum { LIST_CONTENT, LIST_TOKENS = 0, LIST_LOGPROBS, LIST_TOPS, LIST_OFFSETS, N_LISTS };
@@ -55,7 +55,8 @@ static enum ic_status refuse_unsupported(const json_t *o, bool chat, struct ic_e
         (st = ic_field_bool(o, "echo", &echo, err)) != IC_OK)
         return st;
     if (n != 1 || best_of != 1)
-        return ic_fail(err, IC_BAD_REQUEST, "n and best_of must be 1: send several requests, they share the decoding");
+        return ic_fail(err, IC_BAD_REQUEST,
+                       "n and best_of must be 1: send several requests, they share the decoding");
     if (chat && (json_array_size(tools) > 0 || json_array_size(functions) > 0))
         return ic_fail(err, IC_BAD_REQUEST, "tools are not supported");
     if (!chat && suffix && !json_is_null(suffix))
@@ -111,7 +112,8 @@ static enum ic_status translate(json_t *o, struct completion *q, struct ic_err *
         else if (type && !strcmp(type, "json_object"))
             json_object_set_new(o, "json_schema", json_pack("{s:s}", "type", "object"));
         else if (!type || strcmp(type, "text") != 0)
-            return ic_fail(err, IC_BAD_REQUEST, "response_format must be text, json_object, or json_schema with a schema");
+            return ic_fail(err, IC_BAD_REQUEST,
+                           "response_format must be text, json_object, or json_schema with a schema");
     }
     return IC_OK;
 }
@@ -128,7 +130,8 @@ static enum ic_status parse_text(const json_t *o, bool chat, struct ic_text_req 
         return ic_fail(err, IC_BAD_REQUEST, "prompt must be a string");
     if (!(req->prompt_len = json_string_length(prompt)))
         return ic_fail(err, IC_BAD_REQUEST, "the prompt is empty");
-    return (req->prompt = strdup(json_string_value(prompt))) ? IC_OK : ic_fail(err, IC_OOM, "out of memory");
+    return (req->prompt = strdup(json_string_value(prompt))) ? IC_OK
+                                                             : ic_fail(err, IC_OOM, "out of memory");
 }
 
 static enum ic_status parse(const struct ic_server *s, json_t *o, struct completion *q, struct ic_err *err)
@@ -167,7 +170,10 @@ static struct ic_buf *begin(struct ic_server *s, const struct completion *q, boo
     ic_buf_puts(b, sse ? "data: {" : "{");
     ic_json_key(b, "id");
     ic_buf_printf(b, "\"%s-%llu\"", q->chat ? "chatcmpl" : "cmpl", (unsigned long long)q->job.rid);
-    ic_json_kstr(b, "object", !q->chat ? "text_completion" : sse ? "chat.completion.chunk" : "chat.completion");
+    ic_json_kstr(b, "object",
+                 !q->chat ? "text_completion"
+                 : sse    ? "chat.completion.chunk"
+                          : "chat.completion");
     ic_json_kint(b, "created", q->created);
     ic_json_kstr(b, "model", model_name(s));
     return b;
@@ -219,7 +225,8 @@ static void put_logprob(struct ic_buf *b, const struct ic_event *ev, int64_t alt
 }
 
 /* The same for completions: an entry in each of the four lists. */
-static void put_logprob_lists(struct ic_buf *lists, const struct ic_event *ev, int64_t alternatives, int64_t offset)
+static void put_logprob_lists(struct ic_buf *lists, const struct ic_event *ev, int64_t alternatives,
+                              int64_t offset)
 {
     struct ic_buf *tops = &lists[LIST_TOPS];
 
@@ -298,7 +305,8 @@ static void cut_off(struct ic_server *s, struct ic_peer *p)
     struct ic_err err = {0};
 
     s->slow_closed++;
-    ic_fail(&err, IC_BUSY, "this connection reads too slowly: its outbox of %zu bytes is full", s->cfg.outbox_max);
+    ic_fail(&err, IC_BUSY, "this connection reads too slowly: its outbox of %zu bytes is full",
+            s->cfg.outbox_max);
     make_error_event(s, &err);
     ic_buf_puts(&s->out, "\n\n");
     p->vt->chunk(p, s->out.data, s->out.len, 0);
@@ -316,7 +324,8 @@ static void send_event(struct ic_server *s, struct ic_peer *p, int64_t stamp_ns)
         return;
     ic_buf_puts(&s->out, "\n\n");
     if (!q->begun) {
-        p->vt->begin(p, 200, "text/event-stream; charset=utf-8", "Cache-Control: no-cache\r\nX-Accel-Buffering: no\r\n");
+        p->vt->begin(p, 200, "text/event-stream; charset=utf-8",
+                     "Cache-Control: no-cache\r\nX-Accel-Buffering: no\r\n");
         q->begun = true;
     }
     if (s->out.failed || p->vt->pending(p) + s->out.len + SLOW_RESERVE > s->cfg.outbox_max ||
@@ -324,7 +333,8 @@ static void send_event(struct ic_server *s, struct ic_peer *p, int64_t stamp_ns)
         cut_off(s, p);
 }
 
-static void put_delta(struct ic_buf *b, const struct completion *q, const char *text, size_t len, const char *role)
+static void put_delta(struct ic_buf *b, const struct completion *q, const char *text, size_t len,
+                      const char *role)
 {
     ic_json_key(b, "choices");
     ic_buf_puts(b, "[{\"index\":0");
@@ -440,7 +450,8 @@ static void completion_event(struct ic_server *s, struct ic_peer *p, struct ic_e
     if (ev->kind == IC_EVENT_END && ev->reason == IC_END_DEADLINE)
         ic_fail(&q->err, IC_DEADLINE, "the deadline has passed");
     else if (ev->kind == IC_EVENT_END && ev->reason >= IC_END_ABORT && q->err.code == IC_OK)
-        ic_fail(&q->err, IC_INTERNAL, "the answer was broken off"); /* there was no memory for telling why */
+        ic_fail(&q->err, IC_INTERNAL,
+                "the answer was broken off"); /* there was no memory for telling why */
     if (q->err.code != IC_OK)
         end_with_error(s, p, &q->err);
     else if (q->stream)
@@ -546,7 +557,8 @@ void ic_openai_detokenize(struct ic_server *s, struct ic_peer *p, const struct i
 {
     const struct ic_text_model *m = s->text ? ic_text_engine_borrow(s->text) : NULL;
     struct ic_err err = {0};
-    json_t *o = ic_json_object(r->body, r->len, &err), *list = o ? json_object_get(o, "tokens") : NULL, *each;
+    json_t *o = ic_json_object(r->body, r->len, &err), *list = o ? json_object_get(o, "tokens") : NULL,
+           *each;
     struct ic_buf text = {0}, *b = &s->out;
     size_t i;
 
@@ -563,7 +575,8 @@ void ic_openai_detokenize(struct ic_server *s, struct ic_peer *p, const struct i
             ic_fail(&err, IC_BAD_REQUEST, "there is no such token at place %zu", i);
         else
             ic_text_piece(m, (int32_t)t, &text);
-        if (text.failed || text.len > s->cfg.outbox_max) /* a short question could else have a very long answer */
+        if (text.failed ||
+            text.len > s->cfg.outbox_max) /* a short question could else have a very long answer */
             ic_fail(&err, IC_TOO_LARGE, "content would be longer than %zu bytes", s->cfg.outbox_max);
     }
     if (m)

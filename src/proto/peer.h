@@ -43,7 +43,8 @@ struct ic_peer_vt {
      * be passed (nothing was queued), IC_OOM. Where room is short, FRAMEs of this peer that have not begun to
      * leave are dropped first, oldest first, whatever is to be sent; peer->frames_lost goes up by as many
      * (and by one for a FRAME that does not fit itself). */
-    enum ic_status (*send)(struct ic_peer *, enum ic_peer_msg, const void *data, size_t len, int64_t stamp_ns);
+    enum ic_status (*send)(struct ic_peer *, enum ic_peer_msg, const void *data, size_t len,
+                           int64_t stamp_ns);
     /* WebSocket. Sends what is queued (for at most IC_NET_CLOSE_MS), then a close frame with the code
      * (RFC 6455: 1000, 1001, 1008, 1009, 1013 …) and reason (at most 123 bytes), then closes. */
     void (*close)(struct ic_peer *, uint16_t code, const char *reason);
@@ -55,7 +56,8 @@ struct ic_peer_vt {
     const char *(*header)(struct ic_peer *, const char *name);
     /* HTTP. A whole answer: status, content type (NULL: none), extra headers ("Name: value\r\n" lines
      * or NULL), body (copied). Exactly once per exchange, unless begin/chunk/end are used. */
-    void (*reply)(struct ic_peer *, int status, const char *type, const char *extra, const void *body, size_t len);
+    void (*reply)(struct ic_peer *, int status, const char *type, const char *extra, const void *body,
+                  size_t len);
     /* HTTP. A streamed answer (SSE): begin, then chunks (copied; IC_BUSY past the outbox bound), then
      * end. The connection stays usable for the next request where HTTP allows it. */
     void (*begin)(struct ic_peer *, int status, const char *type, const char *extra);

@@ -68,7 +68,8 @@ static json_t *outer_fields(struct ic_peer *p, const struct ic_http_req *r)
             continue;
         bool text = !strcmp(keys[i], "law") || !strcmp(keys[i], "layout");
         double d = text ? 0 : strtod(value, &end);
-        json_t *v = text || *end || !isfinite(d) ? json_string_nocheck(value) /* even what is not UTF-8 must not get lost */
+        json_t *v = text || *end || !isfinite(d)
+                        ? json_string_nocheck(value) /* even what is not UTF-8 must not get lost */
                     : d == floor(d) && fabs(d) < 1e15 ? json_integer((json_int_t)d)
                                                       : json_real(d);
         json_object_set_new(o, keys[i], v);
@@ -90,9 +91,7 @@ static bool flatten(const json_t *v, float *out, size_t cap, size_t *n)
     }
     if (!json_is_array(v))
         return false;
-    json_array_foreach(v, i, each)
-        if (!flatten(each, out, cap, n))
-            return false;
+    json_array_foreach(v, i, each) if (!flatten(each, out, cap, n)) return false;
     return true;
 }
 
@@ -110,8 +109,8 @@ static void hwd2_to_chw(const float *in, float *out, size_t cells, size_t d)
             out[k * cells + i] = in[i * 2 * d + 2 * (k % d) + k / d];
 }
 
-static enum ic_status parse_shape(const struct ic_server *s, const json_t *o, struct ic_sim_cmd *cmd, bool *chw,
-                                  struct ic_err *err)
+static enum ic_status parse_shape(const struct ic_server *s, const json_t *o, struct ic_sim_cmd *cmd,
+                                  bool *chw, struct ic_err *err)
 {
     const char *law = NULL, *layout = NULL;
     int64_t grid = 0, height = 0, width = 0;
@@ -133,18 +132,23 @@ static enum ic_status parse_shape(const struct ic_server *s, const json_t *o, st
     cmd->law = (unsigned)index;
     cmd->height = (unsigned)(height ? height : grid);
     cmd->width = (unsigned)(width ? width : grid);
-    return cmd->height && cmd->width ? IC_OK : ic_fail(err, IC_BAD_REQUEST, "height and width (or grid) are missing");
+    return cmd->height && cmd->width
+               ? IC_OK
+               : ic_fail(err, IC_BAD_REQUEST, "height and width (or grid) are missing");
 }
 
-static enum ic_status read_state(struct ic_server *s, const json_t *psi, const struct ic_http_req *r, struct ic_sim_cmd *cmd,
-                                 bool chw, struct ic_err *err)
+static enum ic_status read_state(struct ic_server *s, const json_t *psi, const struct ic_http_req *r,
+                                 struct ic_sim_cmd *cmd, bool chw, struct ic_err *err)
 {
     const struct ic_law *l = ic_law_engine_law(s->law, cmd->law);
     size_t floats = (size_t)cmd->height * cmd->width * l->d * 2;
-    size_t all = floats + (l->memory ? ic_law_memory_bytes(l, cmd->height, cmd->width) / sizeof(float) : 0), n = 0;
+    size_t all = floats + (l->memory ? ic_law_memory_bytes(l, cmd->height, cmd->width) / sizeof(float) : 0),
+           n = 0;
 
-    if (!psi && r->len != floats * sizeof(float) && r->len != all * sizeof(float)) /* before memory is asked for it */
-        return ic_fail(err, IC_BAD_REQUEST, "a raw state of %zu bytes was expected, not %zu", floats * sizeof(float), r->len);
+    if (!psi && r->len != floats * sizeof(float) &&
+        r->len != all * sizeof(float)) /* before memory is asked for it */
+        return ic_fail(err, IC_BAD_REQUEST, "a raw state of %zu bytes was expected, not %zu",
+                       floats * sizeof(float), r->len);
     size_t cap = psi && all > r->len ? r->len : all; /* each number takes a character at least */
     if (!(cmd->state = malloc(cap * sizeof(float))))
         return ic_fail(err, IC_OOM, "out of memory");
@@ -194,7 +198,8 @@ void ic_predict_request(struct ic_server *s, struct ic_peer *p, const struct ic_
     if (err.code == IC_OK)
         read_state(s, psi, r, &cmd, chw, &err);
     if (err.code == IC_OK) {
-        *pr = (struct predict){{.rid = ++s->last_rid, .req = NULL, .event = predict_event, .free = free_predict}, json, chw};
+        *pr = (struct predict){
+            {.rid = ++s->last_rid, .req = NULL, .event = predict_event, .free = free_predict}, json, chw};
         cmd.rid = pr->job.rid;
         cmd.sim = ++s->last_sim;
         ic_law_engine_command(s->law, &cmd, &err);
@@ -204,14 +209,15 @@ void ic_predict_request(struct ic_server *s, struct ic_peer *p, const struct ic_
     if (err.code != IC_OK) {
         free(cmd.state);
         free(pr);
-        ic_http_error(s, p, ic_status_http(err.code), err.code, err.msg, err.code == IC_BUSY ? "Retry-After: 1\r\n" : NULL);
+        ic_http_error(s, p, ic_status_http(err.code), err.code, err.msg,
+                      err.code == IC_BUSY ? "Retry-After: 1\r\n" : NULL);
         return;
     }
     ic_http_wait(s, p, &pr->job);
 }
 
-static void reply_json(struct ic_server *s, struct ic_peer *p, const struct ic_sim_info *i, bool chw, const float *v,
-                       size_t n)
+static void reply_json(struct ic_server *s, struct ic_peer *p, const struct ic_sim_info *i, bool chw,
+                       const float *v, size_t n)
 {
     struct ic_buf *b = &s->out;
 
@@ -243,10 +249,12 @@ static void predict_event(struct ic_server *s, struct ic_peer *p, struct ic_even
 
     ic_http_waited(s, p);
     if (ev->kind == IC_EVENT_ERROR) {
-        ic_http_error(s, p, ic_status_http(ev->code), ev->code, ev->text, ev->code == IC_BUSY ? "Retry-After: 1\r\n" : NULL);
+        ic_http_error(s, p, ic_status_http(ev->code), ev->code, ev->text,
+                      ev->code == IC_BUSY ? "Retry-After: 1\r\n" : NULL);
         return;
     }
-    size_t cells = (size_t)i->height * i->width, psi_bytes = cells * i->d * 2 * sizeof(float), n = ev->len / sizeof(float);
+    size_t cells = (size_t)i->height * i->width, psi_bytes = cells * i->d * 2 * sizeof(float),
+           n = ev->len / sizeof(float);
     float *out = malloc(ev->len);
     if (!out) {
         ic_http_error(s, p, 507, IC_OOM, "out of memory", NULL);

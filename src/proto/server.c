@@ -31,8 +31,8 @@ static struct conn *conn_of(const struct ic_server *s, uint64_t owner)
     return c && c->peer->id.gen == (uint32_t)owner ? c : NULL;
 }
 
-enum ic_status ic_server_open(struct ic_server **out, const struct ic_server_config *cfg, struct ic_events *events,
-                              struct ic_err *err)
+enum ic_status ic_server_open(struct ic_server **out, const struct ic_server_config *cfg,
+                              struct ic_events *events, struct ic_err *err)
 {
     struct ic_server *s = calloc(1, sizeof *s);
 
@@ -145,7 +145,8 @@ static void doom(struct ic_server *s, struct conn *c)
 
     c->doomed = true;
     s->slow_closed++;
-    ic_fail(&err, IC_BUSY, "this connection reads too slowly: its outbox of %zu bytes is full", s->cfg.outbox_max);
+    ic_fail(&err, IC_BUSY, "this connection reads too slowly: its outbox of %zu bytes is full",
+            s->cfg.outbox_max);
     for (int i = 0; c->streams && i < s->cfg.requests_max; i++)
         if (c->streams[i].req)
             ic_conn_error(s, c, c->streams[i].id, NULL, &err);
@@ -169,14 +170,14 @@ void ic_conn_send(struct ic_server *s, struct conn *c, int64_t stamp_ns)
     p->vt->send(p, IC_MSG_TEXT, s->out.data, s->out.len, stamp_ns);
 }
 
-void ic_conn_error_about(struct ic_server *s, struct conn *c, const char *id, const char *key, const char *what,
-                         const struct ic_err *err)
+void ic_conn_error_about(struct ic_server *s, struct conn *c, const char *id, const char *key,
+                         const char *what, const struct ic_err *err)
 {
     struct ic_buf *b = ic_reply(s, "error");
 
     s->errors++;
-    ic_log_about(&(struct ic_log_ids){.owner = ic_owner_of(c->peer), .id = id}, IC_LOG_DEBUG, "request", "told: %s",
-                 ic_status_name(err->code)); /* the text may quote the client */
+    ic_log_about(&(struct ic_log_ids){.owner = ic_owner_of(c->peer), .id = id}, IC_LOG_DEBUG, "request",
+                 "told: %s", ic_status_name(err->code)); /* the text may quote the client */
     if (id)
         ic_json_kstr(b, "id", id);
     if (what)
@@ -187,7 +188,8 @@ void ic_conn_error_about(struct ic_server *s, struct conn *c, const char *id, co
     ic_conn_send(s, c, 0);
 }
 
-void ic_conn_error(struct ic_server *s, struct conn *c, const char *id, const char *session, const struct ic_err *err)
+void ic_conn_error(struct ic_server *s, struct conn *c, const char *id, const char *session,
+                   const struct ic_err *err)
 {
     ic_conn_error_about(s, c, id, "session_id", session, err);
 }
@@ -331,8 +333,8 @@ static void on_close(void *app, struct ic_peer *p)
         close_job(s, p);
     if (p->kind != IC_PEER_WS || !c)
         return;
-    ic_log_about(&(struct ic_log_ids){.owner = ic_owner_of(p)}, IC_LOG_DEBUG, "proto", "gone, with %d requests under way",
-                 c->n_streams);
+    ic_log_about(&(struct ic_log_ids){.owner = ic_owner_of(p)}, IC_LOG_DEBUG, "proto",
+                 "gone, with %d requests under way", c->n_streams);
     ic_sim_conn_closed(s, c);
     cancel_streams(s, c, IC_CANCEL_GONE);
     for (int i = 0; s->text && i < c->n_sessions; i++)
@@ -368,7 +370,8 @@ static void route_text(struct ic_server *s, struct conn *c, const struct ic_even
         return;
     ic_native_event(s, c, st, ev);
     /* the event may have doomed the connection, which frees its streams */
-    if ((ev->kind == IC_EVENT_END || (ev->kind == IC_EVENT_ERROR && !ev->more)) && st->req && st->req->rid == ev->rid)
+    if ((ev->kind == IC_EVENT_END || (ev->kind == IC_EVENT_ERROR && !ev->more)) && st->req &&
+        st->req->rid == ev->rid)
         ic_stream_free(s, c, st);
 }
 
@@ -381,18 +384,22 @@ static void log_end(const struct ic_server *s, struct conn *c, const struct ic_e
     const struct ic_text_stats *t = &ev->stats;
 
     if (ev->kind == IC_EVENT_ERROR)
-        ic_log_about(&ids, ours ? IC_LOG_ERROR : IC_LOG_INFO, "request", "error %s%s%s", ic_status_name(ev->code),
-                     ours ? ": " : "", ours ? ev->text : "");
+        ic_log_about(&ids, ours ? IC_LOG_ERROR : IC_LOG_INFO, "request", "error %s%s%s",
+                     ic_status_name(ev->code), ours ? ": " : "", ours ? ev->text : "");
     else if (ev->kind == IC_EVENT_END)
-        ic_log_about(&ids, IC_LOG_INFO, "request", "%s: %d tokens for a prompt of %d (%d known), %.1f ms, the first after %.1f",
-                     ic_end_name(ev->reason), t->tokens, t->prompt_tokens, t->cached_tokens, t->total_ms, t->ttft_ms);
+        ic_log_about(&ids, IC_LOG_INFO, "request",
+                     "%s: %d tokens for a prompt of %d (%d known), %.1f ms, the first after %.1f",
+                     ic_end_name(ev->reason), t->tokens, t->prompt_tokens, t->cached_tokens, t->total_ms,
+                     t->ttft_ms);
     if (ev->kind != IC_EVENT_SIM_CREATED && ev->kind != IC_EVENT_SIM_CLOSED)
         return;
     ids.sim = ev->sim.sim;
     if (ev->kind == IC_EVENT_SIM_CREATED)
-        ic_log_about(&ids, IC_LOG_INFO, "request", "simulation of law %u on %u x %u", ev->sim.law, ev->sim.height, ev->sim.width);
+        ic_log_about(&ids, IC_LOG_INFO, "request", "simulation of law %u on %u x %u", ev->sim.law,
+                     ev->sim.height, ev->sim.width);
     else
-        ic_log_about(&ids, IC_LOG_INFO, "request", "simulation closed after %lld steps", (long long)ev->sim.step);
+        ic_log_about(&ids, IC_LOG_INFO, "request", "simulation closed after %lld steps",
+                     (long long)ev->sim.step);
 }
 
 static bool is_of_job(const struct http_job *job, uint64_t rid)

@@ -12,10 +12,10 @@
 #include "sched/law_engine.h"
 #include "sched/text_engine.h"
 
-#define IC_ID_MAX 128             /* bytes of a client's request id */
-#define IC_CLIENT_ID_MAX 128      /* bytes of a client id */
+#define IC_ID_MAX 128               /* bytes of a client's request id */
+#define IC_CLIENT_ID_MAX 128        /* bytes of a client id */
 #define IC_DEADLINE_MS_MAX 86400000 /* longest deadline_ms */
-#define IC_MESSAGES_MAX 1024      /* messages of one request */
+#define IC_MESSAGES_MAX 1024        /* messages of one request */
 
 struct ic_server_config {
     unsigned connections_max;
@@ -32,8 +32,8 @@ struct ic_server_config {
 struct ic_server;
 
 /* Everything passed in is borrowed and must outlive the server. */
-enum ic_status ic_server_open(struct ic_server **out, const struct ic_server_config *cfg, struct ic_events *events,
-                              struct ic_err *err);
+enum ic_status ic_server_open(struct ic_server **out, const struct ic_server_config *cfg,
+                              struct ic_events *events, struct ic_err *err);
 void ic_server_close(struct ic_server **s);
 /* Engines, NULL: none of the kind (any more). */
 void ic_server_set_engines(struct ic_server *s, struct ic_text_engine *text, struct ic_law_engine *law);

@@ -85,7 +85,8 @@ enum ic_watch ic_worker_watch(struct ic_worker *w, int64_t now, int64_t stall_ns
     case IC_WATCH_DO_NOTHING: return IC_WATCH_WELL;
     case IC_WATCH_DO_WAIT: return IC_WATCH_ABORTED;
     case IC_WATCH_DO_ABORT:
-        ic_error(w->module, "a tick has taken more than %.1f s: it is told to stop", (double)stall_ns / 1e9);
+        ic_error(w->module, "a tick has taken more than %.1f s: it is told to stop",
+                 (double)stall_ns / 1e9);
         atomic_store(&w->life->abort, true);
         atomic_fetch_add(&w->health.aborted, 1);
         return IC_WATCH_ABORTED;
@@ -94,7 +95,8 @@ enum ic_watch ic_worker_watch(struct ic_worker *w, int64_t now, int64_t stall_ns
     }
     if (!atomic_compare_exchange_strong(&w->life->where, &was, LEFT_BEHIND))
         return IC_WATCH_LOST;
-    ic_error(w->module, "it did not stop: its thread is left behind with what it holds, and the engine built anew");
+    ic_error(w->module,
+             "it did not stop: its thread is left behind with what it holds, and the engine built anew");
     pthread_detach(w->thread);
     atomic_store(&w->beat, 0);
     ic_turn_give(w->turn); /* it had it */

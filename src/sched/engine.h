@@ -24,15 +24,22 @@ enum ic_watch {
     IC_WATCH_REBUILT, /* its thread was left behind, a new one goes on */
     IC_WATCH_LOST     /* nothing more can be done in this process */
 };
-#define IC_ABORT_GRACE_NS INT64_C(5000000000) /* from being told to being left behind; the stall's limit where that is less */
-#define IC_REBUILDS_MAX 3                     /* without a sign of life in between */
+#define IC_ABORT_GRACE_NS                                                                                  \
+    INT64_C(5000000000)   /* from being told to being left behind; the stall's limit where that is less */
+#define IC_REBUILDS_MAX 3 /* without a sign of life in between */
 
 /* The watch over one thread. One thread, about once a second. */
 struct ic_watch_state {
     int64_t beat, told_ns; /* the last beat seen; since when it has been told to stop, 0: it has not */
     int rebuilds;
 };
-enum ic_watch_do { IC_WATCH_DO_NOTHING, IC_WATCH_DO_ABORT, IC_WATCH_DO_WAIT, IC_WATCH_DO_REBUILD, IC_WATCH_DO_GIVE_UP };
+enum ic_watch_do {
+    IC_WATCH_DO_NOTHING,
+    IC_WATCH_DO_ABORT,
+    IC_WATCH_DO_WAIT,
+    IC_WATCH_DO_REBUILD,
+    IC_WATCH_DO_GIVE_UP
+};
 /* What to do about a thread whose last sign of life was at `beat` (0: it sleeps). ABORT comes once per stall, WAIT until
  * its grace is over, then REBUILD once, counted; after IC_REBUILDS_MAX of them without life in between, GIVE_UP. */
 enum ic_watch_do ic_watch_next(struct ic_watch_state *w, int64_t beat, int64_t now, int64_t stall_ns);
@@ -62,7 +69,8 @@ struct ic_worker {
     struct ic_turn *turn; /* what it computes in; may be NULL */
     struct ic_life *life; /* changed by ic_worker_watch only, when the thread before is left behind */
     pthread_t thread;
-    _Atomic int64_t beat; /* ic_now_ns of the last sign of life; 0: it sleeps, waits for its turn or loads */
+    /* ic_now_ns of the last sign of life; 0: it sleeps, waits for its turn or loads */
+    _Atomic int64_t beat;
     struct ic_watch_state watch;
     struct ic_engine_health health;
     bool lost; /* some were left behind: what they may still use must never be freed */

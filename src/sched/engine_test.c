@@ -52,7 +52,8 @@ static void who_stopped_when_told_starts_from_nothing(void **state)
     (void)state;
     assert_int_equal(ic_watch_next(&w, 1, 100 * S, STALL), IC_WATCH_DO_ABORT);
     assert_int_equal(ic_watch_next(&w, 101 * S, 102 * S, STALL), IC_WATCH_DO_NOTHING);
-    assert_int_equal(ic_watch_next(&w, 101 * S, 162 * S, STALL), IC_WATCH_DO_ABORT); /* a new stall: told anew */
+    assert_int_equal(ic_watch_next(&w, 101 * S, 162 * S, STALL),
+                     IC_WATCH_DO_ABORT); /* a new stall: told anew */
 }
 
 static int stall(struct ic_watch_state *w, int64_t *now)
@@ -79,7 +80,8 @@ static void given_up_after_too_many_in_a_row(void **state)
         assert_int_equal(stall(&w, &now), IC_WATCH_DO_REBUILD);
         now += S;
         assert_int_equal(ic_watch_next(&w, now, now, STALL), IC_WATCH_DO_NOTHING);
-        assert_int_equal(ic_watch_next(&w, 0, now, STALL), IC_WATCH_DO_NOTHING); /* one tick came to its end */
+        assert_int_equal(ic_watch_next(&w, 0, now, STALL),
+                         IC_WATCH_DO_NOTHING); /* one tick came to its end */
     }
 }
 

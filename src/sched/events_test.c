@@ -143,7 +143,7 @@ static void an_engine_hands_over_until_its_events_are_written(void **state)
         usleep(1000);
     free(ev);
     usleep(20000);
-    assert_int_equal(s.done, 0); /* taken is not written */
+    assert_int_equal(s.done, 0);      /* taken is not written */
     ic_events_put(&s.q, event(2, 0)); /* somebody else's, later: not waited for */
     ic_events_written(&s.q);
     pthread_join(thread, NULL);

@@ -18,14 +18,16 @@
 #define FAKE_CTX 1024
 #define FAKE_BOS 99
 #define FAKE_BYTE 100 /* a prompt's byte b is token 100 + b */
-#define FAKE_ROLE 360 /* a turn begins with 360 + the first letter of its role, and ends with FAKE_TURN_END */
+#define FAKE_ROLE                                                                                          \
+    360 /* a turn begins with 360 + the first letter of its role, and ends with FAKE_TURN_END */
 #define FAKE_TURN_END 490
 #define FAKE_VOCAB 500
 #define FAKE_EMBD 3
 
 /* What the model can say. Split characters, a broken one and an empty piece are among it, and few letters, so that
  * stop strings are met. */
-static const char *const fake_pieces[] = {"a", "b", "c", "d", "ab", "bc", "e", " ", "\xC3", "\xA9", "", "\xE2\x82\xAC",
+static const char *const fake_pieces[] = {"a",    "b",        "c",    "d",    "ab", "bc",
+                                          "e",    " ",        "\xC3", "\xA9", "",   "\xE2\x82\xAC",
                                           "\xE2", "\x82\xAC", "\xFF", "dd"};
 #define FAKE_PIECES ((int32_t)(sizeof fake_pieces / sizeof *fake_pieces))
 #define FAKE_EOG FAKE_PIECES
@@ -54,15 +56,15 @@ struct fake {
     int32_t refs[FAKE_CELLS]; /* of each cell: how many sequences hold it */
     int64_t now;
     int64_t ns_base, ns_row;
-    int hiccups; /* of 1000 decodes, its own and the draft's, that take 30 times ns_base more */
-    int32_t cells_real;      /* where FULL really begins; kv_size unless a test says otherwise */
-    bool gone; /* no model is open: nothing of it may be touched */
-    int epoch; /* how often it has been opened anew */
+    int hiccups;        /* of 1000 decodes, its own and the draft's, that take 30 times ns_base more */
+    int32_t cells_real; /* where FULL really begins; kv_size unless a test says otherwise */
+    bool gone;          /* no model is open: nothing of it may be touched */
+    int epoch;          /* how often it has been opened anew */
     bool add_bos;
     uint64_t rng;
     /* Of 1000 calls so many go wrong. */
     int full, aborted, failed, draw_fails, open_fails, tokenize_fails, save_fails, load_fails;
-    uint64_t row_hash[FAKE_CTX]; /* of the last decode; 0: no logits */
+    uint64_t row_hash[FAKE_CTX];      /* of the last decode; 0: no logits */
     float state[FAKE_CTX][FAKE_EMBD]; /* of the last decode */
     bool has_state[FAKE_CTX];
     int states_fail; /* of 1000 */
@@ -71,9 +73,9 @@ struct fake {
     struct {
         int32_t token[FAKE_CTX], n;
     } read[FAKE_SEQS];
-    int draft_right, draft_unsure;     /* of 1000 tokens: so many are right; at so many it ends */
-    int draft_fails, draft_forgets;    /* of 1000 calls; of 1000 streams in a call: others take the cells */
-    int64_t draft_ns, draft_read_ns;   /* of a step for any number of streams, and of a token read */
+    int draft_right, draft_unsure;   /* of 1000 tokens: so many are right; at so many it ends */
+    int draft_fails, draft_forgets;  /* of 1000 calls; of 1000 streams in a call: others take the cells */
+    int64_t draft_ns, draft_read_ns; /* of a step for any number of streams, and of a token read */
     bool draft_gone;
     int64_t draft_calls, draft_reads; /* reads: tokens */
     int32_t draft_read_most;          /* in one call */
@@ -177,7 +179,8 @@ static enum ic_decode fake_decode(void *arg, const struct ic_row *rows, int32_t 
         IC_ASSERT(r->seq >= 0 && r->seq < f->be.n_seq);
         IC_ASSERT(r->token >= 0 && r->token < f->be.n_vocab && r->token != FAKE_EOG);
         IC_ASSERT(r->pos == next[r->seq]++ && r->pos < f->be.ctx_size);
-        IC_ASSERT(logits[r->seq] == 0 || (r->logits && logits[r->seq] <= IC_SPEC_MAX)); /* the last one's, and of proposals */
+        IC_ASSERT(logits[r->seq] == 0 ||
+                  (r->logits && logits[r->seq] <= IC_SPEC_MAX)); /* the last one's, and of proposals */
         logits[r->seq] += r->logits;
         outputs += r->logits;
     }
@@ -254,7 +257,8 @@ static size_t fake_seq_save(void *arg, int32_t seq, int32_t from, int32_t to, si
     struct fake_blob *b;
     size_t bytes = sizeof *b + sizeof b->at[0] * (size_t)(to - from);
 
-    IC_ASSERT(!f->gone && from >= 0 && from < to && to == q->n && to == q->sure && (f->be.window == 0 || from == 0));
+    IC_ASSERT(!f->gone && from >= 0 && from < to && to == q->n && to == q->sure &&
+              (f->be.window == 0 || from == 0));
     if (fake_chance(f, f->save_fails) || bytes > max)
         return 0;
     b = malloc(bytes);
@@ -269,13 +273,15 @@ static size_t fake_seq_save(void *arg, int32_t seq, int32_t from, int32_t to, si
     return bytes;
 }
 
-static bool fake_seq_load(void *arg, int32_t seq, int32_t from, int32_t keep_from, int32_t to, const void *data, size_t bytes)
+static bool fake_seq_load(void *arg, int32_t seq, int32_t from, int32_t keep_from, int32_t to,
+                          const void *data, size_t bytes)
 {
     struct fake *f = arg;
     struct fake_seq *q = &f->seq[seq];
     const struct fake_blob *b = data;
 
-    IC_ASSERT(!f->gone && b->from == from && keep_from == q->n && from <= keep_from && keep_from < to && to <= b->to);
+    IC_ASSERT(!f->gone && b->from == from && keep_from == q->n && from <= keep_from && keep_from < to &&
+              to <= b->to);
     IC_ASSERT(bytes == sizeof *b + sizeof b->at[0] * (size_t)(b->to - b->from));
     IC_ASSERT(b->before == (from ? q->hash[from - 1] : 1)); /* it is put back where it came from */
     IC_ASSERT(fake_cells(f) + b->to - b->from <= f->be.kv_size);
@@ -302,8 +308,8 @@ static int32_t fake_tokens(const struct fake *f, const char *s, size_t len, bool
     return n;
 }
 
-static enum ic_status fake_give(struct fake *f, int32_t *t, int32_t got, int32_t max, int32_t **out, int32_t *n,
-                                struct ic_err *err)
+static enum ic_status fake_give(struct fake *f, int32_t *t, int32_t got, int32_t max, int32_t **out,
+                                int32_t *n, struct ic_err *err)
 {
     *n = got;
     *out = NULL;
@@ -319,8 +325,8 @@ static enum ic_status fake_give(struct fake *f, int32_t *t, int32_t got, int32_t
     return IC_OK;
 }
 
-static enum ic_status fake_tokenize(void *arg, const char *s, size_t len, bool first, int32_t max, int32_t **out,
-                                    int32_t *n, struct ic_err *err)
+static enum ic_status fake_tokenize(void *arg, const char *s, size_t len, bool first, int32_t max,
+                                    int32_t **out, int32_t *n, struct ic_err *err)
 {
     struct fake *f = arg;
     int32_t *t = malloc(sizeof *t * (len + 1));
@@ -329,7 +335,8 @@ static enum ic_status fake_tokenize(void *arg, const char *s, size_t len, bool f
     return fake_give(f, t, fake_tokens(f, s, len, first, t), max, out, n, err);
 }
 
-static int32_t fake_chat_tokens(const struct fake *f, const struct ic_chat_msg *m, size_t n_msgs, int32_t *out)
+static int32_t fake_chat_tokens(const struct fake *f, const struct ic_chat_msg *m, size_t n_msgs,
+                                int32_t *out)
 {
     int32_t n = 0;
 
@@ -344,8 +351,8 @@ static int32_t fake_chat_tokens(const struct fake *f, const struct ic_chat_msg *
     return n;
 }
 
-static enum ic_status fake_chat(void *arg, const struct ic_chat_msg *m, size_t n_msgs, int32_t max, int32_t **out,
-                                int32_t *n, struct ic_err *err)
+static enum ic_status fake_chat(void *arg, const struct ic_chat_msg *m, size_t n_msgs, int32_t max,
+                                int32_t **out, int32_t *n, struct ic_err *err)
 {
     struct fake *f = arg;
     size_t cap = 4;
@@ -395,11 +402,12 @@ static int32_t fake_next(struct fake_sampler *s, uint64_t kv_hash)
     int at = s->drawn++ % 4;
     if (s->sings && (h >> 40) % 16 != 0)
         return (int32_t)((s->song >> (8 * at)) % (uint64_t)FAKE_PIECES);
-    return s->ends && h >> 8 & 1 && (h >> 9) % 9 == 0 ? FAKE_EOG : (int32_t)((h >> 20) % (uint64_t)FAKE_PIECES);
+    return s->ends && h >> 8 & 1 && (h >> 9) % 9 == 0 ? FAKE_EOG
+                                                      : (int32_t)((h >> 20) % (uint64_t)FAKE_PIECES);
 }
 
-static enum ic_status fake_sampler_open(void *arg, void **sampler, const struct ic_text_params *p, const int32_t *prompt,
-                                        int32_t n, struct ic_err *err)
+static enum ic_status fake_sampler_open(void *arg, void **sampler, const struct ic_text_params *p,
+                                        const int32_t *prompt, int32_t n, struct ic_err *err)
 {
     struct fake *f = arg;
     struct fake_sampler *s = malloc(sizeof *s);
@@ -418,7 +426,8 @@ static enum ic_status fake_sampler_open(void *arg, void **sampler, const struct 
     return IC_OK;
 }
 
-static enum ic_status fake_draw(void *arg, void *sampler, int32_t row, struct ic_sampled *out, struct ic_err *err)
+static enum ic_status fake_draw(void *arg, void *sampler, int32_t row, struct ic_sampled *out,
+                                struct ic_err *err)
 {
     struct fake *f = arg;
 
@@ -453,8 +462,8 @@ static void fake_sampler_close(void *arg, void *sampler)
     free(sampler);
 }
 
-static enum ic_status fake_sampler_rebind(void *arg, void *sampler, const struct ic_text_params *p, const int32_t *said,
-                                          int32_t n, struct ic_err *err)
+static enum ic_status fake_sampler_rebind(void *arg, void *sampler, const struct ic_text_params *p,
+                                          const int32_t *said, int32_t n, struct ic_err *err)
 {
     struct fake *f = arg;
     struct fake_sampler *s = sampler;

@@ -25,7 +25,7 @@ struct fake_disk {
     int n;
     size_t sum;
     bool full, failing, corrupt; /* takes nothing; loses what it takes; gives nothing back */
-    int every; /* 0: what these say is always so, else at every such call only */
+    int every;                   /* 0: what these say is always so, else at every such call only */
     int calls;
     int64_t *now; /* a clock that reading moves on, or NULL */
     int64_t ns_per_byte;
@@ -56,8 +56,13 @@ static inline bool fake_disk_put(void *arg, uint64_t file, const struct ic_spill
     if (d->n == FAKE_FILES || fake_disk_wrong(d, d->full))
         return false;
     struct fake_file *f = &d->at[d->n++];
-    *f = (struct fake_file){.file = file, .data = p->data, .bytes = p->bytes, .size = ic_spill_file_bytes(p), .from = p->from,
-                            .to = p->to, .failed = fake_disk_wrong(d, d->failing)};
+    *f = (struct fake_file){.file = file,
+                            .data = p->data,
+                            .bytes = p->bytes,
+                            .size = ic_spill_file_bytes(p),
+                            .from = p->from,
+                            .to = p->to,
+                            .failed = fake_disk_wrong(d, d->failing)};
     d->sum += f->size;
     d->puts++;
     return true;

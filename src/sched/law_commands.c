@@ -68,9 +68,10 @@ static enum ic_status check_view(const struct ic_law_sched *s, const struct grou
     struct ic_view_frame frame;
     enum ic_status st = ic_view_plan(&req, ic_sims_shape(g), &frame, err);
 
-    frame.bytes += st == IC_OK
-                       ? ic_sims_extras_floats(o->extras, (size_t)g->plan->height * g->plan->width) * sizeof(float)
-                       : 0;
+    frame.bytes +=
+        st == IC_OK
+            ? ic_sims_extras_floats(o->extras, (size_t)g->plan->height * g->plan->width) * sizeof(float)
+            : 0;
     if (st == IC_OK && o->frames && frame.bytes > s->lim.frame_max)
         return ic_fail(err, IC_TOO_LARGE,
                        "a frame of %zu bytes does not fit into an outbox of %zu: choose a region",

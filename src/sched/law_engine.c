@@ -46,8 +46,8 @@ struct ic_law_engine {
     struct ic_law_engine_config cfg;
     struct ic_events *events;
     const struct ic_law_backend *backend;
-    const struct ic_law_backend
-        *device; /* of `backend`, which has the CPU behind it; NULL: it is the CPU's own */
+    /* of `backend`, which has the CPU behind it; NULL: it is the CPU's own */
+    const struct ic_law_backend *device;
     struct ic_law *laws[IC_LAWS_MAX];
     struct ic_law_packed *packed[IC_LAWS_MAX];
     struct {

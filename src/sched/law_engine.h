@@ -17,8 +17,8 @@
 struct ic_ledger;
 
 struct ic_law_engine_config {
-    const char
-        *laws; /* paths of checkpoints or their folders, separated by commas; must outlive the engine */
+    /* paths of checkpoints or their folders, separated by commas; must outlive the engine */
+    const char *laws;
     const char *
         backend; /* "cpu", "ref", "cuda" … (law/plugin.h), or "auto": cuda where its plug-in is, else cpu */
     /* In what the laws' weights are kept: PRECISION or NAME=PRECISION, separated by commas (names:

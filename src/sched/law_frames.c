@@ -57,7 +57,7 @@ static void fill_info(const struct sim *m, struct ic_sim_info *i)
 }
 
 void ic_sim_emit(struct ic_law_sched *s, const struct sim *m, enum ic_event_kind kind, uint64_t rid,
-                     const void *data, size_t len)
+                 const void *data, size_t len)
 {
     struct ic_event *ev = new_event(kind, m->owner, rid, len);
 

@@ -85,7 +85,7 @@ static enum ic_status open_plan(struct ic_law_sched *s, unsigned law, unsigned h
 }
 
 enum ic_status ic_groups_get(struct ic_law_sched *s, unsigned law, unsigned height, unsigned width,
-                                struct group **out, struct ic_err *err)
+                             struct group **out, struct ic_err *err)
 {
     struct ic_law_group *plan;
     enum ic_status st;

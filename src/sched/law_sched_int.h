@@ -6,7 +6,8 @@
 #include "base/clock.h"
 #include "sched/law_sched.h"
 
-#define PERIOD_MAX_NS (365LL * 86400 * 1000 * IC_MS) /* rarer than once a year is as good as never, and never overflows */
+#define PERIOD_MAX_NS                                                                                      \
+    (365LL * 86400 * 1000 * IC_MS) /* rarer than once a year is as good as never, and never overflows */
 
 struct sim {
     struct sim *next_all, *next; /* of all; in the line */
@@ -87,8 +88,8 @@ static inline size_t ic_group_bytes(const struct group *g)
 
 /* law_frames.c: what is told of simulations, their states on a device, and frames */
 void ic_sims_error(struct ic_law_sched *s, const struct ic_sim_cmd *cmd, const struct ic_err *err);
-void ic_sim_emit(struct ic_law_sched *s, const struct sim *m, enum ic_event_kind kind, uint64_t rid, const void *data,
-                 size_t len);
+void ic_sim_emit(struct ic_law_sched *s, const struct sim *m, enum ic_event_kind kind, uint64_t rid,
+                 const void *data, size_t len);
 void ic_sim_tell(struct ic_law_sched *s, const struct sim *m, const struct ic_err *err);
 void ic_sim_tell_loss(struct ic_law_sched *s, const struct sim *m, int64_t steps);
 struct ic_law_shape ic_sims_shape(const struct group *g);
@@ -96,9 +97,11 @@ size_t ic_sims_extras_floats(unsigned extras, size_t cells);
 bool ic_sim_is_behind(const struct sim *m);
 struct ic_law_io ic_sim_io(const struct sim *m);
 void ic_sim_go_back(struct ic_law_sched *s, struct sim *m, int64_t lost);
-int64_t ic_sim_take_loss(struct ic_law_sched *s, struct sim *m); /* steps that are lost since it was asked last */
-void ic_sim_to_host(struct ic_law_sched *s, struct sim *m);      /* before psi, h and c are read or partly written */
-void ic_sim_written(struct ic_law_sched *s, struct sim *m);      /* after they were */
+int64_t ic_sim_take_loss(struct ic_law_sched *s,
+                         struct sim *m); /* steps that are lost since it was asked last */
+void ic_sim_to_host(struct ic_law_sched *s,
+                    struct sim *m); /* before psi, h and c are read or partly written */
+void ic_sim_written(struct ic_law_sched *s, struct sim *m); /* after they were */
 bool ic_sim_wants_delta(const struct sim *m);
 bool ic_frame_is_due(const struct sim *m, int64_t now);
 /* `place`: of the simulation in the batch that was stepped, -1: in none; `later`: a device may draw it beside the next step */
@@ -109,14 +112,15 @@ void ic_frames_send(struct ic_law_sched *s); /* sends those that it has drawn, w
 
 /* law_sched.c: groups, each with its plan and its line of simulations that wait for a step */
 size_t ic_sims_room(const struct ic_law_sched *s); /* bytes that may still be taken */
-enum ic_status ic_groups_get(struct ic_law_sched *s, unsigned law, unsigned height, unsigned width, struct group **out,
-                             struct ic_err *err);
+enum ic_status ic_groups_get(struct ic_law_sched *s, unsigned law, unsigned height, unsigned width,
+                             struct group **out, struct ic_err *err);
 bool ic_groups_drop_unused(struct ic_law_sched *s);
 void ic_line_join(struct sim *m, int64_t now);
 void ic_line_leave(struct sim *m);
 
 /* law_commands.c */
 void ic_sim_free(struct ic_law_sched *s, struct sim *m);
-void ic_sim_set_left(struct ic_law_sched *s, struct sim *m, int64_t left); /* steps still to make; counted as running */
+void ic_sim_set_left(struct ic_law_sched *s, struct sim *m,
+                     int64_t left); /* steps still to make; counted as running */
 
 #endif

@@ -248,8 +248,8 @@ static void descend(struct search *s, const struct node *x)
     }
 }
 
-int32_t ic_prefix_match(const struct ic_prefix *p, const char *salt, const int32_t *tokens, int32_t n, int32_t window,
-                        int32_t *holder)
+int32_t ic_prefix_match(const struct ic_prefix *p, const char *salt, const int32_t *tokens, int32_t n,
+                        int32_t window, int32_t *holder)
 {
     struct search s = {p, salt, tokens, n, window, 0, -1};
 
@@ -277,7 +277,8 @@ int32_t ic_prefix_share(struct ic_prefix *p, int32_t src, int32_t dst, int32_t l
     return end_of(x);
 }
 
-bool ic_prefix_append(struct ic_prefix *p, int32_t seq, const char *salt, const int32_t *tokens, int32_t n, int64_t now)
+bool ic_prefix_append(struct ic_prefix *p, int32_t seq, const char *salt, const int32_t *tokens, int32_t n,
+                      int64_t now)
 {
     struct node *x = p->leaf[seq];
 

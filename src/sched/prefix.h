@@ -25,12 +25,14 @@ struct ic_seq_set {
 
 struct ic_prefix;
 
-enum ic_status ic_prefix_open(struct ic_prefix **out, int32_t n_seq, struct ic_err *err); /* n_seq <= IC_PREFIX_SEQS_MAX */
+enum ic_status ic_prefix_open(struct ic_prefix **out, int32_t n_seq,
+                              struct ic_err *err); /* n_seq <= IC_PREFIX_SEQS_MAX */
 void ic_prefix_close(struct ic_prefix **p);
 
-int32_t ic_prefix_cells(const struct ic_prefix *p);               /* in use, each once */
-int32_t ic_prefix_len(const struct ic_prefix *p, int32_t seq);    /* tokens that a sequence holds */
-void ic_prefix_tokens(const struct ic_prefix *p, int32_t seq, int32_t from, int32_t to, int32_t *out); /* copies them */
+int32_t ic_prefix_cells(const struct ic_prefix *p);            /* in use, each once */
+int32_t ic_prefix_len(const struct ic_prefix *p, int32_t seq); /* tokens that a sequence holds */
+void ic_prefix_tokens(const struct ic_prefix *p, int32_t seq, int32_t from, int32_t to,
+                      int32_t *out);                                /* copies them */
 const char *ic_prefix_salt(const struct ic_prefix *p, int32_t seq); /* whose its end is */
 /* Cells that at least one sequence of `set` holds. */
 int32_t ic_prefix_cells_of(const struct ic_prefix *p, const struct ic_seq_set *set);
@@ -42,14 +44,15 @@ int32_t ic_prefix_own(const struct ic_prefix *p, int32_t seq, int32_t *from);
  *   0   any part of a sequence can be shared
  *   w   a sequence longer than w can be shared as a whole only (sliding window: cells behind it may have been reused)
  *   -1  only whole sequences, however short (recurrent memory) */
-int32_t ic_prefix_match(const struct ic_prefix *p, const char *salt, const int32_t *tokens, int32_t n, int32_t window,
-                        int32_t *holder);
+int32_t ic_prefix_match(const struct ic_prefix *p, const char *salt, const int32_t *tokens, int32_t n,
+                        int32_t window, int32_t *holder);
 
 /* `dst` (which holds nothing) comes to hold the first `len` tokens of `src`. Returns how many it holds then: fewer
  * when there was no memory to split a node. */
 int32_t ic_prefix_share(struct ic_prefix *p, int32_t src, int32_t dst, int32_t len, int64_t now);
 /* A sequence has grown by n tokens. False: no memory, nothing changed. */
-bool ic_prefix_append(struct ic_prefix *p, int32_t seq, const char *salt, const int32_t *tokens, int32_t n, int64_t now);
+bool ic_prefix_append(struct ic_prefix *p, int32_t seq, const char *salt, const int32_t *tokens, int32_t n,
+                      int64_t now);
 /* It holds the first `keep` tokens only; what nobody holds is gone. Returns what it holds then: fewer than `keep` when
  * there was no memory to split a node. */
 int32_t ic_prefix_cut(struct ic_prefix *p, int32_t seq, int32_t keep);

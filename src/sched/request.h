@@ -34,7 +34,8 @@ struct ic_text_req {
     uint64_t rid;     /* unique in this process */
     uint64_t owner;   /* whom events go to; the protocol's number for the connection */
     uint64_t session; /* a conversation that goes on, 0: none */
-    uint64_t client;  /* who shares with the others fairly: a number of the key, or of the connection without one */
+    /* who shares with the others fairly: a number of the key, or of the connection without one */
+    uint64_t client;
     char salt[IC_SALT_MAX + 1]; /* the key space of its cached prefixes; "": the common one */
     enum ic_priority priority;
     int64_t arrival_ns;  /* ic_now_ns() at submission */
@@ -44,7 +45,8 @@ struct ic_text_req {
     struct ic_chat_msg *msgs; /* owned, with their strings */
     size_t n_msgs;
     struct ic_text_params params;
-    enum ic_pooling pooling; /* not NONE: no text is wanted but the vector of the prompt; of params nothing counts then */
+    /* not NONE: no text is wanted but the vector of the prompt; of params nothing counts then */
+    enum ic_pooling pooling;
 };
 
 /* One holder, defaults in params, arrival now. NULL when out of memory. */
@@ -53,16 +55,16 @@ struct ic_text_req *ic_text_req_ref(struct ic_text_req *r);
 void ic_text_req_unref(struct ic_text_req *r); /* accepts NULL; the last holder frees */
 
 enum ic_event_kind {
-    IC_EVENT_QUEUED, /* has to wait; index is its place in the queue, 1 the next */
-    IC_EVENT_TOKEN,  /* text; index, prob, top */
+    IC_EVENT_QUEUED,    /* has to wait; index is its place in the queue, 1 the next */
+    IC_EVENT_TOKEN,     /* text; index, prob, top */
     IC_EVENT_EMBEDDING, /* text[0..len): float32, of length 1. The END follows */
-    IC_EVENT_END,    /* reason, stats. The last event of a request that had been admitted or queued. */
-    IC_EVENT_ERROR,  /* code, text. An END with reason error follows when `more`, else it is the last. */
+    IC_EVENT_END,       /* reason, stats. The last event of a request that had been admitted or queued. */
+    IC_EVENT_ERROR,     /* code, text. An END with reason error follows when `more`, else it is the last. */
     /* Law M; `sim` tells which and how it is */
     IC_EVENT_SIM_CREATED,
-    IC_EVENT_SIM_STATUS,    /* answers a command, or the run is over */
-    IC_EVENT_SIM_FRAME,     /* text[0..len): pixels (frame.bytes), extras; frame, metrics */
-    IC_EVENT_SIM_STATE,     /* text[0..len): psi, float32 [H,W,d,2], then h and c where the law has memory */
+    IC_EVENT_SIM_STATUS, /* answers a command, or the run is over */
+    IC_EVENT_SIM_FRAME,  /* text[0..len): pixels (frame.bytes), extras; frame, metrics */
+    IC_EVENT_SIM_STATE,  /* text[0..len): psi, float32 [H,W,d,2], then h and c where the law has memory */
     IC_EVENT_SIM_CLOSED,
     IC_EVENT_SIM_PREDICTED, /* text[0..len): psi, then h and c where the law has memory */
 };
@@ -75,11 +77,11 @@ void ic_sim_credit_unref(struct ic_sim_credit *c);
 
 /* Arrays of float32 that a frame may carry behind its pixels, in this order (law/extras.h; h, w: the whole grid). */
 enum {
-    IC_EXTRA_HSV = 1,        /* hue [h,w], value [h,w] */
-    IC_EXTRA_COMPLEX = 2,    /* re [h,w], im [h,w] */
-    IC_EXTRA_FLOW = 4,       /* dx, dy, magnitude, [h,w] each */
-    IC_EXTRA_ATTRACTOR = 8,  /* re, im, abs of channel 0, then of channel 1 */
-    IC_EXTRA_POINCARE = 16,  /* [n_poincare][2] */
+    IC_EXTRA_HSV = 1,       /* hue [h,w], value [h,w] */
+    IC_EXTRA_COMPLEX = 2,   /* re [h,w], im [h,w] */
+    IC_EXTRA_FLOW = 4,      /* dx, dy, magnitude, [h,w] each */
+    IC_EXTRA_ATTRACTOR = 8, /* re, im, abs of channel 0, then of channel 1 */
+    IC_EXTRA_POINCARE = 16, /* [n_poincare][2] */
 };
 
 /* How a simulation is, in every event about it. */
@@ -93,15 +95,16 @@ struct ic_sim_info {
     uint64_t seed;
     size_t bytes; /* of its state */
     struct ic_view_request view;
-    struct ic_view_frame frame;     /* SIM_FRAME */
-    unsigned extras;                /* SIM_FRAME: which follow the pixels */
+    struct ic_view_frame frame; /* SIM_FRAME */
+    unsigned extras;            /* SIM_FRAME: which follow the pixels */
     size_t n_poincare;
     bool has_metrics;
-    struct ic_law_metrics metrics;  /* SIM_FRAME, when has_metrics */
-    struct ic_sim_credit *credit;   /* SIM_FRAME: one count of it belongs to the event */
+    struct ic_law_metrics metrics; /* SIM_FRAME, when has_metrics */
+    struct ic_sim_credit *credit;  /* SIM_FRAME: one count of it belongs to the event */
 };
 
-#define IC_END_TABLE(X) X(STOP, "stop") X(LENGTH, "length") X(ABORT, "abort") X(DEADLINE, "deadline") X(ERROR, "error")
+#define IC_END_TABLE(X)                                                                                    \
+    X(STOP, "stop") X(LENGTH, "length") X(ABORT, "abort") X(DEADLINE, "deadline") X(ERROR, "error")
 enum ic_end_reason {
 #define X(symbol, name) IC_END_##symbol,
     IC_END_TABLE(X)

@@ -48,7 +48,8 @@ void ic_session_drop(struct ic_sessions *t, struct ic_session *s)
     free(s);
 }
 
-struct ic_chat_msg *ic_session_join(const struct ic_session *s, const struct ic_chat_msg *more, size_t n, size_t *n_out)
+struct ic_chat_msg *ic_session_join(const struct ic_session *s, const struct ic_chat_msg *more, size_t n,
+                                    size_t *n_out)
 {
     struct ic_chat_msg *all = malloc(sizeof *all * (s->n_msgs + n + 1));
 

@@ -10,8 +10,9 @@ struct ic_session {
     struct ic_session *next; /* in its bucket */
     uint64_t handle;
     enum ic_session_kind kind;
-    int32_t *tokens, n_tokens; /* all that has been said, owned; what is in the KV of it is found by them (prefix.h) */
-    struct ic_chat_msg *msgs;  /* CHAT: the turns so far, owned */
+    /* all that has been said, owned; what is in the KV of it is found by them (prefix.h) */
+    int32_t *tokens, n_tokens;
+    struct ic_chat_msg *msgs; /* CHAT: the turns so far, owned */
     size_t n_msgs;
     bool busy; /* a request of it is being served */
     int64_t used_ns;
@@ -30,7 +31,8 @@ struct ic_session *ic_session_get(struct ic_sessions *t, uint64_t handle); /* ma
 void ic_session_drop(struct ic_sessions *t, struct ic_session *s);         /* frees it */
 
 /* The turns so far and then `more`: pointers into both, one malloc'd array. NULL: no memory. */
-struct ic_chat_msg *ic_session_join(const struct ic_session *s, const struct ic_chat_msg *more, size_t n, size_t *n_out);
+struct ic_chat_msg *ic_session_join(const struct ic_session *s, const struct ic_chat_msg *more, size_t n,
+                                    size_t *n_out);
 /* Copies turns to the end. False: no memory or too many, and nothing was added. */
 bool ic_session_add_msgs(struct ic_session *s, const struct ic_chat_msg *more, size_t n);
 /* Forgets the turns after the first `keep`. */

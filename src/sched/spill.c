@@ -90,7 +90,8 @@ static bool demote(struct ic_spill *s, struct ic_spill_part *p)
 static bool make_room(struct ic_spill *s, size_t bytes, bool keep_first)
 {
     while (s->sum + bytes > s->max) {
-        struct ic_spill_part *from = s->first && keep_first ? s->first->next : s->first, *p = last(from, false);
+        struct ic_spill_part *from = s->first && keep_first ? s->first->next : s->first,
+                             *p = last(from, false);
         if (p && demote(s, p))
             continue;
         if (!p && !(p = last(from, true)))
@@ -111,7 +112,8 @@ static void to_front(struct ic_spill *s, struct ic_spill_part *p)
     s->first = p;
 }
 
-bool ic_spill_has(struct ic_spill *s, const char *salt, const int32_t *tokens, int32_t from, int32_t to, bool whole)
+bool ic_spill_has(struct ic_spill *s, const char *salt, const int32_t *tokens, int32_t from, int32_t to,
+                  bool whole)
 {
     drop_failed(s);
     for (struct ic_spill_part *p = s->first; p; p = p->next)
@@ -133,8 +135,8 @@ static void drop_covered(struct ic_spill *s, const struct ic_spill_part *by)
     }
 }
 
-bool ic_spill_put(struct ic_spill *s, const char *salt, int32_t *tokens, int32_t from, int32_t to, void *data, size_t bytes,
-                  bool whole)
+bool ic_spill_put(struct ic_spill *s, const char *salt, int32_t *tokens, int32_t from, int32_t to,
+                  void *data, size_t bytes, bool whole)
 {
     struct ic_spill_part *p = calloc(1, sizeof *p);
 

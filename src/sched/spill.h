@@ -16,15 +16,15 @@
 struct ic_spill_part {
     struct ic_spill_part *next; /* less recently put away */
     char salt[IC_SALT_MAX + 1];
-    int32_t from, to;           /* positions whose KV this is */
-    int32_t *tokens;            /* [0..to): a part means what it does behind these only */
-    void *data;                 /* NULL: it is on the disk */
-    size_t bytes;               /* of data */
-    uint64_t file;              /* its name on the disk; 0: it is in memory */
+    int32_t from, to; /* positions whose KV this is */
+    int32_t *tokens;  /* [0..to): a part means what it does behind these only */
+    void *data;       /* NULL: it is on the disk */
+    size_t bytes;     /* of data */
+    uint64_t file;    /* its name on the disk; 0: it is in memory */
 };
 
-#define IC_SPILL_FILE_HEAD 128   /* bytes of a file before its tokens */
-#define IC_SPILL_FILES_MAX 4096  /* parts on the disk: each is looked at by every search */
+#define IC_SPILL_FILE_HEAD 128  /* bytes of a file before its tokens */
+#define IC_SPILL_FILES_MAX 4096 /* parts on the disk: each is looked at by every search */
 
 /* Bytes of the file of a part. */
 size_t ic_spill_file_bytes(const struct ic_spill_part *p);
@@ -45,23 +45,25 @@ struct ic_spill_disk {
 
 struct ic_spill {
     struct ic_spill_part *first;
-    size_t max, sum; /* bytes of host memory */
-    int32_t count;   /* parts, in memory or on the disk */
+    size_t max, sum;            /* bytes of host memory */
+    int32_t count;              /* parts, in memory or on the disk */
     struct ic_spill_disk *disk; /* borrowed; NULL: none. Changed only while no part is on it */
     size_t disk_sum;            /* bytes of files, those still to be written included */
     int32_t disk_count;
     uint64_t last_file;
-    uint64_t disk_put, disk_got, disk_lost; /* tokens that went there, that came back, and of parts that went and could not be
+    uint64_t disk_put, disk_got,
+        disk_lost; /* tokens that went there, that came back, and of parts that went and could not be
                                                read or written */
 };
 
 /* Whether the KV of tokens[from..to) behind tokens[0..from) is there already, maybe as a piece of a longer part (`whole`:
  * only as it is). Then it counts as used. */
-bool ic_spill_has(struct ic_spill *s, const char *salt, const int32_t *tokens, int32_t from, int32_t to, bool whole);
+bool ic_spill_has(struct ic_spill *s, const char *salt, const int32_t *tokens, int32_t from, int32_t to,
+                  bool whole);
 /* Takes data and tokens (malloc'd); drops them, and says false, when they are larger than all there may be. Parts
  * that it makes superfluous go (`whole`: none does, for the shorter ones serve others). */
-bool ic_spill_put(struct ic_spill *s, const char *salt, int32_t *tokens, int32_t from, int32_t to, void *data, size_t bytes,
-                  bool whole);
+bool ic_spill_put(struct ic_spill *s, const char *salt, int32_t *tokens, int32_t from, int32_t to,
+                  void *data, size_t bytes, bool whole);
 /* The part that carries tokens[0..n) furthest beyond its first `have`, and how far. NULL: none. `whole`: parts are of use
  * only if all of them is a beginning of tokens. It counts as used. */
 struct ic_spill_part *ic_spill_find(struct ic_spill *s, const char *salt, const int32_t *tokens, int32_t n,

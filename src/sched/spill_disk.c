@@ -27,7 +27,7 @@
 #include "base/log.h"
 
 #define FOLDER "inference-core-kv-" /* and the process's number and a random one */
-#define FOLDER_TRIES 8              /* another may take an empty folder for a dead one's, before it is locked */
+#define FOLDER_TRIES 8 /* another may take an empty folder for a dead one's, before it is locked */
 #define NAME_MAX_LEN 64
 #define DIGITS 16 /* of a file's name */
 #define MAGIC UINT64_C(0x0a31564b43490d89)
@@ -60,8 +60,8 @@ struct disk {
     pthread_mutex_t lock; /* guards all that follows */
     pthread_cond_t wake;
     struct job *head, **tail, *writing;
-    int32_t n_jobs;      /* that being written included */
-    size_t bytes;        /* of their data */
+    int32_t n_jobs; /* that being written included */
+    size_t bytes;   /* of their data */
     uint64_t failed[IC_SPILL_DISK_FAILED];
     int32_t n_failed;
     uint64_t gone[IC_SPILL_FILES_MAX]; /* files to be removed */
@@ -72,7 +72,8 @@ static void warn(struct disk *d, const char *what, const char *why)
 {
     int64_t now = ic_now_ns(), before = atomic_load(&d->warned_ns);
 
-    if ((before == 0 || now - before >= IC_SPILL_DISK_WARN_NS) && atomic_compare_exchange_strong(&d->warned_ns, &before, now))
+    if ((before == 0 || now - before >= IC_SPILL_DISK_WARN_NS) &&
+        atomic_compare_exchange_strong(&d->warned_ns, &before, now))
         ic_warn("text", "the cache's disk: %s: %s (what is not there is computed again)", what, why);
 }
 
@@ -136,7 +137,8 @@ static int write_all(struct disk *d, int fd, const void *data, size_t n)
 static bool write_file(struct disk *d, struct job *j)
 {
     char half[NAME_MAX_LEN], whole[NAME_MAX_LEN];
-    int fd = openat(d->own, file_name(half, j->head.file, ".tmp"), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
+    int fd = openat(d->own, file_name(half, j->head.file, ".tmp"),
+                    O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
     int why = fd < 0 ? errno : 0;
 
     if (fd >= 0) {
@@ -235,7 +237,8 @@ static void *disk_main(void *arg)
 
 static bool has_room(const struct disk *d, size_t bytes)
 {
-    return d->n_jobs < IC_SPILL_DISK_QUEUE && (d->n_jobs == 0 || d->bytes + bytes <= IC_SPILL_DISK_QUEUE_BYTES) &&
+    return d->n_jobs < IC_SPILL_DISK_QUEUE &&
+           (d->n_jobs == 0 || d->bytes + bytes <= IC_SPILL_DISK_QUEUE_BYTES) &&
            d->n_failed + d->n_jobs < IC_SPILL_DISK_FAILED;
 }
 
@@ -322,7 +325,8 @@ static void *read_file(int fd, uint64_t file, const struct ic_spill_part *p, con
     bool ok = tokens && data;
     if (!ok) {
         *why = "out of memory";
-    } else if (!read_all(fd, &got, sizeof got) || !read_all(fd, tokens, n_tokens) || !read_all(fd, data, p->bytes)) {
+    } else if (!read_all(fd, &got, sizeof got) || !read_all(fd, tokens, n_tokens) ||
+               !read_all(fd, data, p->bytes)) {
         *why = "it cannot be read";
         ok = false;
     } else {
@@ -402,7 +406,8 @@ static bool disk_failed(void *arg, uint64_t *file)
 
 static bool is_our_file(const char *name)
 {
-    return strspn(name, "0123456789abcdef") == DIGITS && (!strcmp(name + DIGITS, ".kv") || !strcmp(name + DIGITS, ".tmp"));
+    return strspn(name, "0123456789abcdef") == DIGITS &&
+           (!strcmp(name + DIGITS, ".kv") || !strcmp(name + DIGITS, ".tmp"));
 }
 
 static bool is_our_folder(const char *name)
@@ -437,7 +442,8 @@ static void remove_our_file(int folder, const char *name)
 static void remove_folder(int parent, int folder, const char *name)
 {
     for_names(folder, remove_our_file);
-    if (unlinkat(parent, name, AT_REMOVEDIR) != 0) /* somebody has put something in it: that is not ours to remove */
+    if (unlinkat(parent, name, AT_REMOVEDIR) !=
+        0) /* somebody has put something in it: that is not ours to remove */
         ic_warn("text", "the cache's disk: %s was not removed: %s", name, strerror(errno));
 }
 
@@ -476,7 +482,8 @@ static int make_folder(struct disk *d)
             continue;
         }
         d->own = openat(d->parent, d->name, O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
-        if (d->own >= 0 && flock(d->own, LOCK_EX | LOCK_NB) == 0 && fstat(d->own, &st) == 0 && st.st_nlink > 0)
+        if (d->own >= 0 && flock(d->own, LOCK_EX | LOCK_NB) == 0 && fstat(d->own, &st) == 0 &&
+            st.st_nlink > 0)
             return 0;
         why = d->own < 0 ? errno : EAGAIN; /* taken for a dead one's */
         if (d->own >= 0)
@@ -506,17 +513,20 @@ static enum ic_status open_folders(struct disk *d, const char *dir, struct ic_er
 {
     d->parent = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (d->parent < 0)
-        return ic_fail(err, errno == ENOENT ? IC_NOT_FOUND : IC_BAD_REQUEST, "--cache-disk %s: %s", dir, strerror(errno));
+        return ic_fail(err, errno == ENOENT ? IC_NOT_FOUND : IC_BAD_REQUEST, "--cache-disk %s: %s", dir,
+                       strerror(errno));
     for_names(d->parent, remove_if_dead);
     int why = make_folder(d);
-    if (why == ENOSPC || why == EDQUOT || why == EROFS || why == EIO) { /* a server must start beside a full disk */
+    if (why == ENOSPC || why == EDQUOT || why == EROFS ||
+        why == EIO) { /* a server must start beside a full disk */
         ic_warn("text", "no cache on the disk %s: %s", dir, strerror(why));
         return IC_UNAVAILABLE;
     }
     return why ? ic_fail(err, IC_BAD_REQUEST, "--cache-disk %s: %s", dir, strerror(why)) : IC_OK;
 }
 
-enum ic_status ic_spill_disk_open(struct ic_spill_disk **out, const char *dir, size_t max, struct ic_err *err)
+enum ic_status ic_spill_disk_open(struct ic_spill_disk **out, const char *dir, size_t max,
+                                  struct ic_err *err)
 {
     struct disk *d = calloc(1, sizeof *d);
 
@@ -556,7 +566,8 @@ void ic_spill_disk_close(struct ic_spill_disk **disk)
     clock_gettime(CLOCK_REALTIME, &until);
     until.tv_sec += IC_SPILL_DISK_STOP_MS / 1000;
     if (pthread_timedjoin_np(d->thread, NULL, &until) != 0) {
-        ic_warn("text", "the cache's disk does not answer: %s is left behind for the next start to remove", d->name);
+        ic_warn("text", "the cache's disk does not answer: %s is left behind for the next start to remove",
+                d->name);
         return;
     }
     while (d->head)

@@ -12,16 +12,18 @@
 #include "base/status.h"
 #include "sched/spill.h"
 
-#define IC_SPILL_DISK_QUEUE 8                    /* parts that wait to be written */
-#define IC_SPILL_DISK_QUEUE_BYTES ((size_t)64 << 20) /* of them together, in host memory; a larger one waits alone */
-#define IC_SPILL_DISK_FAILED 64                  /* that could not be written, until the spill is told */
-#define IC_SPILL_DISK_PIECE ((size_t)1 << 20)    /* bytes written at once: the end waits for one */
-#define IC_SPILL_DISK_STOP_MS 2000               /* a disk that hangs longer than this is left behind with its thread */
+#define IC_SPILL_DISK_QUEUE 8 /* parts that wait to be written */
+#define IC_SPILL_DISK_QUEUE_BYTES                                                                          \
+    ((size_t)64 << 20)          /* of them together, in host memory; a larger one waits alone */
+#define IC_SPILL_DISK_FAILED 64 /* that could not be written, until the spill is told */
+#define IC_SPILL_DISK_PIECE ((size_t)1 << 20) /* bytes written at once: the end waits for one */
+#define IC_SPILL_DISK_STOP_MS 2000 /* a disk that hangs longer than this is left behind with its thread */
 #define IC_SPILL_DISK_WARN_NS INT64_C(60000000000)
 
 /* `dir` exists; files of at most `max` bytes together. The disk is used by one thread, any. A disk that is full or read-only
  * is a warning, and *out is NULL. IC_NOT_FOUND, IC_BAD_REQUEST: no such folder, or none that we may use. IC_OOM. */
-enum ic_status ic_spill_disk_open(struct ic_spill_disk **out, const char *dir, size_t max, struct ic_err *err);
+enum ic_status ic_spill_disk_open(struct ic_spill_disk **out, const char *dir, size_t max,
+                                  struct ic_err *err);
 void ic_spill_disk_close(struct ic_spill_disk **disk); /* forgets and removes everything; accepts NULL */
 
 #endif

@@ -13,7 +13,7 @@
 #include <stdbool.h>
 #include <cmocka.h>
 
-static atomic_int write_errno;          /* what each write says, 0: it goes through */
+static atomic_int write_errno;           /* what each write says, 0: it goes through */
 static atomic_bool write_waits, waiting; /* a slow disk; the thread is in there */
 
 static ssize_t odd_write(int fd, const void *data, size_t n)
@@ -170,8 +170,20 @@ static void a_file_that_is_not_what_was_written_is_not_there(void **state)
 {
     struct ic_spill_disk *disk = open_it();
     const off_t size = IC_SPILL_FILE_HEAD + 4 * TOKENS + BYTES;
-    const off_t at[] = {0, 8, 16, 24, 32, 36, 40, 103, 120, IC_SPILL_FILE_HEAD, IC_SPILL_FILE_HEAD + 4 * TOKENS - 1,
-                        IC_SPILL_FILE_HEAD + 4 * TOKENS, size / 2, size - 1};
+    const off_t at[] = {0,
+                        8,
+                        16,
+                        24,
+                        32,
+                        36,
+                        40,
+                        103,
+                        120,
+                        IC_SPILL_FILE_HEAD,
+                        IC_SPILL_FILE_HEAD + 4 * TOKENS - 1,
+                        IC_SPILL_FILE_HEAD + 4 * TOKENS,
+                        size / 2,
+                        size - 1};
     uint64_t f = 1;
 
     (void)state;
@@ -334,7 +346,8 @@ static void leftovers_go_and_nothing_else_does(void **state)
     settle(living);
 
     static const char *const files[] = {"notes.txt", "0000000000000001.kv", FOLDER "1-2"};
-    static const char *const folders[] = {"inference-core-kv", FOLDER, FOLDER "x", FOLDER "1-2.bak", "else"};
+    static const char *const folders[] = {"inference-core-kv", FOLDER, FOLDER "x", FOLDER "1-2.bak",
+                                          "else"};
     for (size_t i = 0; i < sizeof files / sizeof *files; i++)
         touch(dir, files[i], false);
     for (size_t i = 0; i < sizeof folders / sizeof *folders; i++)

@@ -88,7 +88,8 @@ static void bounded_and_the_used_ones_stay(void **state)
     }
     assert_true(s.count >= 2 && s.count <= 4);
     assert_true(has(&s, "", 0, 10, 1, false));
-    assert_false(ic_spill_put(&s, "", some(10, N), 0, 10, malloc(6000), 6000, false)); /* larger than all there may be */
+    assert_false(ic_spill_put(&s, "", some(10, N), 0, 10, malloc(6000), 6000,
+                              false)); /* larger than all there may be */
     ic_spill_clear(&s);
 }
 
@@ -117,7 +118,8 @@ static void check_sums(const struct ic_spill *s)
         on_disk += p->file != 0;
     }
     assert_true(sum == s->sum && sum <= s->max && n == s->count);
-    assert_true(files == s->disk_sum && files == disk.sum && files <= disk.face.max && on_disk == s->disk_count && on_disk == disk.n);
+    assert_true(files == s->disk_sum && files == disk.sum && files <= disk.face.max &&
+                on_disk == s->disk_count && on_disk == disk.n);
 }
 
 /* The part whose tokens differ from `other` on, with its data in memory, or NULL. */
@@ -141,7 +143,8 @@ static void what_memory_cannot_keep_lies_on_the_disk(void **state)
     for (int round = 0; round < 2; round++)
         for (int32_t i = 0; i < 10; i++) { /* each comes back as it was, and others go for it */
             struct ic_spill_part *p = fetch(&s, i);
-            assert_true(p && p->data && p->bytes == 1000 && ((char *)p->data)[0] == i && ((char *)p->data)[999] == i);
+            assert_true(p && p->data && p->bytes == 1000 && ((char *)p->data)[0] == i &&
+                        ((char *)p->data)[999] == i);
             assert_ptr_equal(s.first, p);
             check_sums(&s);
         }

@@ -12,9 +12,10 @@
 
 #include "sched/text_sched_int.h"
 
-#define NS_PER_BYTE_GUESS 1.0 /* of restoring, before one has been seen: slow */
+#define NS_PER_BYTE_GUESS 1.0      /* of restoring, before one has been seen: slow */
 #define DISK_NS_PER_BYTE_GUESS 1.0 /* of reading a file, likewise */
-#define DISK_FORGIVEN 0.9 /* of its price is left each time that it was too dear: a disk that was slow once gets another chance */
+#define DISK_FORGIVEN                                                                                      \
+    0.9 /* of its price is left each time that it was too dear: a disk that was slow once gets another chance */
 
 static bool is_idle(const struct slot *sl)
 {
@@ -74,7 +75,8 @@ void ic_cells_grow(struct ic_text_sched *s, struct run *r)
 {
     struct slot *sl = &s->slots[r->slot];
 
-    if (ic_prefix_append(s->prefix, r->slot, r->req->salt, r->tokens + sl->n_past, r->rows, s->be->now_ns(s->be->arg)))
+    if (ic_prefix_append(s->prefix, r->slot, r->req->salt, r->tokens + sl->n_past, r->rows,
+                         s->be->now_ns(s->be->arg)))
         sl->n_past += r->rows;
     else
         ic_cells_cut(s, r->slot, 0); /* no memory to remember it by: as if it had never been computed */
@@ -175,7 +177,8 @@ bool ic_cells_trim(struct ic_text_sched *s, int32_t stay)
     struct ic_seq_set busy = busy_set(s, -1);
     int32_t idle = ic_prefix_cells(s->prefix) - ic_prefix_cells_of(s->prefix, &busy), victim;
 
-    if (!s->be->seq_save || s->be->window < 0 || s->spill.sum >= s->spill.max - s->spill.max / IC_TRIM_SPARE)
+    if (!s->be->seq_save || s->be->window < 0 ||
+        s->spill.sum >= s->spill.max - s->spill.max / IC_TRIM_SPARE)
         return false; /* what goes would be lost, or others in its stead */
     if (idle <= stay || (victim = oldest_idle(s, -1)) < 0)
         return false;
@@ -238,7 +241,8 @@ static int32_t match(const struct ic_text_sched *s, const struct run *r, int32_t
 }
 
 /* Somebody who runs before it and will have computed more of its tokens than there are now. */
-static struct run *better_lead(const struct ic_text_sched *s, const struct run *r, int32_t have, int32_t *common)
+static struct run *better_lead(const struct ic_text_sched *s, const struct run *r, int32_t have,
+                               int32_t *common)
 {
     struct run *best = NULL;
 
@@ -393,7 +397,8 @@ void ic_cells_restore(struct ic_text_sched *s, struct run *r)
         int64_t t0 = be->now_ns(be->arg);
         bool ok = be->seq_load(be->arg, r->slot, p->from, sl->n_past, reach, p->data, p->bytes);
         double ns = (double)(be->now_ns(be->arg) - t0) / (double)p->bytes;
-        if (ok && ic_prefix_append(s->prefix, r->slot, r->req->salt, r->tokens + sl->n_past, reach - sl->n_past, t0)) {
+        if (ok && ic_prefix_append(s->prefix, r->slot, r->req->salt, r->tokens + sl->n_past,
+                                   reach - sl->n_past, t0)) {
             sl->n_past = reach;
             s->ns_per_byte = 0.5 * s->ns_per_byte + 0.5 * ns;
             atomic_fetch_add(&s->c->restored, (uint64_t)more);
@@ -457,7 +462,8 @@ enum ic_status ic_cells_pin(struct ic_text_sched *s, const struct ic_pin *p, str
         return ic_fail(err, IC_TOO_LARGE, "more than %d prefixes cannot be kept", pinned);
     if (ic_prefix_cells(s->prefix) + p->n + be->ctx_size > be->kv_size)
         return ic_fail(err, IC_TOO_LARGE,
-                       "a prefix of %d tokens does not fit beside a context of %d into %d cells (try a larger --kv-size)",
+                       "a prefix of %d tokens does not fit beside a context of %d into %d cells (try a "
+                       "larger --kv-size)",
                        p->n, be->ctx_size, be->kv_size);
     for (int32_t at = 0; at < p->n; at += n) {
         n = p->n - at < be->batch ? p->n - at : be->batch;

@@ -1,9 +1,9 @@
 #include "sched/text_cost.h"
 
-#define KEEP 0.8       /* weight of what was known before */
-#define OUTLIER 4      /* times what was known */
-#define ONE_BY_ONE 16  /* up to here each number of rows has its own price */
-#define ROW_GUESS 0.6  /* of the mean price of a row so far, for one more than has ever been seen */
+#define KEEP 0.8      /* weight of what was known before */
+#define OUTLIER 4     /* times what was known */
+#define ONE_BY_ONE 16 /* up to here each number of rows has its own price */
+#define ROW_GUESS 0.6 /* of the mean price of a row so far, for one more than has ever been seen */
 
 /* The largest number of rows that has price i. */
 static int32_t size_of(int32_t i)
@@ -77,7 +77,8 @@ void ic_text_cost_learn(struct ic_text_cost *c, double ns, int32_t n)
     *known = *known > 0 ? KEEP * *known + (1 - KEEP) * ns : ns;
 }
 
-int32_t ic_text_cost_slice(const struct ic_text_cost *c, int32_t n_decode, int32_t n_usual, int32_t room, double bound_ns)
+int32_t ic_text_cost_slice(const struct ic_text_cost *c, int32_t n_decode, int32_t n_usual, int32_t room,
+                           double bound_ns)
 {
     double bound = bound_ns > 0 ? bound_ns : IC_GAP_FACTOR * ic_text_cost_of(c, n_usual);
 

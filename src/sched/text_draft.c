@@ -6,15 +6,15 @@
 #include "base/least.h"
 #include "sched/text_sched_int.h"
 
-#define KEEP 0.9         /* of what was known of a stream */
-#define KEEP_ALL 0.97    /* … and of all streams together */
+#define KEEP 0.9      /* of what was known of a stream */
+#define KEEP_ALL 0.97 /* … and of all streams together */
 #define KEEP_READ 0.8
 #define KEEP_PLAIN 0.95
-#define MARGIN 1.1       /* a proposal must be worth more than its price by so much: both are estimates */
-#define FIRST_HITS 0.6   /* of a draft that has not been seen */
+#define MARGIN 1.1     /* a proposal must be worth more than its price by so much: both are estimates */
+#define FIRST_HITS 0.6 /* of a draft that has not been seen */
 #define FIRST_SURE 0.8
 #define SURE_MIN 0.05
-#define OUTLIER 4        /* times what was known: the machine was elsewhere */
+#define OUTLIER 4 /* times what was known: the machine was elsewhere */
 
 /* ---- what is known of the draft --------------------------------------------------------------------------------- */
 
@@ -131,9 +131,10 @@ static bool is_drafts(const struct ic_text_sched *s, const struct run *r)
 
 /* Out of their own texts for those that are not the draft's, before it is asked, or (drafts) for those that are, after:
  * maybe it had nothing. */
-static void look_up(struct ic_text_sched *s, struct ic_spec_tick *tick, bool drafts, int32_t *left, int32_t *n)
+static void look_up(struct ic_text_sched *s, struct ic_spec_tick *tick, bool drafts, int32_t *left,
+                    int32_t *n)
 {
-    for (int32_t i = 0; i < s->n_running && *left > 0; i++) {
+    for (int32_t i = 0; i<s->n_running && * left> 0; i++) {
         struct run *r = s->order[i];
         int32_t max = ic_least(wanted(s, r), *left);
         if (max == 0 || is_drafts(s, r) != drafts)
@@ -194,7 +195,8 @@ static int32_t catch_up(struct ic_text_sched *s, struct ic_spec_tick *tick, stru
         if (a[i].behind <= IC_DRAFT_NEAR || room == 0 || !worth_reading(s, &a[i]))
             continue;
         of[n_q] = i;
-        q[n_q] = (struct ic_draft_req){.seq = a[i].r->slot, .tokens = a[i].r->tokens, .n = a[i].r->n_tokens};
+        q[n_q] =
+            (struct ic_draft_req){.seq = a[i].r->slot, .tokens = a[i].r->tokens, .n = a[i].r->n_tokens};
         q[n_q].read = ic_least(a[i].behind - 1, room);
         room -= q[n_q].read;
         ns += q[n_q++].read * d->read_ns;
@@ -219,7 +221,8 @@ static int32_t catch_up(struct ic_text_sched *s, struct ic_spec_tick *tick, stru
 }
 
 /* How many to ask for; a try where it does not pay. */
-static int32_t count(struct ic_text_sched *s, struct ic_spec_tick *tick, struct run *r, double step_ns, int32_t max)
+static int32_t count(struct ic_text_sched *s, struct ic_spec_tick *tick, struct run *r, double step_ns,
+                     int32_t max)
 {
     struct ic_draft_stream *ds = &r->draft_stream;
     double sure = ds->sure > SURE_MIN ? ds->sure : SURE_MIN, chance[IC_SPEC_MAX];
@@ -245,8 +248,8 @@ static int32_t count(struct ic_text_sched *s, struct ic_spec_tick *tick, struct 
     return k;
 }
 
-static void propose(struct ic_text_sched *s, struct ic_spec_tick *tick, struct asked *a, int32_t n_a, int32_t *left,
-                    int32_t *n)
+static void propose(struct ic_text_sched *s, struct ic_spec_tick *tick, struct asked *a, int32_t n_a,
+                    int32_t *left, int32_t *n)
 {
     struct ic_draft_req q[IC_PREFIX_SEQS_MAX];
     struct run *of[IC_PREFIX_SEQS_MAX];
@@ -260,8 +263,12 @@ static void propose(struct ic_text_sched *s, struct ic_spec_tick *tick, struct a
         if (k == 0)
             continue;
         of[n_q] = r;
-        q[n_q++] = (struct ic_draft_req){
-            .seq = r->slot, .tokens = r->tokens, .n = r->n_tokens, .read = IC_DRAFT_NEAR, .max = k, .out = r->draft};
+        q[n_q++] = (struct ic_draft_req){.seq = r->slot,
+                                         .tokens = r->tokens,
+                                         .n = r->n_tokens,
+                                         .read = IC_DRAFT_NEAR,
+                                         .max = k,
+                                         .out = r->draft};
         room -= k;
     }
     ns = step_ns * (*left - room);
@@ -316,7 +323,9 @@ void ic_drafts_add(struct ic_text_sched *s, int32_t n_decode, int32_t *n)
                                 .rows = *n,
                                 .useful = *n,
                                 .ns = ic_text_cost_of(&s->cost, *n),
-                                .limit_ns = n_decode == 1 ? INFINITY : bound > 0 ? bound : IC_GAP_FACTOR * base};
+                                .limit_ns = n_decode == 1 ? INFINITY
+                                            : bound > 0   ? bound
+                                                          : IC_GAP_FACTOR * base};
     int32_t left = ic_least(ic_least(s->be->batch - *n, ic_cells_free(s) - *n), IC_SPEC_ROWS_MAX);
     bool draft = has_draft(s) && tick.ns > 0, plain = draft && d->since_plain >= IC_DRAFT_PLAIN;
 

@@ -23,30 +23,35 @@
 #define IC_DRAFT_PROBE 2       /* proposals of a try */
 #define IC_DRAFT_REST_MIN 32   /* ticks with a token of the stream, between two tries */
 #define IC_DRAFT_REST_MAX 2048
-#define IC_DRAFT_PLAIN 32      /* one tick in so many has no proposals: what the others cost without is to be known */
-#define IC_DRAFT_STAKE 0.02    /* of all time may be lost */
-#define IC_DRAFT_LOAN 16.0     /* decodes of one stream: credit at the start */
+#define IC_DRAFT_PLAIN                                                                                     \
+    32 /* one tick in so many has no proposals: what the others cost without is to be known */
+#define IC_DRAFT_STAKE 0.02 /* of all time may be lost */
+#define IC_DRAFT_LOAN 16.0  /* decodes of one stream: credit at the start */
 #define IC_DRAFT_DEBT_MAX 8.0
 #define IC_DRAFT_CREDIT_MAX 256.0
-#define IC_DRAFT_EXPECTED 256  /* tokens of a stream without a bound of its own, when asked what reading it may bring */
-#define IC_DRAFT_READ_SHARE 0.25 /* of the time of a stream's tokens to come, that reading what it lacks may take */
+#define IC_DRAFT_EXPECTED                                                                                  \
+    256 /* tokens of a stream without a bound of its own, when asked what reading it may bring */
+#define IC_DRAFT_READ_SHARE                                                                                \
+    0.25 /* of the time of a stream's tokens to come, that reading what it lacks may take */
 
 /* Of one stream. */
 struct ic_draft_stream {
     double hits; /* of the proposals that were checked, those that were right: moving average */
     double sure; /* of the tokens that the draft computed, those that it proposed: moving average */
-    int32_t rest, next_rest; /* ticks with a token of it until it is tried again, and how many the next time */
+    /* ticks with a token of it until it is tried again, and how many the next time */
+    int32_t rest, next_rest;
 };
 
 /* Of all together. Times in ns, credit in decodes of one stream. */
 struct ic_drafter {
     struct ic_text_cost cost; /* of a step of the draft by the number of streams */
     double read_ns;           /* of a token that it reads to catch up; 0: not known */
-    double plain_ns[IC_PREFIX_SEQS_MAX + 1]; /* of ticks without proposals, by the number of streams: slow averages */
-    double hits, sure;        /* what a stream begins with: averages of all */
+    double plain_ns[IC_PREFIX_SEQS_MAX +
+                    1]; /* of ticks without proposals, by the number of streams: slow averages */
+    double hits, sure;  /* what a stream begins with: averages of all */
     double credit;
-    int32_t since_plain;      /* ticks with proposals, since one without */
-    bool failed;              /* not to be asked before the model is opened anew */
+    int32_t since_plain; /* ticks with proposals, since one without */
+    bool failed;         /* not to be asked before the model is opened anew */
     /* of the tick under way */
     double alone_ns, value_ns; /* of a decode of one stream; what a token kept is worth */
     double spent_ns;           /* by the draft */
@@ -69,7 +74,8 @@ void ic_draft_settle(struct ic_drafter *d, double ns, int32_t n_decode, int32_t 
 /* ---- in the scheduler (sched/text_sched_int.h) ---- */
 struct ic_text_sched;
 
-bool ic_drafts_looks_up(const struct ic_text_sched *s); /* whether texts are searched for what they repeat */
+bool ic_drafts_looks_up(
+    const struct ic_text_sched *s); /* whether texts are searched for what they repeat */
 /* Adds proposals behind the streams' next tokens to the n rows of a tick, n_decode of them streams', as far as they pay
  * and fit into free cells: nobody loses any for them. Sets run.draft … and s->drafts. May ask the draft, which takes
  * its time (s->drafter.spent_ns). */

@@ -77,7 +77,8 @@ static void credit_is_bounded_both_ways(void **state)
     d.kept = 1;
     double before = d.credit;
     ic_draft_settle(&d, 0, 0, 1, 0, 1000);
-    assert_true(fabs(d.credit - before) < 1e-9); /* two rows of half a decode's price, and one token for it */
+    assert_true(fabs(d.credit - before) <
+                1e-9); /* two rows of half a decode's price, and one token for it */
     for (int i = 0; i < 1000; i++) {
         d.rows = 1;
         ic_draft_settle(&d, 0, 0, 1, 0, 500);
@@ -123,8 +124,8 @@ static struct took run_long(int right, int unsure, int step, int row, int read, 
             talker(w, 900);
         run_dry(w);
     }
-    t = (struct took){(double)(w->f.now - t0), w->c.tokens, w->c.drafted, w->c.accepted,
-                      w->f.decodes, w->f.draft_calls, w->f.draft_reads};
+    t = (struct took){(double)(w->f.now - t0), w->c.tokens,     w->c.drafted, w->c.accepted, w->f.decodes,
+                      w->f.draft_calls,        w->f.draft_reads};
     world_free(w);
     return t;
 }
@@ -156,9 +157,10 @@ static void one_that_does_not_pay_costs_next_to_nothing(void **state)
     static const struct {
         int right, unsure, step, row, read, streams;
     } t[] = {
-        {0, 0, 10, 10, 1, 1},       {0, 0, 10, 50, 10, 1},     {1000, 0, 100, 50, 50, 1}, {1000, 0, 10, 98, 5, 1},
-        {1000, 1000, 30, 10, 5, 1}, {300, 300, 30, 40, 10, 1}, {500, 0, 20, 40, 10, 1},   {0, 0, 30, 10, 5, 4},
-        {200, 0, 100, 20, 50, 4},   {500, 100, 30, 20, 30, 4}, {700, 0, 30, 40, 5, 1},    {1000, 0, 20, 10, 200, 1},
+        {0, 0, 10, 10, 1, 1},      {0, 0, 10, 50, 10, 1},      {1000, 0, 100, 50, 50, 1},
+        {1000, 0, 10, 98, 5, 1},   {1000, 1000, 30, 10, 5, 1}, {300, 300, 30, 40, 10, 1},
+        {500, 0, 20, 40, 10, 1},   {0, 0, 30, 10, 5, 4},       {200, 0, 100, 20, 50, 4},
+        {500, 100, 30, 20, 30, 4}, {700, 0, 30, 40, 5, 1},     {1000, 0, 20, 10, 200, 1},
     };
 
     (void)state;
@@ -166,9 +168,9 @@ static void one_that_does_not_pay_costs_next_to_nothing(void **state)
         struct took without = run_long(-1, 0, 0, t[i].row, 0, t[i].streams);
         struct took with = run_long(t[i].right, t[i].unsure, t[i].step, t[i].row, t[i].read, t[i].streams);
         if (with.ns > without.ns * NEVER_SLOWER || getenv("IC_VERBOSE"))
-            printf("case %zu: %.4f times as long, %llu of %llu kept, %lld calls, %lld read\n", i, with.ns / without.ns,
-                   (unsigned long long)with.accepted, (unsigned long long)with.drafted, (long long)with.calls,
-                   (long long)with.reads);
+            printf("case %zu: %.4f times as long, %llu of %llu kept, %lld calls, %lld read\n", i,
+                   with.ns / without.ns, (unsigned long long)with.accepted,
+                   (unsigned long long)with.drafted, (long long)with.calls, (long long)with.reads);
         assert_true(with.ns <= without.ns * NEVER_SLOWER);
         assert_int_equal(with.tokens, without.tokens);
         assert_true(with.calls > 0); /* it has been tried */
@@ -187,7 +189,8 @@ static void a_noisy_machine_is_seen_through(void **state)
         printf("%.3f %.3f %.3f\n", good.ns / without.ns, bad.ns / without.ns, dear.ns / without.ns);
     assert_true(good.ns < without.ns * 0.85);
     double slack = 0.02; /* other hiccups at other times */
-    assert_true(bad.ns < without.ns * (NEVER_SLOWER + slack) && dear.ns < without.ns * (NEVER_SLOWER + slack));
+    assert_true(bad.ns < without.ns * (NEVER_SLOWER + slack) &&
+                dear.ns < without.ns * (NEVER_SLOWER + slack));
 }
 
 /* A stream turns: what did not pay comes back by itself. */
@@ -222,7 +225,8 @@ static void rows_cells_outputs_and_the_context_are_obeyed(void **state)
         w->f.be.policy.no_speculation = true;
         w->f.be.outputs = 2 + room / 3; /* the fake model asserts all of them */
         fake_with_draft(&w->f, 900);
-        struct client_req *a = endless(submit_prompt(w, "abc", -1)), *b = endless(submit_prompt(w, "xyz", -1));
+        struct client_req *a = endless(submit_prompt(w, "abc", -1)),
+                          *b = endless(submit_prompt(w, "xyz", -1));
         run_dry(w);
         CHECK(a->end.reason == IC_END_LENGTH && b->end.reason == IC_END_LENGTH);
         CHECK(room < 4 || w->c.accepted > 0);
@@ -276,7 +280,8 @@ static void a_draft_that_fails_fails_nobody(void **state)
         w->f.draft_fails = 1024;
         for (int i = 0; i < 20; i++)
             tick(w);
-        CHECK(w->f.draft_gone && w->f.draft_calls == calls + 1); /* the fake model asserts that it is left alone */
+        CHECK(w->f.draft_gone &&
+              w->f.draft_calls == calls + 1); /* the fake model asserts that it is left alone */
         CHECK(!a->ended && !b->ended);
         uint64_t drafted = w->c.drafted;
         for (int i = 0; i < 20; i++)

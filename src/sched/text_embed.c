@@ -9,8 +9,9 @@
 enum ic_status ic_embed_open(const struct ic_text_sched *s, struct run *r, struct ic_err *err)
 {
     if (s->be->n_embd <= 0)
-        return ic_fail(err, IC_BAD_REQUEST, "this server gives no embeddings: it would have to be started with --pooling "
-                                            "mean, cls or last");
+        return ic_fail(err, IC_BAD_REQUEST,
+                       "this server gives no embeddings: it would have to be started with --pooling "
+                       "mean, cls or last");
     return ic_pool_open(&r->pool, r->req->pooling, s->be->n_embd, r->n_tokens, err);
 }
 

@@ -74,7 +74,8 @@ static void nobody_waits_for_cells_that_cannot_help(void **state)
     (void)state;
     endless(submit_prompt(w, letters(text, 40), 1));
     tick(w); /* it is being read */
-    struct client_req *r = submit_embed(w, text, IC_POOLING_MEAN), *last = submit_embed(w, text, IC_POOLING_LAST);
+    struct client_req *r = submit_embed(w, text, IC_POOLING_MEAN),
+                      *last = submit_embed(w, text, IC_POOLING_LAST);
     tick(w);
     for (int32_t i = 0; i < w->s->n_running; i++) {
         const struct run *x = w->s->order[i];
@@ -124,7 +125,8 @@ static void the_model_may_go_and_come_back(void **state)
         tick(w);
         lose(w, orderly);
         run_dry(w);
-        CHECK(orderly ? r->has_vector : r->code == IC_INTERNAL); /* its rows were in the decode that was lost */
+        CHECK(orderly ? r->has_vector
+                      : r->code == IC_INTERNAL); /* its rows were in the decode that was lost */
         world_free(w);
     }
     struct world *w = world_new(9, 2, 8, 100, 200);
@@ -168,7 +170,8 @@ static void cancels_and_deadlines_end_it(void **state)
     (void)state;
     struct client_req *aborted = submit_embed(w, letters(text, 60), IC_POOLING_MEAN);
     struct client_req *gone = submit_embed(w, letters(text, 60), IC_POOLING_MEAN);
-    struct client_req *late = ask(w, -1, letters(text, 60), 0), *stays = submit_embed(w, letters(text, 60), IC_POOLING_CLS);
+    struct client_req *late = ask(w, -1, letters(text, 60), 0),
+                      *stays = submit_embed(w, letters(text, 60), IC_POOLING_CLS);
     late->req->pooling = IC_POOLING_LAST;
     late->req->deadline_ns = w->f.now + 1500;
     submit(w, late);
@@ -190,7 +193,8 @@ static void a_missing_state_ends_the_one_that_needs_it(void **state)
 
     (void)state;
     w->f.states_fail = 1024;
-    struct client_req *r = submit_embed(w, "abc", IC_POOLING_MEAN), *other = endless(submit_prompt(w, "xyz", 4));
+    struct client_req *r = submit_embed(w, "abc", IC_POOLING_MEAN),
+                      *other = endless(submit_prompt(w, "xyz", 4));
     run_dry(w);
     CHECK(r->code == IC_INTERNAL && r->end.reason == IC_END_ERROR && other->end.stats.tokens == 4);
     world_free(w);

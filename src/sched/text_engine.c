@@ -21,8 +21,11 @@
  * (docs/benchmarks.md), but where they leave beside streams these go on in their cells, out of order, and sums in f16 then round
  * otherwise: with 128, a seed often said another thing than a moment before (wire_sampling under load: 6 of 20 runs; with 1024 none). */
 #define IDLE_CELLS 1024
-#define HAND_OVER_NS IC_MS /* longer, and a loop that is busy with something else would slow down every stream */
-#define OFFER_NS (IC_MS / 4) /* tokens of one tick are written together, but none waits longer for the others to be drawn */
+#define HAND_OVER_NS                                                                                       \
+    IC_MS /* longer, and a loop that is busy with something else would slow down every stream */
+#define OFFER_NS                                                                                           \
+    (IC_MS /                                                                                               \
+     4) /* tokens of one tick are written together, but none waits longer for the others to be drawn */
 
 enum command_kind { CMD_SUBMIT, CMD_SESSION_CLOSE };
 
@@ -44,13 +47,13 @@ struct ic_text_engine {
     struct ic_text_sched *sched;
     struct ic_text_counters counters;
     struct ic_err err;
-    struct ic_text_info info[2];                 /* taken in turns, so that whoever still reads the one before may */
+    struct ic_text_info info[2]; /* taken in turns, so that whoever still reads the one before may */
     _Atomic(const struct ic_text_info *) info_now;
-    pthread_mutex_t vocab_lock;  /* guards the next two against unloading, see borrow */
+    pthread_mutex_t vocab_lock;           /* guards the next two against unloading, see borrow */
     const struct ic_text_model *vocab_of; /* the model, or `vocab` while it is away */
     struct ic_text_model *vocab;
-    int64_t idle_since_ns;       /* 0: not idle */
-    int failures;                /* decodes in a row that the model failed at */
+    int64_t idle_since_ns; /* 0: not idle */
+    int failures;          /* decodes in a row that the model failed at */
     _Atomic(enum ic_engine_state) state;
     _Atomic int32_t inbox_requests;
     atomic_bool stop, draining;
@@ -58,22 +61,23 @@ struct ic_text_engine {
     pthread_cond_t wake;
     struct command *head, **tail;
     bool kicked;
-    bool hand_over; /* computing takes every core: the loop has none of its own, so this thread writes its tokens */
+    /* computing takes every core: the loop has none of its own, so this thread writes its tokens */
+    bool hand_over;
     int64_t unsaid_ns; /* when the first event was put that has not been offered; 0: none */
 };
 
 /* ---- the real model behind the scheduler ---------------------------------------------------------------- */
 
-static enum ic_status be_tokenize(void *arg, const char *text, size_t len, bool first, int32_t max, int32_t **out,
-                                  int32_t *n, struct ic_err *err)
+static enum ic_status be_tokenize(void *arg, const char *text, size_t len, bool first, int32_t max,
+                                  int32_t **out, int32_t *n, struct ic_err *err)
 {
     struct ic_text_engine *e = arg;
     return first ? ic_text_tokenize(e->model, text, len, true, false, max, out, n, err)
                  : ic_text_tokenize_more(e->model, text, len, max, out, n, err);
 }
 
-static enum ic_status be_chat(void *arg, const struct ic_chat_msg *msgs, size_t n_msgs, int32_t max, int32_t **out,
-                              int32_t *n, struct ic_err *err)
+static enum ic_status be_chat(void *arg, const struct ic_chat_msg *msgs, size_t n_msgs, int32_t max,
+                              int32_t **out, int32_t *n, struct ic_err *err)
 {
     struct ic_text_engine *e = arg;
     return ic_text_chat_tokenize(e->model, msgs, n_msgs, max, out, n, err);
@@ -82,7 +86,8 @@ static enum ic_status be_chat(void *arg, const struct ic_chat_msg *msgs, size_t 
 /* What a decode that hangs looks like. */
 static enum ic_decode faulty(struct ic_life *me, bool *is_fault)
 {
-    bool hang = ic_fault(IC_FAULT_TEXT_HANG) || ic_fault(IC_FAULT_TEXT_DEAD), stall = !hang && ic_fault(IC_FAULT_TEXT_STALL);
+    bool hang = ic_fault(IC_FAULT_TEXT_HANG) || ic_fault(IC_FAULT_TEXT_DEAD),
+         stall = !hang && ic_fault(IC_FAULT_TEXT_STALL);
 
     *is_fault = hang || stall || ic_fault(IC_FAULT_TEXT_OOM);
     while (hang || (stall && !atomic_load(&me->abort)))
@@ -160,7 +165,8 @@ static size_t be_seq_save(void *arg, int32_t seq, int32_t from, int32_t to, size
     return ic_text_seq_save(e->model, seq, from, to, max, data);
 }
 
-static bool be_seq_load(void *arg, int32_t seq, int32_t from, int32_t keep_from, int32_t to, const void *data, size_t bytes)
+static bool be_seq_load(void *arg, int32_t seq, int32_t from, int32_t keep_from, int32_t to,
+                        const void *data, size_t bytes)
 {
     struct ic_text_engine *e = arg;
     return ic_text_seq_load(e->model, seq, from, keep_from, to, data, bytes);
@@ -172,8 +178,8 @@ static void be_piece(void *arg, int32_t token, struct ic_buf *out)
     ic_text_piece(e->model, token, out);
 }
 
-static enum ic_status be_sampler_open(void *arg, void **sampler, const struct ic_text_params *p, const int32_t *prompt,
-                                      int32_t n, struct ic_err *err)
+static enum ic_status be_sampler_open(void *arg, void **sampler, const struct ic_text_params *p,
+                                      const int32_t *prompt, int32_t n, struct ic_err *err)
 {
     struct ic_text_engine *e = arg;
     struct ic_sampler *s;
@@ -182,11 +188,13 @@ static enum ic_status be_sampler_open(void *arg, void **sampler, const struct ic
     return st;
 }
 
-static enum ic_status be_draw(void *arg, void *sampler, int32_t row, struct ic_sampled *out, struct ic_err *err)
+static enum ic_status be_draw(void *arg, void *sampler, int32_t row, struct ic_sampled *out,
+                              struct ic_err *err)
 {
     struct ic_text_engine *e = arg;
     const float *logits = ic_text_logits(e->model, row);
-    return logits ? ic_sampler_draw(sampler, logits, out, err) : ic_fail(err, IC_INTERNAL, "a row has no logits");
+    return logits ? ic_sampler_draw(sampler, logits, out, err)
+                  : ic_fail(err, IC_INTERNAL, "a row has no logits");
 }
 
 static const float *be_embedding(void *arg, int32_t row)
@@ -202,8 +210,8 @@ static void be_sampler_close(void *arg, void *sampler)
     ic_sampler_close(&s);
 }
 
-static enum ic_status be_sampler_rebind(void *arg, void *sampler, const struct ic_text_params *p, const int32_t *said,
-                                        int32_t n, struct ic_err *err)
+static enum ic_status be_sampler_rebind(void *arg, void *sampler, const struct ic_text_params *p,
+                                        const int32_t *said, int32_t n, struct ic_err *err)
 {
     struct ic_text_engine *e = arg;
     return ic_sampler_rebind(sampler, e->model, p, said, n, err);
@@ -374,7 +382,8 @@ static bool bring_back(struct ic_text_engine *e)
     say(e);
     atomic_store(&e->worker.beat, 0); /* loading takes what it takes */
     for (int i = 0; !atomic_load(&e->stop); i++) {
-        if ((e->model || open_model(e) == IC_OK) && ic_text_sched_unpark(e->sched, &e->be, &e->err) == IC_OK) {
+        if ((e->model || open_model(e) == IC_OK) &&
+            ic_text_sched_unpark(e->sched, &e->be, &e->err) == IC_OK) {
             double seconds = (double)(ic_now_ns() - t0) / 1e9;
             atomic_store(&e->worker.health.wake_s, seconds);
             atomic_fetch_add(&e->worker.health.woken, 1);
@@ -398,7 +407,8 @@ static void lean_back(struct ic_text_engine *e)
     e->failures = 0;
     if (layers == 0)
         return;
-    ic_warn("text", "%d decodes in a row failed: from %d layers on the GPU to %d", FAILURES_MAX, layers, layers / 2);
+    ic_warn("text", "%d decodes in a row failed: from %d layers on the GPU to %d", FAILURES_MAX, layers,
+            layers / 2);
     ic_text_sched_forget_kv(e->sched, "the model failed to decode");
     pthread_mutex_lock(&e->vocab_lock);
     e->vocab_of = NULL;
@@ -462,7 +472,8 @@ static enum ic_status first_load(struct ic_text_engine *e)
     if (st == IC_OK)
         st = ic_text_sched_open(&e->sched, &e->be, &e->counters, &e->err);
     if (st == IC_OK && e->cfg.prefix)
-        st = ic_text_pin_file(e->sched, &e->be, e->cfg.prefix, ic_text_model_info(e->model)->has_chat_template, &e->err);
+        st = ic_text_pin_file(e->sched, &e->be, e->cfg.prefix,
+                              ic_text_model_info(e->model)->has_chat_template, &e->err);
     return st;
 }
 
@@ -496,7 +507,9 @@ static void *engine_main(void *arg)
         set_state(e, atomic_load(&e->draining) ? IC_ENGINE_DRAINING : IC_ENGINE_READY);
     while (ok && !atomic_load(&e->stop)) {
         bool away = ic_text_sched_is_parked(e->sched);
-        take_commands(e, busy || untidy ? 0 : away || !e->cfg.idle_unload_ns ? INT64_MAX : e->idle_since_ns + e->cfg.idle_unload_ns);
+        take_commands(e, busy || untidy                   ? 0
+                         : away || !e->cfg.idle_unload_ns ? INT64_MAX
+                                                          : e->idle_since_ns + e->cfg.idle_unload_ns);
         untidy = false;
         if (rest(e, &busy))
             continue;

@@ -12,15 +12,15 @@
 #include "text/model.h"
 
 struct ic_text_engine_config {
-    struct ic_text_config model; /* strings must outlive the engine */
-    int32_t queue_max;           /* requests waiting at once, one more is IC_BUSY */
+    struct ic_text_config model;  /* strings must outlive the engine */
+    int32_t queue_max;            /* requests waiting at once, one more is IC_BUSY */
     struct ic_text_policy policy; /* see text_sched.h */
     const char *cache_disk;       /* folder for KV that leaves host memory (spill_disk.h), or NULL */
     size_t cache_disk_max;        /* bytes of all files there */
     const char *prefix;           /* file that prompts will begin with, computed at start, or NULL */
-    struct ic_turn *turn;        /* shared with other engines that compute on the CPU, or NULL */
-    int64_t idle_unload_ns;      /* without work, until the model is unloaded; 0: never */
-    void (*model_gone)(void *);  /* the engine's thread, after unloading; or NULL */
+    struct ic_turn *turn;         /* shared with other engines that compute on the CPU, or NULL */
+    int64_t idle_unload_ns;       /* without work, until the model is unloaded; 0: never */
+    void (*model_gone)(void *);   /* the engine's thread, after unloading; or NULL */
     void *model_gone_arg;
     struct ic_governor *governor; /* orders rests between decodes; must outlive the engine, or NULL */
 };

@@ -4,7 +4,8 @@
 
 #include "sched/text_sched_int.h"
 
-struct ic_event *ic_run_event(const struct run *r, enum ic_event_kind kind, const char *text, size_t len, size_t extra)
+struct ic_event *ic_run_event(const struct run *r, enum ic_event_kind kind, const char *text, size_t len,
+                              size_t extra)
 {
     struct ic_event *ev = calloc(1, sizeof *ev + len + extra + 1);
 
@@ -39,7 +40,8 @@ void ic_run_error(struct ic_text_sched *s, const struct run *r, const struct ic_
     ic_run_emit(s, r, ev);
 }
 
-void ic_run_token(struct ic_text_sched *s, struct run *r, const struct ic_sampled *d, const struct ic_buf *text)
+void ic_run_token(struct ic_text_sched *s, struct run *r, const struct ic_sampled *d,
+                  const struct ic_buf *text)
 {
     struct ic_buf tops = {0};
     struct ic_event_top top[IC_LOGPROBS_MAX];
@@ -51,7 +53,8 @@ void ic_run_token(struct ic_text_sched *s, struct run *r, const struct ic_sample
     }
     struct ic_event *ev = ic_run_event(r, IC_EVENT_TOKEN, text->data, text->len, tops.len);
     if (ev) {
-        ev->index = d ? r->n_gen - 1 : r->n_gen; /* what was held back leaves with the end-of-generation token */
+        ev->index =
+            d ? r->n_gen - 1 : r->n_gen; /* what was held back leaves with the end-of-generation token */
         ev->stamp_ns = r->last_ns;
         if (d) {
             ev->prob = d->prob;

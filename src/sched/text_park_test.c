@@ -18,7 +18,8 @@ static void a_park_at_any_tick_changes_no_answer(void **state)
                 tick(w);
             int64_t events = w->events;
             lose(w, true);
-            CHECK(w->events == events && tick(w) == (!a->ended || !b->ended || !c->ended) && w->events == events);
+            CHECK(w->events == events && tick(w) == (!a->ended || !b->ended || !c->ended) &&
+                  w->events == events);
             reopen(w);
             run_dry(w); /* the oracle compares every text */
             CHECK(a->end.stats.tokens == 12 && b->end.stats.tokens == 12 && c->end.stats.tokens == 3);
@@ -36,14 +37,15 @@ static void a_lost_device_fails_its_batch_only(void **state)
     char text[64];
 
     (void)state;
-    struct client_req *a = endless(submit_prompt(w, "aa", 20)), *b = endless(submit(w, ask(w, 0, "bb", 20)));
+    struct client_req *a = endless(submit_prompt(w, "aa", 20)),
+                      *b = endless(submit(w, ask(w, 0, "bb", 20)));
     struct client_req *c = endless(submit_prompt(w, letters(text, 9), 20));
     for (int i = 0; i < 4; i++)
         tick(w);
     CHECK(is_running(w, a) && is_running(w, b) && !is_running(w, c));
     lose(w, false);
     CHECK(a->ended && b->ended && a->code == IC_INTERNAL && b->code == IC_INTERNAL && !c->ended);
-    lose(w, false); /* nothing more to lose */
+    lose(w, false);                /* nothing more to lose */
     submit(w, ask(w, 0, "dd", 3)); /* taken while there is no model */
     CHECK(tick(w) && tick(w));
     reopen(w);
@@ -67,7 +69,8 @@ static void cancels_and_deadlines_hold_while_there_is_no_model(void **state)
     cancel(w, a, IC_CANCEL_ABORT);
     close_session(w, 1);
     CHECK(c->end.reason == IC_END_ABORT);
-    CHECK(ic_text_sched_reap(w->s, &until) && until == b->req->deadline_ns && a->end.reason == IC_END_ABORT);
+    CHECK(ic_text_sched_reap(w->s, &until) && until == b->req->deadline_ns &&
+          a->end.reason == IC_END_ABORT);
     w->f.now = until;
     CHECK(!tick(w) && b->end.reason == IC_END_DEADLINE);
     reopen(w);

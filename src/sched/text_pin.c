@@ -25,9 +25,11 @@ static enum ic_status read_text(const char *path, char **out, size_t *len, struc
     fclose(f);
     if (!text)
         return ic_fail(err, IC_OOM, "out of memory");
-    if (failed || *len == 0 || *len > PREFIX_BYTES_MAX || memchr(text, 0, *len) || !ic_utf8_valid(text, *len)) {
+    if (failed || *len == 0 || *len > PREFIX_BYTES_MAX || memchr(text, 0, *len) ||
+        !ic_utf8_valid(text, *len)) {
         free(text);
-        return ic_fail(err, IC_BAD_REQUEST, "prefix %s: not a UTF-8 text of 1 to %d bytes", path, PREFIX_BYTES_MAX);
+        return ic_fail(err, IC_BAD_REQUEST, "prefix %s: not a UTF-8 text of 1 to %d bytes", path,
+                       PREFIX_BYTES_MAX);
     }
     text[*len] = 0;
     *out = text;
@@ -35,10 +37,11 @@ static enum ic_status read_text(const char *path, char **out, size_t *len, struc
 }
 
 /* The tokens with which every conversation under this system's turn begins. */
-static enum ic_status chat_beginning(const struct ic_text_backend *be, const char *text, int32_t **out, int32_t *n,
-                                     struct ic_err *err)
+static enum ic_status chat_beginning(const struct ic_text_backend *be, const char *text, int32_t **out,
+                                     int32_t *n, struct ic_err *err)
 {
-    const struct ic_chat_msg a[] = {{"system", text}, {"user", "a"}}, b[] = {{"system", text}, {"user", "?"}};
+    const struct ic_chat_msg a[] = {{"system", text}, {"user", "a"}},
+                             b[] = {{"system", text}, {"user", "?"}};
     int32_t *other = NULL, n_other = 0;
     enum ic_status st = be->chat(be->arg, a, 2, be->ctx_size - 1, out, n, err);
 
@@ -52,8 +55,8 @@ static enum ic_status chat_beginning(const struct ic_text_backend *be, const cha
     return st;
 }
 
-static enum ic_status pin(struct ic_text_sched *s, enum ic_status st, int32_t *tokens, int32_t n, const char *path,
-                          struct ic_err *err)
+static enum ic_status pin(struct ic_text_sched *s, enum ic_status st, int32_t *tokens, int32_t n,
+                          const char *path, struct ic_err *err)
 {
     if (st == IC_TOO_LARGE)
         ic_fail(err, st, "prefix %s: longer than a context", path);
@@ -63,8 +66,8 @@ static enum ic_status pin(struct ic_text_sched *s, enum ic_status st, int32_t *t
     return st;
 }
 
-enum ic_status ic_text_pin_file(struct ic_text_sched *s, const struct ic_text_backend *be, const char *path, bool chat,
-                                struct ic_err *err)
+enum ic_status ic_text_pin_file(struct ic_text_sched *s, const struct ic_text_backend *be, const char *path,
+                                bool chat, struct ic_err *err)
 {
     int32_t *tokens = NULL, n = 0;
     size_t len;

@@ -13,7 +13,8 @@ static char *with_prefix(char *out, const char *prefix, int n)
 /* Sixteen at once: what they have in common is computed by one of them, and is there once. */
 static void a_common_prefix_is_computed_once(void **state)
 {
-    for (int late = 0; late < 40; late += 3) { /* the others come when the first is in the middle of it, or through */
+    for (int late = 0; late < 40;
+         late += 3) { /* the others come when the first is in the middle of it, or through */
         struct world *w = world_new(1, 16, 32, 200, 1000);
         char prefix[PREFIX + 1], text[120];
         int64_t rows = 0;
@@ -21,7 +22,8 @@ static void a_common_prefix_is_computed_once(void **state)
         letters(prefix, PREFIX);
         for (int i = 0; i < 16; i++) {
             endless(submit_prompt(w, with_prefix(text, prefix, i), 8));
-            rows += (int64_t)strlen(text) - PREFIX + 8 - 1; /* of each its own; the last token said is not computed */
+            rows += (int64_t)strlen(text) - PREFIX + 8 -
+                    1; /* of each its own; the last token said is not computed */
             for (int k = 0; i == 0 && k < late / 3; k++)
                 tick(w);
         }
@@ -93,7 +95,8 @@ static void a_pinned_prefix_is_there_for_all_and_for_good(void **state)
     letters(prefix, PREFIX);
     int32_t n = fake_tokens(&w->f, prefix, PREFIX, true, tokens);
     CHECK(ic_text_sched_pin(w->s, tokens, n, &err) == IC_OK && w->f.decoded_rows == n);
-    CHECK(ic_text_sched_pin(w->s, tokens, n, &err) == IC_TOO_LARGE && strstr(err.msg, "kv-size")); /* twice is too much */
+    CHECK(ic_text_sched_pin(w->s, tokens, n, &err) == IC_TOO_LARGE &&
+          strstr(err.msg, "kv-size")); /* twice is too much */
     for (int round = 0; round < 3; round++) {
         for (int i = 0; i < 6; i++) { /* others that need every cell */
             endless(submit_prompt(w, letters(text, 60), 30));
@@ -180,7 +183,7 @@ static void a_disk_keeps_what_host_memory_cannot(void **state)
             char text[100];
             w->f.be.window = -recurrent;
             w->f.be.policy.cache_ram = 2600; /* two and a half, without the others' tokens */
-            w->f.ns_row = 100; /* dearer than the first guess of what reading costs */
+            w->f.ns_row = 100;               /* dearer than the first guess of what reading costs */
             with_disk(w, 1 << 20);
             w->disk.full = kind == FULL;
             w->disk.failing = kind == FAILING;
@@ -195,7 +198,8 @@ static void a_disk_keeps_what_host_memory_cannot(void **state)
             struct client_req *r = endless(submit(w, ask(w, 0, "more", 2)));
             run_dry(w); /* the oracle compares the text */
             CHECK(r->end.stats.cached_tokens == (kind == WELL ? 55 : 0));
-            CHECK((w->c.disk_got > 0) == (kind == WELL) && (w->c.disk_lost > 0) == (kind == FAILING || kind == CORRUPT));
+            CHECK((w->c.disk_got > 0) == (kind == WELL) &&
+                  (w->c.disk_lost > 0) == (kind == FAILING || kind == CORRUPT));
             world_free(w);
         }
 }
@@ -317,7 +321,8 @@ static void clients_share_by_what_is_computed(void **state)
                 tokens[w->r[i].req->client] += w->r[i].end.stats.prompt_tokens + w->r[i].end.stats.tokens;
             }
     }
-    CHECK(ended[1] < 20 && tokens[1] < tokens[0] + 2 * IC_TURN_TOKENS && tokens[0] < tokens[1] + 2 * IC_TURN_TOKENS);
+    CHECK(ended[1] < 20 && tokens[1] < tokens[0] + 2 * IC_TURN_TOKENS &&
+          tokens[0] < tokens[1] + 2 * IC_TURN_TOKENS);
     run_dry(w);
     world_free(w);
 }
@@ -340,7 +345,8 @@ static void short_prompts_pass_long_ones(void **state)
         submit(w, small);
         tick(w);
         tick(w);
-        CHECK(w->ticks - ticks < 400 / (20 / 2 - 2)); /* half of each batch is its own, but for a stream's row or two */
+        CHECK(w->ticks - ticks <
+              400 / (20 / 2 - 2)); /* half of each batch is its own, but for a stream's row or two */
     }
     int ended = 0;
     for (int i = 1; i <= n; i++)
@@ -368,12 +374,13 @@ static void a_high_one_takes_a_place_and_no_token_is_lost(void **state)
     high->req->priority = IC_PRIO_HIGH;
     submit(w, high);
     tick(w);
-    CHECK(is_running(w, high) && w->c.preempted == 1 && is_running(w, &w->r[0]) && !is_running(w, &w->r[2]));
+    CHECK(is_running(w, high) && w->c.preempted == 1 && is_running(w, &w->r[0]) &&
+          !is_running(w, &w->r[2]));
     int64_t rows = w->f.decoded_rows;
     while (!w->r[2].ended)
         CHECK(tick(w));
     CHECK(w->f.decoded_rows - rows < 20 + 5 + 30 + 30 + 30); /* its cells were still there: nothing twice */
-    run_dry(w); /* the oracle compares every text */
+    run_dry(w);                                              /* the oracle compares every text */
     for (int i = 0; i < 3; i++)
         CHECK(w->r[i].end.stats.tokens == 30);
     world_free(w);
@@ -407,7 +414,8 @@ static double affine(int32_t n)
 }
 
 /* What ticks with these slices settle on; `most`: what the longest of them took. */
-static int32_t settled_slice(struct ic_text_cost *c, double (*ns)(int32_t), int32_t n_decode, int32_t n_usual, double bound, double *most)
+static int32_t settled_slice(struct ic_text_cost *c, double (*ns)(int32_t), int32_t n_decode,
+                             int32_t n_usual, double bound, double *most)
 {
     int32_t slice = 0;
 
@@ -427,17 +435,20 @@ static void slices_go_by_the_number_of_streams(void **state)
     double most;
 
     (void)state;
-    CHECK(ic_text_cost_slice(&c, 0, 0, 500, 0) == 500 && ic_text_cost_slice(&c, 3, 3, 500, 0) == IC_SLICE_MIN);
+    CHECK(ic_text_cost_slice(&c, 0, 0, 500, 0) == 500 &&
+          ic_text_cost_slice(&c, 3, 3, 500, 0) == IC_SLICE_MIN);
     ic_text_cost_learn(&c, affine(1), 1);
     ic_text_cost_learn(&c, affine(8), 8);
     ic_text_cost_learn(&c, affine(400), 400);
     int32_t one = settled_slice(&c, affine, 1, 1, 0, &most);
-    CHECK(one >= 19 && one <= 21 && most <= 3 * affine(1)); /* (3 - 1) * 1000 / 100, as far as sizes are told apart */
+    CHECK(one >= 19 && one <= 21 &&
+          most <= 3 * affine(1)); /* (3 - 1) * 1000 / 100, as far as sizes are told apart */
     int32_t eight = settled_slice(&c, affine, 8, 8, 0, &most);
     CHECK(eight >= 31 && eight <= 34 && most <= 3 * affine(8));
     CHECK(settled_slice(&c, affine, 1, 8, 0, &most) >= eight); /* seven more wait for their first token */
     CHECK(most <= 3 * affine(8));
-    CHECK(settled_slice(&c, affine, 8, 8, 2100, &most) == 4 && ic_text_cost_slice(&c, 8, 8, 500, 10) == IC_SLICE_MIN);
+    CHECK(settled_slice(&c, affine, 8, 8, 2100, &most) == 4 &&
+          ic_text_cost_slice(&c, 8, 8, 500, 10) == IC_SLICE_MIN);
     ic_text_cost_learn(&c, 1e9, 1 + one); /* the machine was elsewhere */
     CHECK(ic_text_cost_slice(&c, 1, 1, 500, 0) >= one / 2);
     CHECK(settled_slice(&c, affine, 1, 1, 0, &most) >= one / 2);
@@ -457,10 +468,12 @@ static void slices_pass_over_sizes_that_do_not_pay(void **state)
     (void)state;
     ic_text_cost_learn(&c, in_blocks(300), 300); /* somebody's prompt while nobody else was there */
     ic_text_cost_learn(&c, in_blocks(1), 1);
-    CHECK(settled_slice(&c, in_blocks, 1, 1, 0, &most) == 2 && most <= 3 * in_blocks(1)); /* not once too long */
+    CHECK(settled_slice(&c, in_blocks, 1, 1, 0, &most) == 2 &&
+          most <= 3 * in_blocks(1)); /* not once too long */
     ic_text_cost_learn(&c, in_blocks(5), 5);
     int32_t five = settled_slice(&c, in_blocks, 5, 5, 0, &most);
-    CHECK(five > 180 && most <= 3.05 * in_blocks(5)); /* 15000 ns: 250 rows, as far as sizes are told apart */
+    CHECK(five > 180 &&
+          most <= 3.05 * in_blocks(5)); /* 15000 ns: 250 rows, as far as sizes are told apart */
 }
 
 /* A stream beside one long prompt, and beside eight short ones of eight clients, or of one. */
@@ -529,10 +542,10 @@ static void slices_are_larger_where_several_wait(void **state)
 {
     (void)state;
     int32_t one = slice_beside(1, 1, false);
-    CHECK(one >= 18 && one <= 22);                           /* (3 - 1) * 1100 / 100 */
-    CHECK(slice_beside(8, 8, false) >= one + 7 * 3 - 3);     /* as beside eight streams */
-    CHECK(slice_beside(8, 1, false) == one);                 /* one client's many are not everybody's gaps */
-    CHECK(slice_beside(8, 1, true) >= one + 7 * 3 - 3);      /* but its own they may be */
+    CHECK(one >= 18 && one <= 22);                       /* (3 - 1) * 1100 / 100 */
+    CHECK(slice_beside(8, 8, false) >= one + 7 * 3 - 3); /* as beside eight streams */
+    CHECK(slice_beside(8, 1, false) == one);             /* one client's many are not everybody's gaps */
+    CHECK(slice_beside(8, 1, true) >= one + 7 * 3 - 3);  /* but its own they may be */
 }
 
 /* Cells of nobody cost every row a look: beside the next stream those beyond some go to host memory, the oldest first and not all
@@ -615,8 +628,10 @@ static void idle_cells_leave_while_nobody_streams(void **state)
         CHECK(pieces == (keep ? 2 : 0) && (fake_cells(&w->f) == 0) == keep);
         struct client_req *again = endless(submit_prompt(w, first, 20));
         run_dry(w);
-        CHECK(again->end.stats.cached_tokens == again->end.stats.prompt_tokens - 1 && (w->c.restored > 0) == keep);
-        CHECK(again->text.len == one->text.len && memcmp(again->text.data, one->text.data, one->text.len) == 0);
+        CHECK(again->end.stats.cached_tokens == again->end.stats.prompt_tokens - 1 &&
+              (w->c.restored > 0) == keep);
+        CHECK(again->text.len == one->text.len &&
+              memcmp(again->text.data, one->text.data, one->text.len) == 0);
         world_free(w);
     }
 }

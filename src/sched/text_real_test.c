@@ -24,15 +24,15 @@
 #include "sched/text_sched_int.h"
 
 #define MODEL IC_SOURCE_DIR "/demo/models/stories260K-f32.gguf"
-#define CTX 192      /* tokens of a conversation at most */
-#define CTX_MIN 128  /* and at least, as schedules choose */
-#define CELLS 256    /* of the real cache */
-#define LIE 64       /* cells that some schedules are told of and that are not there */
-#define PARALLEL 5   /* at most; PARALLEL + KEPT sequences */
+#define CTX 192     /* tokens of a conversation at most */
+#define CTX_MIN 128 /* and at least, as schedules choose */
+#define CELLS 256   /* of the real cache */
+#define LIE 64      /* cells that some schedules are told of and that are not there */
+#define PARALLEL 5  /* at most; PARALLEL + KEPT sequences */
 #define KEPT 8
 #define BATCH 64
-#define REQS 24      /* of a schedule */
-#define SESSIONS 4   /* even ones go on with prompts, odd ones with messages */
+#define REQS 24    /* of a schedule */
+#define SESSIONS 4 /* even ones go on with prompts, odd ones with messages */
 #define MSGS_MAX (2 * REQS)
 #define PROMPT_MAX 4096 /* tokens, those that will be refused included */
 #define TICKS_MAX 20000 /* of a schedule; one takes some hundreds */
@@ -44,8 +44,8 @@
 #define TIES_MAX 0.01 /* of all tokens */
 
 struct asked {
-    struct ic_text_req *req; /* our reference */
-    int session;             /* index, -1: none */
+    struct ic_text_req *req;       /* our reference */
+    int session;                   /* index, -1: none */
     int32_t prompt[CTX], n_prompt; /* as the sampler was opened with */
     int32_t said[CTX], n_said;     /* as drawn */
     bool eog, ended, error_more;
@@ -88,7 +88,8 @@ struct world {
 
 /* What has happened in all schedules. */
 static struct {
-    uint64_t tokens, ties, preempted, spilled, restored, spoilt, drafted, accepted, by_model, cached, full, stopped;
+    uint64_t tokens, ties, preempted, spilled, restored, spoilt, drafted, accepted, by_model, cached, full,
+        stopped;
     uint64_t deadlines, aborts, went_on, reopened, tidied, stop_strings;
 } seen;
 
@@ -147,8 +148,8 @@ static void check_alone(const struct asked *r)
             int32_t other = got < 0 ? 2 : got; /* 2: this vocabulary's end */
             float gap = l[d.token] - l[other];
             if (!(gap >= 0 && gap < TIE))
-                printf("token %d of %d behind %d: %d, alone %d, which is better by %g\n", i, r->n_said, n, other, d.token,
-                       (double)gap);
+                printf("token %d of %d behind %d: %d, alone %d, which is better by %g\n", i, r->n_said, n,
+                       other, d.token, (double)gap);
             CHECK(gap >= 0 && gap < TIE);
             seen.ties++;
             CHECK(got < 0 || ic_sampler_rebind(smp, alone, p, r->said, i + 1, NULL) == IC_OK);
@@ -233,9 +234,11 @@ static int32_t prompt_of(const struct asked *r, int32_t *out)
     if (q->prompt) {
         old = t ? t->n : 0;
         if (old == 0)
-            CHECK(ic_text_tokenize(alone, q->prompt, q->prompt_len, true, false, PROMPT_MAX, &more, &n, NULL) == IC_OK);
+            CHECK(ic_text_tokenize(alone, q->prompt, q->prompt_len, true, false, PROMPT_MAX, &more, &n,
+                                   NULL) == IC_OK);
         else
-            CHECK(ic_text_tokenize_more(alone, q->prompt, q->prompt_len, PROMPT_MAX, &more, &n, NULL) == IC_OK);
+            CHECK(ic_text_tokenize_more(alone, q->prompt, q->prompt_len, PROMPT_MAX, &more, &n, NULL) ==
+                  IC_OK);
     } else {
         struct ic_chat_msg all[MSGS_MAX + 2];
         size_t k = t ? t->n_msgs : 0;
@@ -296,7 +299,8 @@ static bool real_draft(void *arg, struct ic_draft_req *reqs, int32_t n)
     return ok;
 }
 
-static bool real_seq_load(void *arg, int32_t seq, int32_t from, int32_t keep_from, int32_t to, const void *data, size_t bytes)
+static bool real_seq_load(void *arg, int32_t seq, int32_t from, int32_t keep_from, int32_t to,
+                          const void *data, size_t bytes)
 {
     bool spoil = chance(w->spoils);
 
@@ -307,8 +311,8 @@ static bool real_seq_load(void *arg, int32_t seq, int32_t from, int32_t keep_fro
     return ok;
 }
 
-static enum ic_status real_sampler_open(void *arg, void **sampler, const struct ic_text_params *p, const int32_t *prompt,
-                                        int32_t n, struct ic_err *err)
+static enum ic_status real_sampler_open(void *arg, void **sampler, const struct ic_text_params *p,
+                                        const int32_t *prompt, int32_t n, struct ic_err *err)
 {
     int32_t want[CTX];
     struct asked *r = w->r;
@@ -330,7 +334,8 @@ static enum ic_status real_sampler_open(void *arg, void **sampler, const struct 
     return st;
 }
 
-static enum ic_status real_draw(void *arg, void *sampler, int32_t row, struct ic_sampled *out, struct ic_err *err)
+static enum ic_status real_draw(void *arg, void *sampler, int32_t row, struct ic_sampled *out,
+                                struct ic_err *err)
 {
     struct probe *pr = sampler;
     struct asked *r = pr->r;
@@ -353,8 +358,8 @@ static void real_sampler_close(void *arg, void *sampler)
     w->samplers--;
 }
 
-static enum ic_status real_sampler_rebind(void *arg, void *sampler, const struct ic_text_params *p, const int32_t *said,
-                                          int32_t n, struct ic_err *err)
+static enum ic_status real_sampler_rebind(void *arg, void *sampler, const struct ic_text_params *p,
+                                          const int32_t *said, int32_t n, struct ic_err *err)
 {
     struct probe *pr = sampler;
 
@@ -405,7 +410,8 @@ static void on_event(void *arg, struct ic_event *ev)
     switch (ev->kind) {
     case IC_EVENT_QUEUED: CHECK(ev->index >= 1); break;
     case IC_EVENT_TOKEN:
-        CHECK(!r->error_more && ev->index > r->last_index && ev->len > 0 && ic_utf8_valid(ev->text, ev->len));
+        CHECK(!r->error_more && ev->index > r->last_index && ev->len > 0 &&
+              ic_utf8_valid(ev->text, ev->len));
         r->last_index = ev->index;
         r->n_events++;
         ic_buf_put(&r->text, ev->text, ev->len);
@@ -425,8 +431,13 @@ static void on_event(void *arg, struct ic_event *ev)
 
 /* ---- a world --------------------------------------------------------------------------------------------------------- */
 
-static const struct ic_text_config model_cfg = {.path = MODEL, .chat_template = "chatml", .ctx_size = CTX, .kv_size = CELLS,
-                                                .parallel = PARALLEL, .batch = BATCH, .threads = 1};
+static const struct ic_text_config model_cfg = {.path = MODEL,
+                                                .chat_template = "chatml",
+                                                .ctx_size = CTX,
+                                                .kv_size = CELLS,
+                                                .parallel = PARALLEL,
+                                                .batch = BATCH,
+                                                .threads = 1};
 
 /* The engine's own back end, but for the clock and for what is watched or made to fail. */
 static void take_backend(void)
@@ -459,7 +470,8 @@ static void choose_sizes(void)
     struct ic_text_backend *be = &w->be;
 
     be->ctx_size = CTX_MIN + (int32_t)rnd(CTX - CTX_MIN + 1);
-    be->kv_size = rnd(3) ? be->ctx_size + (int32_t)rnd((uint64_t)(CELLS - be->ctx_size)) : CELLS + (int32_t)rnd(LIE);
+    be->kv_size =
+        rnd(3) ? be->ctx_size + (int32_t)rnd((uint64_t)(CELLS - be->ctx_size)) : CELLS + (int32_t)rnd(LIE);
     be->parallel = 1 + (int32_t)rnd(PARALLEL);
     be->batch = be->parallel + (int32_t)rnd(BATCH - PARALLEL + 1);
     be->n_seq = be->parallel + (int32_t)rnd(KEPT + 1);
@@ -481,14 +493,16 @@ static const char *const beginnings[] = {
     "Once upon a time there was a little girl named Lily. She loved to play outside in the park. ",
     "Tom and Sam are friends. They like to run and jump. ",
 };
-static const char *const ends[] = {"The dog", "His mum", "One day", "A cat", "The ball", "He ran", "Lily", "The sun"};
+static const char *const ends[] = {"The dog",  "His mum", "One day", "A cat",
+                                   "The ball", "He ran",  "Lily",    "The sun"};
 #define SONG "root ::= \"The cat sat on the mat, and so it goes. \" root"
 
 static void pin_one(void)
 {
     int32_t *tokens, n;
 
-    CHECK(ic_text_tokenize(alone, beginnings[0], strlen(beginnings[0]), true, false, CTX, &tokens, &n, NULL) == IC_OK);
+    CHECK(ic_text_tokenize(alone, beginnings[0], strlen(beginnings[0]), true, false, CTX, &tokens, &n,
+                           NULL) == IC_OK);
     if (ic_text_sched_pin(w->s, tokens, n, NULL) == IC_OK)
         w->pinned = n;
     free(tokens);
@@ -600,7 +614,8 @@ static void random_submit(void)
     int session = rnd(2) ? -1 : (int)rnd(SESSIONS);
 
     IC_ASSERT(q);
-    if (session >= 0 && w->talk[session].n > w->be.ctx_size / 2) /* else it would only be refused from now on */
+    if (session >= 0 &&
+        w->talk[session].n > w->be.ctx_size / 2) /* else it would only be refused from now on */
         close_session(session);
     *r = (struct asked){.req = q, .session = session, .last_index = -1};
     q->owner = (uint64_t)w->n++;
@@ -624,7 +639,8 @@ static void random_cancel(void)
     struct asked *r = &w->r[w->n ? rnd((uint64_t)w->n) : 0];
     enum ic_cancel none = IC_CANCEL_NONE;
 
-    if (w->n && !r->ended) /* of a session's request that nobody hears of the oracle would not know what it said */
+    if (w->n &&
+        !r->ended) /* of a session's request that nobody hears of the oracle would not know what it said */
         atomic_compare_exchange_strong(&r->req->cancel, &none,
                                        r->session < 0 && rnd(2) ? IC_CANCEL_GONE : IC_CANCEL_ABORT);
 }
@@ -740,22 +756,28 @@ static void random_schedules_say_what_the_model_says_alone(void **state)
     (void)state;
     for (uint64_t i = 0; i < rounds; i++)
         random_schedule(from + i);
-    printf("%llu tokens, of which %llu at a tie; %llu cached, %llu spilled, %llu restored, %llu spoilt, %llu of %llu guesses "
-           "right (%llu of a draft model alone); %llu preemptions, %llu decodes found it full, %llu were stopped; "
+    printf("%llu tokens, of which %llu at a tie; %llu cached, %llu spilled, %llu restored, %llu spoilt, "
+           "%llu of %llu guesses "
+           "right (%llu of a draft model alone); %llu preemptions, %llu decodes found it full, %llu were "
+           "stopped; "
            "%llu deadlines, %llu aborts, %llu turns of sessions, %llu stop strings, %llu reopenings\n",
            (unsigned long long)seen.tokens, (unsigned long long)seen.ties, (unsigned long long)seen.cached,
-           (unsigned long long)seen.spilled, (unsigned long long)seen.restored, (unsigned long long)seen.spoilt,
-           (unsigned long long)seen.accepted, (unsigned long long)seen.drafted, (unsigned long long)seen.by_model,
-           (unsigned long long)seen.preempted, (unsigned long long)seen.full, (unsigned long long)seen.stopped,
-           (unsigned long long)seen.deadlines,
-           (unsigned long long)seen.aborts, (unsigned long long)seen.went_on, (unsigned long long)seen.stop_strings,
-           (unsigned long long)seen.reopened);
+           (unsigned long long)seen.spilled, (unsigned long long)seen.restored,
+           (unsigned long long)seen.spoilt, (unsigned long long)seen.accepted,
+           (unsigned long long)seen.drafted, (unsigned long long)seen.by_model,
+           (unsigned long long)seen.preempted, (unsigned long long)seen.full,
+           (unsigned long long)seen.stopped, (unsigned long long)seen.deadlines,
+           (unsigned long long)seen.aborts, (unsigned long long)seen.went_on,
+           (unsigned long long)seen.stop_strings, (unsigned long long)seen.reopened);
     if (rounds < ROUNDS_TELLING)
         return;
     CHECK((double)seen.ties <= TIES_MAX * (double)seen.tokens);
-    CHECK(seen.cached > 0 && seen.spilled > 0 && seen.restored > 0 && seen.spoilt > 0 && seen.preempted > 0);
-    CHECK(seen.accepted > 0 && seen.accepted < seen.drafted && seen.by_model > 0 && seen.full > 0 && seen.stopped > 0);
-    CHECK(seen.deadlines > 0 && seen.aborts > 0 && seen.went_on > 0 && seen.stop_strings > 0 && seen.reopened > 0 && seen.tidied > 0);
+    CHECK(seen.cached > 0 && seen.spilled > 0 && seen.restored > 0 && seen.spoilt > 0 &&
+          seen.preempted > 0);
+    CHECK(seen.accepted > 0 && seen.accepted < seen.drafted && seen.by_model > 0 && seen.full > 0 &&
+          seen.stopped > 0);
+    CHECK(seen.deadlines > 0 && seen.aborts > 0 && seen.went_on > 0 && seen.stop_strings > 0 &&
+          seen.reopened > 0 && seen.tidied > 0);
 }
 
 static int open_alone(void **state)

@@ -96,7 +96,8 @@ static void leave_slot(struct ic_text_sched *s, struct run *r)
 }
 
 /* Ends a run wherever it is. `err` (or NULL) goes out first. */
-static void finish(struct ic_text_sched *s, struct run *r, enum ic_end_reason reason, const struct ic_err *err)
+static void finish(struct ic_text_sched *s, struct run *r, enum ic_end_reason reason,
+                   const struct ic_err *err)
 {
     int64_t now = s->be->now_ns(s->be->arg);
     struct ic_event *ev = ic_run_event(r, IC_EVENT_END, NULL, 0, 0);
@@ -143,7 +144,8 @@ static void refuse(struct ic_text_sched *s, struct run *r, const struct ic_err *
 
 /* ---- preparing and admitting ---------------------------------------------------------------------------- */
 
-static enum ic_status tokenize_run(struct ic_text_sched *s, struct run *r, int32_t **tokens, int32_t *n, struct ic_err *err)
+static enum ic_status tokenize_run(struct ic_text_sched *s, struct run *r, int32_t **tokens, int32_t *n,
+                                   struct ic_err *err)
 {
     const struct ic_text_backend *be = s->be;
     const struct ic_text_req *q = r->req;
@@ -156,7 +158,8 @@ static enum ic_status tokenize_run(struct ic_text_sched *s, struct run *r, int32
                        se->kind == IC_SESSION_CHAT ? "messages" : "prompt");
     if (q->prompt) {
         int32_t old = se ? se->n_tokens : 0, *more = NULL;
-        st = be->tokenize(be->arg, q->prompt, q->prompt_len, old == 0, max - old > 0 ? max - old : 0, &more, n, err);
+        st = be->tokenize(be->arg, q->prompt, q->prompt_len, old == 0, max - old > 0 ? max - old : 0, &more,
+                          n, err);
         *n += old;
         if (st == IC_OK && *n > max) { /* a full session, and text that makes no token */
             free(more);
@@ -177,7 +180,8 @@ static enum ic_status tokenize_run(struct ic_text_sched *s, struct run *r, int32
         *tokens = more;
     } else {
         size_t n_all = q->n_msgs;
-        if (se && se->n_msgs + n_all + 1 > IC_SESSION_MSGS_MAX) /* known now, so not found out after the answer */
+        if (se &&
+            se->n_msgs + n_all + 1 > IC_SESSION_MSGS_MAX) /* known now, so not found out after the answer */
             return ic_fail(err, IC_TOO_LARGE, "a session holds at most %d turns", IC_SESSION_MSGS_MAX);
         struct ic_chat_msg *all = se ? ic_session_join(se, q->msgs, q->n_msgs, &n_all) : NULL;
         if (se && !all)
@@ -186,7 +190,8 @@ static enum ic_status tokenize_run(struct ic_text_sched *s, struct run *r, int32
         free(all);
     }
     if (st == IC_TOO_LARGE)
-        ic_fail(err, st, "the prompt has %d tokens or more; at most %d fit into a context of %d", *n, max, be->ctx_size);
+        ic_fail(err, st, "the prompt has %d tokens or more; at most %d fit into a context of %d", *n, max,
+                be->ctx_size);
     else if (st == IC_OK && *n == 0)
         st = ic_fail(err, IC_BAD_REQUEST, "the prompt is empty");
     return st;
@@ -450,10 +455,12 @@ static int32_t build(struct ic_text_sched *s)
         unread += reads(s, i, &first) ? pending(s, s->order[i]) : 0;
     int32_t budget = 0;
     s->beside = unread > 0 && n > 0 ? s->beside + 1 : 0;
-    if (s->beside > IC_LOOK_EVERY) /* else prompts would crawl for as long as they last, once the machine has become slower */
+    if (s->beside >
+        IC_LOOK_EVERY) /* else prompts would crawl for as long as they last, once the machine has become slower */
         s->beside = 0;
     else if (unread > 0)
-        budget = ic_text_cost_slice(&s->cost, n, usual_streams(s, n), s->be->batch - n, s->be->policy.itl_bound_ns);
+        budget = ic_text_cost_slice(&s->cost, n, usual_streams(s, n), s->be->batch - n,
+                                    s->be->policy.itl_bound_ns);
     if (budget > unread)
         budget = unread; /* nobody idle loses its cells for rows that nobody has */
     if (!ic_cells_make_room(s, n + budget, -1))
@@ -542,7 +549,8 @@ static bool take_token(struct ic_text_sched *s, struct run *r, int32_t row)
         ic_stream_push(&r->stream, piece.data, piece.len, &s->text);
         ic_buf_deinit(&piece);
     }
-    length = (p->max_tokens > 0 && r->n_gen >= p->max_tokens) || (r->n_tokens >= s->be->ctx_size && !shift(s, r));
+    length = (p->max_tokens > 0 && r->n_gen >= p->max_tokens) ||
+             (r->n_tokens >= s->be->ctx_size && !shift(s, r));
     over = d.eog || r->stream.stopped || length;
     if (over && !r->stream.stopped)
         ic_stream_flush(&r->stream, &s->text);
@@ -601,7 +609,8 @@ static void undo(struct ic_text_sched *s, enum ic_decode rc)
         if (n > 1) {
             preempt_last(s);
             ic_cells_evict(s, -1);
-            s->crowded = true; /* by our own count there is room: it would be let in again at once, for ever */
+            s->crowded =
+                true; /* by our own count there is room: it would be let in again at once, for ever */
             return;
         }
         ic_fail(&err, IC_OOM, "the KV cache is full");
@@ -612,7 +621,8 @@ static void undo(struct ic_text_sched *s, enum ic_decode rc)
         struct run *r = s->order[i];
         if (!r->rows)
             continue;
-        ic_cells_cut(s, r->slot, s->slots[r->slot].n_past); /* its rows are there or not: now they are not */
+        ic_cells_cut(s, r->slot,
+                     s->slots[r->slot].n_past); /* its rows are there or not: now they are not */
         if (err.code)
             finish(s, r, IC_END_ERROR, &err);
     }
@@ -787,19 +797,23 @@ static enum ic_status rebind_run(struct ic_text_sched *s, struct run *r, struct 
     const struct ic_text_backend *be = s->be;
 
     if (r->n_tokens >= be->ctx_size)
-        return ic_fail(err, IC_TOO_LARGE, "the model came back with a context of %d tokens, this request holds %d",
+        return ic_fail(err, IC_TOO_LARGE,
+                       "the model came back with a context of %d tokens, this request holds %d",
                        be->ctx_size, r->n_tokens);
     if (r->shifted && r->req->params.grammar)
-        return ic_fail(err, IC_INTERNAL, "the model was reopened, and what this answer's grammar has seen is gone");
+        return ic_fail(err, IC_INTERNAL,
+                       "the model was reopened, and what this answer's grammar has seen is gone");
     if (r->req->pooling)
-        return r->pool.n_embd == be->n_embd ? IC_OK : ic_fail(err, IC_INTERNAL, "the model came back as another");
+        return r->pool.n_embd == be->n_embd ? IC_OK
+                                            : ic_fail(err, IC_INTERNAL, "the model came back as another");
     int32_t said = r->n_gen < r->n_tokens ? r->n_gen : r->n_tokens;
-    return be->sampler_rebind ? be->sampler_rebind(be->arg, r->sampler, &r->req->params, r->tokens + r->n_tokens - said,
-                                                   said, err)
+    return be->sampler_rebind ? be->sampler_rebind(be->arg, r->sampler, &r->req->params,
+                                                   r->tokens + r->n_tokens - said, said, err)
                               : IC_OK;
 }
 
-enum ic_status ic_text_sched_unpark(struct ic_text_sched *s, const struct ic_text_backend *be, struct ic_err *err)
+enum ic_status ic_text_sched_unpark(struct ic_text_sched *s, const struct ic_text_backend *be,
+                                    struct ic_err *err)
 {
     struct ic_err ignored = {0};
     struct run *next;
@@ -846,7 +860,8 @@ enum ic_status ic_text_sched_open(struct ic_text_sched **out, const struct ic_te
     return IC_OK;
 }
 
-enum ic_status ic_text_sched_pin(struct ic_text_sched *s, const int32_t *tokens, int32_t n, struct ic_err *err)
+enum ic_status ic_text_sched_pin(struct ic_text_sched *s, const int32_t *tokens, int32_t n,
+                                 struct ic_err *err)
 {
     struct ic_pin *p = calloc(1, sizeof *p);
 

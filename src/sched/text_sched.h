@@ -11,12 +11,14 @@
 
 /* What the operator decides. Zeros: the defaults. */
 struct ic_text_policy {
-    double itl_bound_ns;      /* longest gap between two tokens of a stream because of others' prompts; 0: 3 times without */
+    /* longest gap between two tokens of a stream because of others' prompts; 0: 3 times without */
+    double itl_bound_ns;
     int32_t queue_per_client; /* requests of one client that may wait; 0: no bound of its own */
-    int32_t share_min;        /* tokens in common with another's prompt, from which on they are not computed again; 0: 32 */
-    size_t cache_ram;         /* bytes of host memory for KV that had to leave the cache; 0: none */
-    bool no_speculation;      /* no guesses from what stands in a stream's own text */
-    bool shift;               /* a full context drops its older half and goes on, instead of ending with `length` */
+    /* tokens in common with another's prompt, from which on they are not computed again; 0: 32 */
+    int32_t share_min;
+    size_t cache_ram;    /* bytes of host memory for KV that had to leave the cache; 0: none */
+    bool no_speculation; /* no guesses from what stands in a stream's own text */
+    bool shift; /* a full context drops its older half and goes on, instead of ending with `length` */
 };
 
 struct ic_spill_disk;
@@ -25,7 +27,8 @@ struct ic_spill_disk;
 struct ic_text_backend {
     void *arg;
     int32_t ctx_size, kv_size, parallel, batch, n_vocab; /* as in struct ic_text_info */
-    int32_t outputs; /* rows of a decode that may ask for logits: parallel, and what is beyond it for proposals */
+    /* rows of a decode that may ask for logits: parallel, and what is beyond it for proposals */
+    int32_t outputs;
     int32_t n_embd; /* numbers of a hidden state; 0: none can be had, `embedding` is not called */
     int32_t n_seq;  /* sequences that can be held: parallel, and those that only keep what they have */
     /* Cells that nobody uses are passed over by every row of every decode. More than these go to host memory (cache_ram) even beside
@@ -33,12 +36,13 @@ struct ic_text_backend {
     int32_t idle_cells;
     int32_t window; /* what the memory can do, as in ic_prefix_match: 0: be cut and shared anywhere */
     struct ic_text_policy policy;
-    struct ic_spill_disk *disk; /* below policy.cache_ram (spill.h), borrowed, the same for all back ends; NULL: none */
+    /* below policy.cache_ram (spill.h), borrowed, the same for all back ends; NULL: none */
+    struct ic_spill_disk *disk;
     /* Tokens of a prompt (as ic_text_tokenize, special off) and of a conversation (as ic_text_chat_tokenize). */
-    enum ic_status (*tokenize)(void *arg, const char *s, size_t len, bool first, int32_t max, int32_t **out, int32_t *n,
-                               struct ic_err *err);
-    enum ic_status (*chat)(void *arg, const struct ic_chat_msg *msgs, size_t n_msgs, int32_t max, int32_t **out,
-                           int32_t *n, struct ic_err *err);
+    enum ic_status (*tokenize)(void *arg, const char *s, size_t len, bool first, int32_t max, int32_t **out,
+                               int32_t *n, struct ic_err *err);
+    enum ic_status (*chat)(void *arg, const struct ic_chat_msg *msgs, size_t n_msgs, int32_t max,
+                           int32_t **out, int32_t *n, struct ic_err *err);
     enum ic_decode (*decode)(void *arg, const struct ic_row *rows, int32_t n);
     bool (*seq_rm)(void *arg, int32_t seq, int32_t from);
     /* The cells of `src` at positions [from, to) belong to `dst` too. Only as `window` allows. */
@@ -48,18 +52,20 @@ struct ic_text_backend {
     size_t (*seq_save)(void *arg, int32_t seq, int32_t from, int32_t to, size_t max, void **data);
     /* Brings [keep_from, to) of what was saved as [from, …) back to the end of a sequence that holds keep_from. Needs
      * free cells for all that was saved. False: not there; the sequence may hold anything from keep_from on. */
-    bool (*seq_load)(void *arg, int32_t seq, int32_t from, int32_t keep_from, int32_t to, const void *data, size_t bytes);
+    bool (*seq_load)(void *arg, int32_t seq, int32_t from, int32_t keep_from, int32_t to, const void *data,
+                     size_t bytes);
     void (*piece)(void *arg, int32_t token, struct ic_buf *out);
-    enum ic_status (*sampler_open)(void *arg, void **sampler, const struct ic_text_params *p, const int32_t *prompt,
-                                   int32_t n, struct ic_err *err);
-    enum ic_status (*draw)(void *arg, void *sampler, int32_t row, struct ic_sampled *out, struct ic_err *err);
+    enum ic_status (*sampler_open)(void *arg, void **sampler, const struct ic_text_params *p,
+                                   const int32_t *prompt, int32_t n, struct ic_err *err);
+    enum ic_status (*draw)(void *arg, void *sampler, int32_t row, struct ic_sampled *out,
+                           struct ic_err *err);
     void (*sampler_close)(void *arg, void *sampler);
     /* Hidden state (n_embd numbers) of a row of the last decode that had `embd` set; NULL: there is none. */
     const float *(*embedding)(void *arg, int32_t row);
     /* The model has been opened anew (ic_text_sched_unpark): makes a sampler of the old one go on with the new one.
      * `said`: the n tokens drawn so far. NULL: samplers do not depend on the model. */
-    enum ic_status (*sampler_rebind)(void *arg, void *sampler, const struct ic_text_params *p, const int32_t *said,
-                                     int32_t n, struct ic_err *err);
+    enum ic_status (*sampler_rebind)(void *arg, void *sampler, const struct ic_text_params *p,
+                                     const int32_t *said, int32_t n, struct ic_err *err);
     /* The model that guesses ahead, as ic_draft_behind and ic_draft_propose; its sequences are numbered as the model's.
      * After a false it is not called any more. NULL: there is none. */
     int32_t (*draft_behind)(void *arg, int32_t seq, const int32_t *tokens, int32_t n);
@@ -71,13 +77,14 @@ struct ic_text_backend {
 /* Read by other threads at any time. */
 struct ic_text_counters {
     _Atomic int64_t running, waiting, sessions;
-    _Atomic int64_t kv_used;                    /* cells, each once, those of idle sequences included */
-    _Atomic int64_t spill_bytes, spill_parts;   /* in host memory now */
-    _Atomic uint64_t spilled, restored;         /* tokens that went there and came back */
-    _Atomic int64_t disk_bytes, disk_parts;     /* on the disk now, or about to be written */
+    _Atomic int64_t kv_used;                        /* cells, each once, those of idle sequences included */
+    _Atomic int64_t spill_bytes, spill_parts;       /* in host memory now */
+    _Atomic uint64_t spilled, restored;             /* tokens that went there and came back */
+    _Atomic int64_t disk_bytes, disk_parts;         /* on the disk now, or about to be written */
     _Atomic uint64_t disk_put, disk_got, disk_lost; /* tokens; lost: could not be written or read */
     _Atomic uint64_t requests, refused, tokens, prompt_tokens, cached_tokens, preempted, ticks, rows;
-    _Atomic uint64_t drafted, accepted; /* tokens proposed beside the next one, and those of them that were right */
+    /* tokens proposed beside the next one, and those of them that were right */
+    _Atomic uint64_t drafted, accepted;
     _Atomic uint64_t ended[IC_END_ERROR + 1];
     _Atomic double last_tps, last_ttft_ms;
     struct ic_hist ttft, itl, queue, tick;
@@ -92,12 +99,13 @@ void ic_text_sched_close(struct ic_text_sched **s); /* ends what is left with IC
 
 /* A prompt that others will begin with (copied): computed now and kept for good, found by every key space. Before the
  * first request. IC_TOO_LARGE: it does not fit beside one whole context. Models that cannot share ignore it. */
-enum ic_status ic_text_sched_pin(struct ic_text_sched *s, const int32_t *tokens, int32_t n, struct ic_err *err);
+enum ic_status ic_text_sched_pin(struct ic_text_sched *s, const int32_t *tokens, int32_t n,
+                                 struct ic_err *err);
 
 /* The same of a text file: as it begins raw prompts and, with `chat`, as the system's turn of conversations. IC_NOT_FOUND,
  * IC_BAD_REQUEST: not a text. */
-enum ic_status ic_text_pin_file(struct ic_text_sched *s, const struct ic_text_backend *be, const char *path, bool chat,
-                                struct ic_err *err);
+enum ic_status ic_text_pin_file(struct ic_text_sched *s, const struct ic_text_backend *be, const char *path,
+                                bool chat, struct ic_err *err);
 
 /* Takes the caller's reference. What becomes of it is told by events only. */
 void ic_text_sched_submit(struct ic_text_sched *s, struct ic_text_req *req);
@@ -137,7 +145,8 @@ void ic_text_sched_park(struct ic_text_sched *s);
 void ic_text_sched_forget_kv(struct ic_text_sched *s, const char *why);
 /* Goes on with `be` (borrowed as in open; may be the old pointer, filled anew), whose sizes may have changed: requests
  * that do not fit any more end with an error. IC_OOM: still parked, try again. Only when parked. */
-enum ic_status ic_text_sched_unpark(struct ic_text_sched *s, const struct ic_text_backend *be, struct ic_err *err);
+enum ic_status ic_text_sched_unpark(struct ic_text_sched *s, const struct ic_text_backend *be,
+                                    struct ic_err *err);
 bool ic_text_sched_is_parked(const struct ic_text_sched *s);
 
 /* During a decode, from any thread: true when everybody in it has been cancelled. */

@@ -13,27 +13,31 @@
 #include "text/pooling.h"
 #include "text/stream.h"
 
-#define IC_RESERVE_PER_RUN 16 /* cells kept free for each run at admission, so that it does not come to preemption at once */
-#define IC_GO_ON_MIN 4        /* tokens of its own session: fewer (a BOS, say) are not worth a copy */
+#define IC_RESERVE_PER_RUN                                                                                 \
+    16 /* cells kept free for each run at admission, so that it does not come to preemption at once */
+#define IC_GO_ON_MIN 4 /* tokens of its own session: fewer (a BOS, say) are not worth a copy */
 /* Tokens in common with another's prompt: fewer are not worth a wait. And what is computed in another batch may differ in the
  * last bit, of which a 2-bit model makes another word: a chat template (TinyLlama's begins with 7 tokens) must not do
  * that to short questions. */
 #define IC_SHARE_MIN 32
-#define IC_LOOK_EVERY 16      /* ticks with prompts beside streams, then one without: what streams cost by themselves may have changed */
-#define IC_SPILL_MIN 16       /* tokens: fewer are computed sooner than copied twice */
-#define IC_TRIM_CELLS 256     /* idle cells that go to host memory at once, about: whoever streams or comes waits for the copy */
-#define IC_TRIM_SPARE 8       /* of host memory so much (one in …) is not filled by them: what lies there would have to go */
-#define IC_CLIENTS_MAX 1024   /* whose balance is remembered while they ask nothing */
-#define IC_TURN_TOKENS 512    /* quantum of the round robin between clients */
+#define IC_LOOK_EVERY                                                                                      \
+    16 /* ticks with prompts beside streams, then one without: what streams cost by themselves may have changed */
+#define IC_SPILL_MIN 16 /* tokens: fewer are computed sooner than copied twice */
+#define IC_TRIM_CELLS                                                                                      \
+    256 /* idle cells that go to host memory at once, about: whoever streams or comes waits for the copy */
+#define IC_TRIM_SPARE                                                                                      \
+    8 /* of host memory so much (one in …) is not filled by them: what lies there would have to go */
+#define IC_CLIENTS_MAX 1024 /* whose balance is remembered while they ask nothing */
+#define IC_TURN_TOKENS 512  /* quantum of the round robin between clients */
 
 /* Whoever shares with the others: a key, or a connection without one. */
 struct ic_text_client {
     struct ic_text_client *next; /* in the ring's order */
     uint64_t key;
-    int64_t balance;       /* tokens that it may still have computed before others have had theirs */
+    int64_t balance; /* tokens that it may still have computed before others have had theirs */
     int32_t n_waiting, n_running;
-    int32_t seen; /* while counting */
-    struct run *first;     /* while choosing: its first request that could be admitted */
+    int32_t seen;      /* while counting */
+    struct run *first; /* while choosing: its first request that could be admitted */
 };
 
 struct run {
@@ -43,11 +47,13 @@ struct run {
     struct ic_text_client *client;
     int32_t slot;
     int32_t *tokens, n_tokens, cap, n_prompt;
-    int32_t n_gen;    /* sampled so far */
-    int32_t rows, at; /* of the current decode: how many, and the index of the (first) one with logits or -1 */
-    int32_t first;    /* of the current decode: the index of the first of its rows */
+    int32_t n_gen; /* sampled so far */
+    /* of the current decode: how many, and the index of the (first) one with logits or -1 */
+    int32_t rows, at;
+    int32_t first;       /* of the current decode: the index of the first of its rows */
     struct ic_pool pool; /* where a vector is wanted, no text: what has been gathered for it */
-    int32_t n_draft, draft_at; /* proposals of what comes behind it, each with logits: how many rows, and from where */
+    /* proposals of what comes behind it, each with logits: how many rows, and from where */
+    int32_t n_draft, draft_at;
     int32_t draft[IC_SPEC_MAX];
     bool draft_by_model; /* they are the draft model's, not from its own text */
     struct ic_spec spec;
@@ -83,7 +89,7 @@ struct ic_text_sched {
     struct slot *slots;
     struct run **order; /* running, admitted first to last */
     int32_t n_running, n_slots;
-    struct run *waiting; /* by priority, then arrival; who has been preempted first */
+    struct run *waiting;                   /* by priority, then arrival; who has been preempted first */
     struct ic_text_client *clients, *turn; /* turn: who is asked first, NULL: the first */
     int32_t n_clients;
     struct ic_row *rows;
@@ -94,25 +100,28 @@ struct ic_text_sched {
     struct ic_text_cost cost;
     double hope; /* text_spec.h */
     struct ic_drafter drafter;
-    double ns_per_byte; /* of restoring from host memory */
+    double ns_per_byte;      /* of restoring from host memory */
     double disk_ns_per_byte; /* of bringing it there from the disk */
-    double service_ns;  /* of a request from admission to end, moving average */
-    int32_t streams;    /* rows of the current decode that are streams' next tokens */
-    int32_t drafts;     /* … that are proposals */
-    int32_t beside;     /* ticks in a row that read prompts beside streams */
-    bool trim;          /* slots have become idle: maybe too much is */
-    bool parked;        /* there is no model now */
+    double service_ns;       /* of a request from admission to end, moving average */
+    int32_t streams;         /* rows of the current decode that are streams' next tokens */
+    int32_t drafts;          /* … that are proposals */
+    int32_t beside;          /* ticks in a row that read prompts beside streams */
+    bool trim;               /* slots have become idle: maybe too much is */
+    bool parked;             /* there is no model now */
     bool crowded; /* the back end had fewer cells than it said: nobody joins before somebody has ended */
     struct ic_buf text;
 };
 
 /* ---- text_events.c */
 /* Of this run, with room for `extra` bytes behind its text; NULL: no memory. */
-struct ic_event *ic_run_event(const struct run *r, enum ic_event_kind kind, const char *text, size_t len, size_t extra);
-void ic_run_emit(struct ic_text_sched *s, const struct run *r, struct ic_event *ev); /* takes ev, which may be NULL */
+struct ic_event *ic_run_event(const struct run *r, enum ic_event_kind kind, const char *text, size_t len,
+                              size_t extra);
+void ic_run_emit(struct ic_text_sched *s, const struct run *r,
+                 struct ic_event *ev); /* takes ev, which may be NULL */
 void ic_run_error(struct ic_text_sched *s, const struct run *r, const struct ic_err *err, bool more);
 /* Text that may leave; d: the token that made it so, NULL when the answer is over. */
-void ic_run_token(struct ic_text_sched *s, struct run *r, const struct ic_sampled *d, const struct ic_buf *text);
+void ic_run_token(struct ic_text_sched *s, struct run *r, const struct ic_sampled *d,
+                  const struct ic_buf *text);
 
 /* ---- text_embed.c */
 /* In place of a sampler. IC_BAD_REQUEST: this model is served without. */

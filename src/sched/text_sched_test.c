@@ -70,7 +70,8 @@ static struct world *random_world(uint64_t seed)
 {
     uint64_t g = fake_mix(seed, 5);
     int32_t parallel = 1 + (int32_t)(fake_random(&g) % 6), ctx = 16 + (int32_t)(fake_random(&g) % 80);
-    int32_t batch = parallel + (int32_t)(fake_random(&g) % 24), kv = ctx + (int32_t)(fake_random(&g) % (uint64_t)(2 * ctx));
+    int32_t batch = parallel + (int32_t)(fake_random(&g) % 24),
+            kv = ctx + (int32_t)(fake_random(&g) % (uint64_t)(2 * ctx));
     struct world *w = world_new(seed, parallel, batch, ctx, kv);
 
     w->f.be.window = rnd(w, 3) ? 0 : rnd(w, 2) ? -1 : (int32_t)rnd(w, 40);
@@ -114,7 +115,8 @@ static struct world *random_world(uint64_t seed)
     return w;
 }
 
-static uint64_t proposed, taken, drafted; /* tokens, by all schedules; drafted: those taken of a draft model alone */
+static uint64_t proposed, taken,
+    drafted; /* tokens, by all schedules; drafted: those taken of a draft model alone */
 static int disk_puts, disk_gets;
 static uint64_t disk_lost;
 
@@ -145,7 +147,8 @@ static void random_schedule(uint64_t seed)
             tick(w);
     }
     if (rnd(w, 8)) { /* else: the server ends in the middle of it */
-        w->f.full = w->f.aborted = w->f.failed = w->f.draw_fails = w->f.open_fails = w->f.tokenize_fails = w->f.states_fail = 0;
+        w->f.full = w->f.aborted = w->f.failed = w->f.draw_fails = w->f.open_fails = w->f.tokenize_fails =
+            w->f.states_fail = 0;
         w->f.draft_fails = 0;
         w->cancels_in_decode = 0;
         int64_t from = w->ticks;
@@ -254,7 +257,8 @@ static void idle_sessions_lose_their_cells_oldest_first_and_only_for_need(void *
     submit_prompt(w, letters(text, 9), 20); /* 10, then 30: fits beside the 60 */
     run_dry(w);
     CHECK(held(w, 0) == 20 && held(w, 1) == 20 && held(w, 2) == 20);
-    submit_prompt(w, letters(text, 29), 0); /* 30, and 11 are free: one has to go, which is who was idle longest */
+    submit_prompt(w, letters(text, 29),
+                  0); /* 30, and 11 are free: one has to go, which is who was idle longest */
     run_dry(w);
     CHECK(held(w, 0) == 0 && session(w, 0)->n_tokens == 21);
     CHECK(held(w, 1) == 20 && held(w, 2) == 20);
@@ -287,7 +291,8 @@ static void a_slot_is_taken_from_the_oldest_idle_session(void **state)
 static void priorities_then_arrival(void **state)
 {
     struct world *w = world_new(6, 1, 8, 64, 64);
-    static const enum ic_priority prio[] = {IC_PRIO_LOW, IC_PRIO_NORMAL, IC_PRIO_HIGH, IC_PRIO_NORMAL, IC_PRIO_HIGH};
+    static const enum ic_priority prio[] = {IC_PRIO_LOW, IC_PRIO_NORMAL, IC_PRIO_HIGH, IC_PRIO_NORMAL,
+                                            IC_PRIO_HIGH};
     static const int want[] = {2, 4, 1, 3, 0};
     struct client_req *r[5];
     int done = 0;
@@ -323,7 +328,8 @@ static void nobody_overtakes_but_whose_predecessor_waits_for_its_session(void **
     (void)state;
     endless(submit(w, ask(w, 0, letters(text, 20), 20)));
     tick(w);
-    struct client_req *second = submit(w, ask(w, 0, "b", 1)); /* behind its own session: passes are allowed */
+    struct client_req *second =
+        submit(w, ask(w, 0, "b", 1)); /* behind its own session: passes are allowed */
     struct client_req *big = submit_prompt(w, letters(text, 75), 1);
     struct client_req *small = submit_prompt(w, "c", 1);
     tick(w);
@@ -375,7 +381,8 @@ static void a_long_prompt_stretches_gaps_by_a_bounded_factor(void **state)
         /* And the room is used: by the true price of a row, so that the prompt is read as soon as can be. */
         double ideal = (double)((IC_GAP_FACTOR - 1) * alone) / (double)cost[i].row;
         ideal = ideal > 255 ? 255 : ideal < IC_SLICE_MIN ? IC_SLICE_MIN : ideal;
-        CHECK(ticks <= 4 + 1.2 * (1 + 1.0 / IC_LOOK_EVERY) * 901 / ideal); /* some to learn it, some to look */
+        CHECK(ticks <=
+              4 + 1.2 * (1 + 1.0 / IC_LOOK_EVERY) * 901 / ideal); /* some to learn it, some to look */
         run_dry(w);
         world_free(w);
     }
@@ -439,7 +446,8 @@ static void the_context_holds_what_it_says(void **state)
     char text[64];
 
     (void)state;
-    struct client_req *full = endless(submit_prompt(w, letters(text, 30), -1)); /* 31 with BOS: one token fits */
+    struct client_req *full =
+        endless(submit_prompt(w, letters(text, 30), -1)); /* 31 with BOS: one token fits */
     struct client_req *over = submit_prompt(w, letters(text, 31), -1);
     struct client_req *half = endless(submit_prompt(w, letters(text, 10), -1));
     run_dry(w);
@@ -596,7 +604,8 @@ static void a_failed_decode_ends_who_was_in_it(void **state)
     struct world *w = world_new(22, 3, 8, 64, 128);
 
     (void)state;
-    struct client_req *a = endless(submit_prompt(w, "aa", 20)), *b = endless(submit(w, ask(w, 0, "bb", 20)));
+    struct client_req *a = endless(submit_prompt(w, "aa", 20)),
+                      *b = endless(submit(w, ask(w, 0, "bb", 20)));
     for (int i = 0; i < 4; i++)
         tick(w);
     w->f.failed = 1024;
@@ -663,7 +672,8 @@ static void times_are_those_of_the_clock(void **state)
     CHECK(a->end.stats.total_ms > 9.99 && a->end.stats.total_ms < 10.01);
     CHECK(a->end.stats.tps > 499 && a->end.stats.tps < 501);
     CHECK(b->end.stats.queue_ms > 9.99 && b->end.stats.ttft_ms > 11.99 && b->end.stats.ttft_ms < 12.01);
-    CHECK(w->c.tokens == 6 && w->c.requests == 2 && w->c.prompt_tokens == 8 && w->c.ended[IC_END_LENGTH] == 2);
+    CHECK(w->c.tokens == 6 && w->c.requests == 2 && w->c.prompt_tokens == 8 &&
+          w->c.ended[IC_END_LENGTH] == 2);
     world_free(w);
 }
 
@@ -739,7 +749,8 @@ static void the_end_of_the_server_ends_all(void **state)
         tick(w);
     ic_text_sched_close(&w->s);
     for (int i = 0; i < 6; i++)
-        CHECK(w->r[i].ended && w->r[i].error_more && w->r[i].code == IC_UNAVAILABLE && w->r[i].end.reason == IC_END_ERROR);
+        CHECK(w->r[i].ended && w->r[i].error_more && w->r[i].code == IC_UNAVAILABLE &&
+              w->r[i].end.reason == IC_END_ERROR);
     world_free(w);
 }
 
@@ -851,7 +862,8 @@ static void what_cannot_be_cut_is_counted_as_gone(void **state)
         run_dry(w);
         endless(submit_prompt(w, letters(text, 8), 30));
         tick(w);
-        struct client_req *next = ask(w, 1, NULL, 4); /* its answer is tokenised anew: the KV has to be cut there */
+        struct client_req *next =
+            ask(w, 1, NULL, 4); /* its answer is tokenised anew: the KV has to be cut there */
         say(next, "user", "x");
         endless(submit(w, next));
         tick(w);
@@ -890,7 +902,8 @@ static void without_memory_a_turn_is_forgotten_whole(void **state)
             say(r, "user", i ? "more" : "first");
             endless(submit(w, r));
             w->unchecked = i == 1;
-            strdups_left = i == 1 ? left : -1; /* a question's role and content, an answer's role and content */
+            strdups_left =
+                i == 1 ? left : -1; /* a question's role and content, an answer's role and content */
             run_dry(w);
             CHECK(r->end.reason == IC_END_LENGTH && session(w, 1)->n_msgs == (i == 2 ? 4 : 2));
         }

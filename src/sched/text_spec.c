@@ -1,13 +1,15 @@
 #include "sched/text_spec.h"
 
-#define KEEP 0.75       /* of what was known of a stream's hits */
-#define MARGIN 1.05     /* gain that makes up for what is not counted: sampling, events, guesses that go wrong in rows */
+#define KEEP 0.75 /* of what was known of a stream's hits */
+#define MARGIN                                                                                             \
+    1.05 /* gain that makes up for what is not counted: sampling, events, guesses that go wrong in rows */
 #define NEARLY_SURE 0.75
-#define RELAX 0.998     /* of hope, per tick in which the price forbids what is nearly sure */
+#define RELAX 0.998 /* of hope, per tick in which the price forbids what is nearly sure */
 #define HOPE_MIN 0.5
 
 static const int32_t level_from[IC_SPEC_LEVELS] = {IC_SPEC_NGRAM, 6, 12, 24};
-static const double first_hits[IC_SPEC_LEVELS] = {0.3, 0.5, 0.7, 0.9}; /* of a stream that has not been seen */
+static const double first_hits[IC_SPEC_LEVELS] = {0.3, 0.5, 0.7,
+                                                  0.9}; /* of a stream that has not been seen */
 
 static int32_t level(int32_t agree)
 {
@@ -30,7 +32,8 @@ static void find(struct ic_spec *g, const int32_t *tokens, int32_t n)
 {
     g->at = -1;
     g->agree = IC_SPEC_NGRAM - 1;
-    for (int32_t i = n - 1, last = n - IC_SPEC_REACH; i >= IC_SPEC_NGRAM && i - IC_SPEC_NGRAM >= last && g->agree < IC_SPEC_AGREE_MAX; i--) {
+    for (int32_t i = n - 1, last = n - IC_SPEC_REACH;
+         i >= IC_SPEC_NGRAM && i - IC_SPEC_NGRAM >= last && g->agree < IC_SPEC_AGREE_MAX; i--) {
         int32_t k = 0;
         while (k < IC_SPEC_AGREE_MAX && k < i && tokens[i - 1 - k] == tokens[n - 1 - k])
             k++;
@@ -62,7 +65,8 @@ int32_t ic_spec_guess(const struct ic_spec *g, const int32_t *tokens, int32_t n,
 {
     if (g->at < 0 || g->at >= n)
         return 0;
-    for (int32_t i = 0; i < max; i++) /* past the end it repeats what it has just proposed: a text with a period */
+    for (int32_t i = 0; i < max;
+         i++) /* past the end it repeats what it has just proposed: a text with a period */
         out[i] = g->at + i < n ? tokens[g->at + i] : out[g->at + i - n];
     return max;
 }
@@ -72,16 +76,19 @@ double ic_spec_chance(const struct ic_spec *g, int32_t ahead)
     return g->at < 0 ? 0 : g->hits[level(g->agree + ahead)];
 }
 
-int32_t ic_spec_worth(struct ic_spec_tick *t, const double *chance, int32_t max, double step_ns, double hope)
+int32_t ic_spec_worth(struct ic_spec_tick *t, const double *chance, int32_t max, double step_ns,
+                      double hope)
 {
-    double rows_ns = ic_text_cost_of(t->cost, t->rows), useful = t->useful, all = 1, best = 0, best_useful = 0, best_ns = 0;
+    double rows_ns = ic_text_cost_of(t->cost, t->rows), useful = t->useful, all = 1, best = 0,
+           best_useful = 0, best_ns = 0;
     int32_t best_k = 0;
 
     if (t->ns <= 0 || rows_ns <= 0)
         return 0;
     best = MARGIN * t->useful / t->ns;
     for (int32_t k = 1; k <= max; k++) {
-        double more = ic_text_cost_of(t->cost, t->rows + k) - rows_ns, ns = t->ns + hope * more + k * step_ns;
+        double more = ic_text_cost_of(t->cost, t->rows + k) - rows_ns,
+               ns = t->ns + hope * more + k * step_ns;
         all *= chance[k - 1];
         useful += all;
         if (ns > t->limit_ns || useful <= best * ns)

@@ -99,18 +99,20 @@ static struct ic_text_cost price_list(double base, double row, int32_t block)
 static int32_t count(double hits, const struct ic_text_cost *c, int32_t rows, double limit)
 {
     struct ic_spec g = {.at = 1, .agree = 3, .hits = {hits, hits, hits, hits}};
-    struct ic_spec_tick t = {.cost = c, .rows = rows, .useful = rows, .ns = ic_text_cost_of(c, rows), .limit_ns = limit};
+    struct ic_spec_tick t = {
+        .cost = c, .rows = rows, .useful = rows, .ns = ic_text_cost_of(c, rows), .limit_ns = limit};
     double before = t.useful / (t.ns > 0 ? t.ns : 1), hope = 1;
     int32_t k = ic_spec_count(&g, &t, &hope, IC_SPEC_MAX);
 
-    assert_true(t.rows == rows + k && (k > 0) == (t.useful / (t.ns > 0 ? t.ns : 1) > before) && t.ns <= limit);
+    assert_true(t.rows == rows + k && (k > 0) == (t.useful / (t.ns > 0 ? t.ns : 1) > before) &&
+                t.ns <= limit);
     return k;
 }
 
 static void proposes_what_is_worth_its_price(void **state)
 {
-    struct ic_text_cost gpu = price_list(1000, 1, SIZES), dear = price_list(0, 1000, SIZES), half = price_list(500, 500, SIZES),
-                        none = {0};
+    struct ic_text_cost gpu = price_list(1000, 1, SIZES), dear = price_list(0, 1000, SIZES),
+                        half = price_list(500, 500, SIZES), none = {0};
 
     (void)state;
     assert_int_equal(count(1, &gpu, 1, 1e9), IC_SPEC_MAX); /* rows cost next to nothing */
@@ -120,7 +122,7 @@ static void proposes_what_is_worth_its_price(void **state)
     int32_t some = count(0.95, &half, 1, 1e9);
     assert_in_range(some, 2, 8);
     assert_int_equal(count(0.95, &half, 1, 2100), 2); /* the gap's bound */
-    assert_true(count(0.95, &half, 8, 1e9) < some);  /* rows of other streams are sure */
+    assert_true(count(0.95, &half, 8, 1e9) < some);   /* rows of other streams are sure */
 }
 
 /* A CPU's kernels: up to seven rows cost by the row, eight and more together no more than those. */
@@ -224,7 +226,8 @@ static void never_beyond_what_there_is(void **state)
         w->f.be.outputs = 1 + room / 3; /* asserted as well */
         struct client_req *r = singer(w, -1);
         run_dry(w);
-        CHECK(r->end.reason == IC_END_LENGTH && w->f.decoded_rows > 0); /* the fake model asserts the rest */
+        CHECK(r->end.reason == IC_END_LENGTH &&
+              w->f.decoded_rows > 0); /* the fake model asserts the rest */
         CHECK(room < 3 || w->c.accepted > 0);
         world_free(w);
     }

@@ -51,7 +51,7 @@ struct client_req {
     struct ic_event end; /* without its text: the last event */
     float vector[FAKE_EMBD];
     bool has_vector;
-    int64_t asked_at;    /* the tick before which it was cancelled, 0: never */
+    int64_t asked_at; /* the tick before which it was cancelled, 0: never */
     char err[128];
     enum ic_status code;
 };
@@ -149,8 +149,8 @@ static size_t naive_stop(const struct ic_text_params *p, const struct ic_buf *b,
 }
 
 /* The model alone: no batches, no scheduler. */
-static void ask_alone(const struct world *w, const struct ic_text_params *p, const int32_t *prompt, int32_t n,
-                      struct answer *a)
+static void ask_alone(const struct world *w, const struct ic_text_params *p, const int32_t *prompt,
+                      int32_t n, struct answer *a)
 {
     struct fake_sampler smp = fake_sampler_of(p->seed, prompt, n);
     struct ic_buf raw = {0};
@@ -285,7 +285,8 @@ static void check_error(struct world *w, struct client_req *r)
         if (r->code == IC_TOO_LARGE)
             CHECK(n > most);
         else if (strstr(r->err, "goes on"))
-            CHECK(t && t->kind != IC_SESSION_NEW && (t->kind == IC_SESSION_CHAT) == (r->req->prompt != NULL));
+            CHECK(t && t->kind != IC_SESSION_NEW &&
+                  (t->kind == IC_SESSION_CHAT) == (r->req->prompt != NULL));
         else
             CHECK(r->code == IC_BAD_REQUEST && strstr(r->err, "empty") && n == 0);
     }
@@ -307,7 +308,8 @@ static void on_event(void *arg, struct ic_event *ev)
         r->queued = true;
         break;
     case IC_EVENT_TOKEN:
-        CHECK(!r->error_more && ev->index > r->last_index && ev->len > 0 && ic_utf8_valid(ev->text, ev->len));
+        CHECK(!r->error_more && ev->index > r->last_index && ev->len > 0 &&
+              ic_utf8_valid(ev->text, ev->len));
         CHECK((ev->n_top || ev->text[ev->len] == 0) && ev->stamp_ns == w->f.now);
         r->last_index = ev->index;
         ic_buf_put(&r->text, ev->text, ev->len);
@@ -534,7 +536,8 @@ static void check_session(const struct world *w, const struct ic_session *se)
             CHECK(se->n_tokens == t->n && same(se->tokens, t->tokens, t->n));
         CHECK(se->n_msgs == t->n_msgs);
         for (size_t k = 0; k < t->n_msgs; k++)
-            CHECK(!strcmp(se->msgs[k].content, t->msgs[k].content) && !strcmp(se->msgs[k].role, t->msgs[k].role));
+            CHECK(!strcmp(se->msgs[k].content, t->msgs[k].content) &&
+                  !strcmp(se->msgs[k].role, t->msgs[k].role));
     }
 }
 
@@ -552,7 +555,8 @@ static void check_spill(const struct world *w)
         CHECK((p->file == 0) == (p->data != NULL));
     }
     CHECK(sum == sp->sum && sum <= sp->max && n == sp->count);
-    CHECK(on_disk == sp->disk_sum && files == sp->disk_count && w->disk.sum == on_disk && w->disk.n == files);
+    CHECK(on_disk == sp->disk_sum && files == sp->disk_count && w->disk.sum == on_disk &&
+          w->disk.n == files);
     CHECK(!sp->disk || on_disk <= sp->disk->max);
 }
 
@@ -647,7 +651,8 @@ static bool tick(struct world *w)
             for (const struct run *r = w->s->waiting; r; r = r->next)
                 CHECK(r->req != w->r[i].req);
         }
-    if (w->c.preempted == preempted && w->f.epoch == 0) /* a victim goes to the front, which is not overtaking */
+    if (w->c.preempted == preempted &&
+        w->f.epoch == 0) /* a victim goes to the front, which is not overtaking */
         check_overtaking(w, &was);
     CHECK(more || (!w->s->waiting && !w->s->n_running));
     return more;
@@ -661,7 +666,8 @@ static bool tidy(struct world *w)
 
     check_state(w);
     CHECK(!more || !any);
-    CHECK(more ? fake_cells(&w->f) <= cells : fake_cells(&w->f) == cells); /* equal: another idle one held the same */
+    CHECK(more ? fake_cells(&w->f) <= cells
+               : fake_cells(&w->f) == cells); /* equal: another idle one held the same */
     return more;
 }
 
@@ -740,7 +746,8 @@ static struct ic_session *session(struct world *w, int i)
 static int32_t held(struct world *w, int i)
 {
     struct ic_session *se = session(w, i);
-    int32_t holder, n = ic_prefix_match(w->s->prefix, "", se->tokens, se->n_tokens, w->f.be.window, &holder);
+    int32_t holder,
+        n = ic_prefix_match(w->s->prefix, "", se->tokens, se->n_tokens, w->f.be.window, &holder);
     return n < IC_GO_ON_MIN ? 0 : n; /* every prompt begins with BOS */
 }
 

@@ -11,11 +11,13 @@
 #if defined(__x86_64__) && defined(__GNUC__)
 #include <immintrin.h>
 
-#define CELLS 64     /* of the cache, at a time */
-#define QUERIES 64   /* rows times heads of a group, at a time: 64 KiB of each array below at most */
-#define HEAD_MAX 256 /* elements of a head */
+#define CELLS 64      /* of the cache, at a time */
+#define QUERIES 64    /* rows times heads of a group, at a time: 64 KiB of each array below at most */
+#define HEAD_MAX 256  /* elements of a head */
 #define HIDDEN 0xfc00 /* -inf in 16 bits: what the mask says of a cell that a row must not see */
-#define SCALE_AT (GGML_MAX_OP_PARAMS / sizeof(int32_t) - 1) /* the last word of op_params: a custom operation's own are the first */
+#define SCALE_AT                                                                                           \
+    (GGML_MAX_OP_PARAMS / sizeof(int32_t) -                                                                \
+     1) /* the last word of op_params: a custom operation's own are the first */
 #define KERNEL static __attribute__((target("avx2,fma,f16c")))
 
 /* What one thread computes with, on its stack. Rows of `d` elements, `d` being that of the head. */
@@ -46,7 +48,8 @@ KERNEL void convert(float *to, const struct ggml_tensor *t, int64_t cell, int64_
     for (int64_t j = 0; j < CELLS; j++) {
         const char *from = at(t, cell + j, head);
         for (int64_t i = 0; i < d; i += IC_LANES)
-            _mm256_storeu_ps(to + j * d + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i_u *)(from + i * 2))));
+            _mm256_storeu_ps(to + j * d + i,
+                             _mm256_cvtph_ps(_mm_loadu_si128((const __m128i_u *)(from + i * 2))));
     }
 }
 
@@ -63,12 +66,14 @@ KERNEL void dots(float *p, const float *q, const float *k, int64_t d)
         }
         __m256 low = _mm256_hadd_ps(_mm256_hadd_ps(a[0], a[1]), _mm256_hadd_ps(a[2], a[3]));
         __m256 high = _mm256_hadd_ps(_mm256_hadd_ps(a[4], a[5]), _mm256_hadd_ps(a[6], a[7]));
-        _mm256_storeu_ps(p + j, _mm256_add_ps(_mm256_permute2f128_ps(low, high, 0x20), _mm256_permute2f128_ps(low, high, 0x31)));
+        _mm256_storeu_ps(p + j, _mm256_add_ps(_mm256_permute2f128_ps(low, high, 0x20),
+                                              _mm256_permute2f128_ps(low, high, 0x31)));
     }
 }
 
 /* out += Σ p[j] v[j], `n` registers of it, which start at v. What weighs nothing may be anything, so it is passed over. */
-KERNEL inline __attribute__((always_inline)) void weigh(float *out, const float *p, const float *v, int64_t d, const int n)
+KERNEL inline __attribute__((always_inline)) void weigh(float *out, const float *p, const float *v,
+                                                        int64_t d, const int n)
 {
     __m256 a[8];
 
@@ -199,16 +204,19 @@ static void attend(struct ggml_tensor *dst, int ith, int nth, void *arg)
 
 /* ---- which are taken ------------------------------------------------------------------------------ */
 
-static int32_t custom[GGML_MAX_OP_PARAMS / sizeof(int32_t)]; /* op_params of an operation that calls `attend` */
+static int32_t
+    custom[GGML_MAX_OP_PARAMS / sizeof(int32_t)]; /* op_params of an operation that calls `attend` */
 static bool possible;
 
 static void prepare(void)
 {
-    struct ggml_context *c = ggml_init((struct ggml_init_params){.mem_size = 2 * ggml_tensor_overhead(), .no_alloc = true});
+    struct ggml_context *c =
+        ggml_init((struct ggml_init_params){.mem_size = 2 * ggml_tensor_overhead(), .no_alloc = true});
 
     if (!c)
         return;
-    const struct ggml_tensor *t = ggml_custom_4d(c, GGML_TYPE_F32, 1, 1, 1, 1, NULL, 0, attend, GGML_N_TASKS_MAX, NULL);
+    const struct ggml_tensor *t =
+        ggml_custom_4d(c, GGML_TYPE_F32, 1, 1, 1, 1, NULL, 0, attend, GGML_N_TASKS_MAX, NULL);
     memcpy(custom, t->op_params, sizeof custom);
     ggml_free(c);
     __builtin_cpu_init();
@@ -218,8 +226,8 @@ static void prepare(void)
 
 static bool cells_fit(const struct ggml_tensor *t, const struct ggml_tensor *q)
 {
-    return t->type == GGML_TYPE_F16 && t->nb[0] == sizeof(uint16_t) && t->ne[0] == q->ne[0] && t->ne[3] == 1 &&
-           t->ne[1] >= IC_ATTENTION_CELLS_MIN && t->ne[1] % CELLS == 0;
+    return t->type == GGML_TYPE_F16 && t->nb[0] == sizeof(uint16_t) && t->ne[0] == q->ne[0] &&
+           t->ne[3] == 1 && t->ne[1] >= IC_ATTENTION_CELLS_MIN && t->ne[1] % CELLS == 0;
 }
 
 bool ic_attention_take(struct ggml_tensor *node, int32_t threads)
@@ -234,12 +242,14 @@ bool ic_attention_take(struct ggml_tensor *node, int32_t threads)
     memcpy(p, node->op_params, sizeof p);
     if (!possible || p[1] != 0 || p[2] != 0 || !cells_fit(k, q) || !cells_fit(v, q))
         return false;
-    if (q->type != GGML_TYPE_F32 || q->nb[0] != sizeof(float) || q->ne[3] != 1 || q->ne[0] % IC_LANES != 0 ||
-        q->ne[0] > HEAD_MAX || q->ne[1] > IC_ATTENTION_ROWS_MAX)
+    if (q->type != GGML_TYPE_F32 || q->nb[0] != sizeof(float) || q->ne[3] != 1 ||
+        q->ne[0] % IC_LANES != 0 || q->ne[0] > HEAD_MAX || q->ne[1] > IC_ATTENTION_ROWS_MAX)
         return false;
-    if (k->ne[1] != v->ne[1] || k->ne[2] != v->ne[2] || q->ne[2] % k->ne[2] != 0 || q->ne[2] / k->ne[2] > QUERIES)
+    if (k->ne[1] != v->ne[1] || k->ne[2] != v->ne[2] || q->ne[2] % k->ne[2] != 0 ||
+        q->ne[2] / k->ne[2] > QUERIES)
         return false;
-    if (mask->type != GGML_TYPE_F16 || mask->ne[0] < k->ne[1] || mask->ne[1] < q->ne[1] || mask->ne[2] != 1 || mask->ne[3] != 1)
+    if (mask->type != GGML_TYPE_F16 || mask->ne[0] < k->ne[1] || mask->ne[1] < q->ne[1] ||
+        mask->ne[2] != 1 || mask->ne[3] != 1)
         return false;
     if (node->type != GGML_TYPE_F32 || !ggml_is_contiguous(node) || k->ne[2] * q->ne[1] < threads)
         return false;

@@ -46,8 +46,9 @@ static float noise(void) /* within 1 of 0 */
 
 static struct made make(const struct scene *s)
 {
-    struct made m = {.ctx = ggml_init((struct ggml_init_params){.mem_size = 64 * ggml_tensor_overhead() + ggml_graph_overhead(),
-                                                                .no_alloc = true})};
+    struct made m = {
+        .ctx = ggml_init((struct ggml_init_params){
+            .mem_size = 64 * ggml_tensor_overhead() + ggml_graph_overhead(), .no_alloc = true})};
 
     m.q = ggml_new_tensor_3d(m.ctx, GGML_TYPE_F32, s->d, s->rows, s->heads);
     m.k = ggml_new_tensor_3d(m.ctx, GGML_TYPE_F16, s->d, s->cells, s->groups);
@@ -125,9 +126,9 @@ static bool one_cell(const struct scene *s, int64_t row, int64_t cell)
 static void as_ggml(void **state)
 {
     static const struct scene scenes[] = {
-        {64, 32, 4, 20, 1280, 2, causal}, {64, 32, 4, 1, 512, 2, all},    {64, 32, 4, 63, 512, 1, causal},
-        {128, 16, 8, 8, 768, 2, own},     {80, 8, 8, 5, 512, 2, causal},  {256, 8, 1, 3, 512, 2, all},
-        {8, 8, 4, 7, 512, 1, own},        {64, 8, 2, 4, 768, 2, window},  {96, 64, 1, 9, 512, 2, causal},
+        {64, 32, 4, 20, 1280, 2, causal}, {64, 32, 4, 1, 512, 2, all},     {64, 32, 4, 63, 512, 1, causal},
+        {128, 16, 8, 8, 768, 2, own},     {80, 8, 8, 5, 512, 2, causal},   {256, 8, 1, 3, 512, 2, all},
+        {8, 8, 4, 7, 512, 1, own},        {64, 8, 2, 4, 768, 2, window},   {96, 64, 1, 9, 512, 2, causal},
         {64, 4, 4, 6, 512, 2, one_cell},  {64, 40, 8, 12, 512, 2, window},
     };
 
@@ -143,8 +144,8 @@ static void as_ggml(void **state)
             float off = fabsf(want[e] - got[e]);
             worst = off <= worst ? worst : off; /* NaN counts */
         }
-        printf("heads of %d, %d of %d, %d rows, %d cells: at most %.2g apart\n", (int)s->d, (int)s->heads, (int)s->groups,
-               (int)s->rows, (int)s->cells, (double)worst);
+        printf("heads of %d, %d of %d, %d rows, %d cells: at most %.2g apart\n", (int)s->d, (int)s->heads,
+               (int)s->groups, (int)s->rows, (int)s->cells, (double)worst);
         assert_true(worst < NEAR);
         free(want);
         free(got);
@@ -176,7 +177,8 @@ static void as_defined(void **state)
             for (int64_t c = 0; c < s.cells; c++)
                 for (int64_t i = 0; i < s.d; i++)
                     out[i] += p[c] / sum *
-                              (double)ggml_fp16_to_fp32(((ggml_fp16_t *)m.v->data)[(h / 4 * s.cells + c) * s.d + i]);
+                              (double)ggml_fp16_to_fp32(
+                                  ((ggml_fp16_t *)m.v->data)[(h / 4 * s.cells + c) * s.d + i]);
             for (int64_t i = 0; i < s.d; i++)
                 worst = fmax(worst, fabs(out[i] - (double)got[(r * s.heads + h) * s.d + i]));
         }
@@ -226,11 +228,12 @@ static void company_does_not_matter(void **state)
         memcpy(one.k->data, m.k->data, ggml_nbytes(m.k));
         memcpy(one.v->data, m.v->data, ggml_nbytes(m.v));
         for (int64_t i = 0; i < few.rows; i++) {
-            memcpy((char *)one.mask->data + (size_t)i * one.mask->nb[1], (char *)m.mask->data + (size_t)(r + i) * m.mask->nb[1],
-                   m.mask->nb[1]);
+            memcpy((char *)one.mask->data + (size_t)i * one.mask->nb[1],
+                   (char *)m.mask->data + (size_t)(r + i) * m.mask->nb[1], m.mask->nb[1]);
             for (int64_t h = 0; h < many.heads; h++)
                 memcpy((char *)one.q->data + (size_t)h * one.q->nb[2] + (size_t)i * one.q->nb[1],
-                       (char *)m.q->data + (size_t)h * m.q->nb[2] + (size_t)(r + i) * m.q->nb[1], m.q->nb[1]);
+                       (char *)m.q->data + (size_t)h * m.q->nb[2] + (size_t)(r + i) * m.q->nb[1],
+                       m.q->nb[1]);
         }
         assert_true(ic_attention_take(one.out, 2));
         float *got = compute(&one, 2);
@@ -289,7 +292,8 @@ static int set_up(void **state)
     if (ic_text_load_backends(NULL, &err) != IC_OK)
         return -1;
     ggml_backend_dev_t dev = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
-    *(void **)&set_threads = ggml_backend_reg_get_proc_address(ggml_backend_dev_backend_reg(dev), "ggml_backend_set_n_threads");
+    *(void **)&set_threads =
+        ggml_backend_reg_get_proc_address(ggml_backend_dev_backend_reg(dev), "ggml_backend_set_n_threads");
     cpu = ggml_backend_dev_init(dev, NULL);
     struct scene s = {64, 8, 4, 4, 512, 2, all};
     if (!cpu || !set_threads)

@@ -78,9 +78,10 @@ enum ic_status ic_draft_open(struct ic_draft **out, const struct ic_text_config 
     }
     const struct ic_text_info *i = ic_text_model_info(d->m);
     if (i->window != 0) {
-        st = ic_fail(err, IC_BAD_REQUEST,
-                     "draft model %s: with its recurrent state or sliding window it cannot take guesses back",
-                     cfg.path);
+        st = ic_fail(
+            err, IC_BAD_REQUEST,
+            "draft model %s: with its recurrent state or sliding window it cannot take guesses back",
+            cfg.path);
         goto out;
     }
     d->n_seq = i->seqs;
@@ -118,7 +119,8 @@ void ic_draft_close(struct ic_draft **dp)
 
 #define OTHER_VOCAB "draft model %s: another vocabulary than the model's: "
 
-static enum ic_status check_vocab(const struct ic_text_model *d, const struct ic_text_model *m, struct ic_err *err)
+static enum ic_status check_vocab(const struct ic_text_model *d, const struct ic_text_model *m,
+                                  struct ic_err *err)
 {
     const struct llama_vocab *a = d->vocab, *b = m->vocab;
     const char *name = d->info.name;
@@ -135,15 +137,17 @@ static enum ic_status check_vocab(const struct ic_text_model *d, const struct ic
 
     for (size_t i = 0; i < sizeof same / sizeof *same; i++)
         if (same[i].draft != same[i].model)
-            return ic_fail(err, IC_BAD_REQUEST, OTHER_VOCAB "its %s is %d, the model's %d", name, same[i].what,
-                           same[i].draft, same[i].model);
+            return ic_fail(err, IC_BAD_REQUEST, OTHER_VOCAB "its %s is %d, the model's %d", name,
+                           same[i].what, same[i].draft, same[i].model);
     for (int32_t t = 0; t < same[0].model; t++) {
         const char *of_draft = llama_vocab_get_text(a, t), *of_model = llama_vocab_get_text(b, t);
         if (strcmp(of_draft, of_model) != 0)
-            return ic_fail(err, IC_BAD_REQUEST, OTHER_VOCAB "its token %d is \"%.40s\", the model's \"%.40s\"", name, t,
+            return ic_fail(err, IC_BAD_REQUEST,
+                           OTHER_VOCAB "its token %d is \"%.40s\", the model's \"%.40s\"", name, t,
                            of_draft, of_model);
         if (llama_vocab_is_eog(a, t) != llama_vocab_is_eog(b, t))
-            return ic_fail(err, IC_BAD_REQUEST, OTHER_VOCAB "token %d ends a text for one of them only", name, t);
+            return ic_fail(err, IC_BAD_REQUEST, OTHER_VOCAB "token %d ends a text for one of them only",
+                           name, t);
     }
     return IC_OK;
 }
@@ -153,14 +157,16 @@ enum ic_status ic_draft_bind(struct ic_draft *d, struct ic_text_model *m, struct
     const struct ic_text_info *i = &d->m->info;
 
     if (m->info.window != 0)
-        return ic_fail(err, IC_BAD_REQUEST,
-                       "--draft: with a recurrent state or a sliding window the model cannot take guesses back");
+        return ic_fail(
+            err, IC_BAD_REQUEST,
+            "--draft: with a recurrent state or a sliding window the model cannot take guesses back");
     enum ic_status st = check_vocab(d->m, m, err);
     if (st != IC_OK)
         return st;
     ic_text_lend_threads(m, d->m);
     ic_info("text",
-            "draft model %s (%s): %d tokens a stream, %d in all, the model's %d threads, %d of %d layers on the GPU",
+            "draft model %s (%s): %d tokens a stream, %d in all, the model's %d threads, %d of %d layers "
+            "on the GPU",
             i->name, i->desc, d->ctx, d->cells, i->threads, i->gpu_layers, i->layers);
     return IC_OK;
 }
@@ -258,7 +264,8 @@ static void prepare(struct ic_draft *d, struct ic_draft_req *q, int32_t *promise
     if (have < h->n)
         cut(d, q->seq, have);
     q->read = ic_least(q->read, q->n - have);
-    int32_t steps = have + q->read == q->n && q->max > 0 ? ic_least(q->max, d->ctx - q->n) - 1 : 0, need = q->read + steps;
+    int32_t steps = have + q->read == q->n && q->max > 0 ? ic_least(q->max, d->ctx - q->n) - 1 : 0,
+            need = q->read + steps;
     if (!make_room(d, *promised + need) || !grow(h, have + need))
         q->read = 0;
     else
@@ -301,8 +308,8 @@ static enum outcome flush(struct ic_draft *d, struct ic_draft_req *reqs)
 }
 
 /* `of`: the request whose next token this row tells, or -1. */
-static enum outcome add_row(struct ic_draft *d, struct ic_draft_req *reqs, int32_t seq, int32_t token, int32_t pos,
-                            int32_t of)
+static enum outcome add_row(struct ic_draft *d, struct ic_draft_req *reqs, int32_t seq, int32_t token,
+                            int32_t pos, int32_t of)
 {
     d->rows[d->n_rows] = (struct ic_row){token, pos, seq, of >= 0, false};
     d->row_of[d->n_rows++] = of;

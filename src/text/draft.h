@@ -15,9 +15,9 @@
 
 #include "text/model.h"
 
-#define IC_DRAFT_SURE 0.4f     /* probability under the draft below which a token is not proposed */
-#define IC_DRAFT_CTX_MAX 8192  /* tokens of a stream that it follows; longer ones go on without it */
-#define IC_DRAFT_BATCH 256     /* tokens of one of its decodes at most */
+#define IC_DRAFT_SURE 0.4f       /* probability under the draft below which a token is not proposed */
+#define IC_DRAFT_CTX_MAX 8192    /* tokens of a stream that it follows; longer ones go on without it */
+#define IC_DRAFT_BATCH 256       /* tokens of one of its decodes at most */
 #define IC_DRAFT_STREAMS_MAX 223 /* requests at once; further ones get no proposals */
 /* Calls during which a sequence keeps its cells though others want them: else those that do not all fit would take
  * them from each other for ever. */
@@ -34,7 +34,8 @@ struct ic_draft_req {
     int32_t max;   /* proposals wanted; there are none before all n tokens have been read */
     int32_t *out;  /* room for max; may be NULL where that is 0 */
     int32_t n_out; /* out */
-    bool unsure;   /* out: there are fewer because the next one would be below IC_DRAFT_SURE, or ends the text */
+    /* out: there are fewer because the next one would be below IC_DRAFT_SURE, or ends the text */
+    bool unsure;
 };
 
 /* How the draft of this model is opened, for whoever plans. */

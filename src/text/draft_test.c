@@ -32,8 +32,13 @@ static struct ic_draft *d;
 
 static struct ic_text_config config(void)
 {
-    return (struct ic_text_config){.path = MODEL, .draft = MODEL, .ctx_size = CTX, .kv_size = CELLS,
-                                   .parallel = STREAMS, .batch = 64, .threads = 1};
+    return (struct ic_text_config){.path = MODEL,
+                                   .draft = MODEL,
+                                   .ctx_size = CTX,
+                                   .kv_size = CELLS,
+                                   .parallel = STREAMS,
+                                   .batch = 64,
+                                   .threads = 1};
 }
 
 static int open_both(void **state)
@@ -85,11 +90,13 @@ static void decode(const int32_t *tokens, int32_t from, int32_t n)
     static struct ic_row rows[64];
 
     for (int32_t i = from; i < n; i++)
-        rows[i - from] = (struct ic_row){tokens[i], i, 0, i >= n - 5, false}; /* no more than may ask for them */
+        rows[i - from] =
+            (struct ic_row){tokens[i], i, 0, i >= n - 5, false}; /* no more than may ask for them */
     assert_int_equal(ic_text_decode(m, rows, n - from), IC_DECODE_OK);
 }
 
-static int32_t propose(int32_t seq, const int32_t *tokens, int32_t n, int32_t read, int32_t max, int32_t *out)
+static int32_t propose(int32_t seq, const int32_t *tokens, int32_t n, int32_t read, int32_t max,
+                       int32_t *out)
 {
     struct ic_draft_req q = {.seq = seq, .tokens = tokens, .n = n, .read = read, .max = max, .out = out};
 
@@ -127,7 +134,8 @@ static void a_model_that_drafts_for_itself_is_nearly_always_right(void **state)
         accepted += kept;
         n += kept + 1;
         assert_true(ic_text_seq_rm(m, 0, n - 1));
-        assert_in_range(ic_draft_behind(d, 0, t, n), 1, 2); /* the last one, and what the model put behind it */
+        assert_in_range(ic_draft_behind(d, 0, t, n), 1,
+                        2); /* the last one, and what the model put behind it */
     }
     print_message("%d of %d kept, %d decodes for %d tokens\n", accepted, proposed, decodes, n - prompt - 1);
     assert_true(proposed > SAID / 4 && accepted > proposed * 9 / 10 && decodes < SAID - proposed * 8 / 10);
@@ -141,7 +149,8 @@ static void several_streams_together_get_what_they_get_alone(void **state)
 
     (void)state;
     for (int i = 0; i < STREAMS; i++) {
-        q[i] = (struct ic_draft_req){.seq = i, .tokens = t[i], .n = begin(i, t[i]), .read = CTX, .out = out[i]};
+        q[i] = (struct ic_draft_req){
+            .seq = i, .tokens = t[i], .n = begin(i, t[i]), .read = CTX, .out = out[i]};
         q[i].max = 2 + 2 * i;
         assert_true(q[i].max <= MAX);
     }
@@ -167,7 +176,8 @@ static void it_reads_as_much_as_it_may(void **state)
         t[n] = t[n % 7 + 1];
         n++;
     }
-    assert_int_equal(ic_draft_behind(d, 0, t, n), n - 1); /* what begins alike, BOS, is there: from the tests before */
+    assert_int_equal(ic_draft_behind(d, 0, t, n),
+                     n - 1); /* what begins alike, BOS, is there: from the tests before */
     assert_int_equal(propose(0, t, n, 30, MAX, out), 0);
     assert_int_equal(ic_draft_behind(d, 0, t, n), n - 31);
     assert_int_equal(propose(0, t, n, n - 32, 0, NULL), 0);
@@ -246,7 +256,8 @@ static void both_compute_with_one_pool(void **state)
     assert_ptr_equal(d->m->computed_with, m->pool);
     assert_true(m->guest == d->m && !d->m->pool && llama_n_threads(d->m->ctx) == llama_n_threads(m->ctx));
     for (int32_t threads = 1; threads <= 2; threads++)
-        for (int asked = 0; asked < 2; asked++) { /* between the change and the model's next decode, or not */
+        for (int asked = 0; asked < 2;
+             asked++) { /* between the change and the model's next decode, or not */
             make_pool(m, threads);
             if (asked)
                 propose(0, t, n, n, MAX, after);
@@ -265,13 +276,14 @@ static void its_sizes_follow_the_models(void **state)
 {
     static const struct {
         int32_t ctx, kv, want_ctx, want_kv;
-    } t[] = {{0, 0, 0, 0},         {512, 0, 512, 0},         {512, 8192, 512, 0},         {512, 1000, 512, 1000},
-             {0, 1000, 1000, 1000}, {0, 100000, 4096, 0},     {100000, 0, 8192, 0},        {100000, 200000, 8192, 0},
-             {8192, 8192, 8192, 8192}};
+    } t[] = {{0, 0, 0, 0},           {512, 0, 512, 0},          {512, 8192, 512, 0},
+             {512, 1000, 512, 1000}, {0, 1000, 1000, 1000},     {0, 100000, 4096, 0},
+             {100000, 0, 8192, 0},   {100000, 200000, 8192, 0}, {8192, 8192, 8192, 8192}};
 
     (void)state;
     for (size_t i = 0; i < sizeof t / sizeof *t; i++) {
-        struct ic_text_config of = {.draft = "d", .ctx_size = t[i].ctx, .kv_size = t[i].kv, .parallel = 256};
+        struct ic_text_config of = {
+            .draft = "d", .ctx_size = t[i].ctx, .kv_size = t[i].kv, .parallel = 256};
         struct ic_text_config c = ic_draft_config(&of);
         assert_int_equal(c.ctx_size, t[i].want_ctx);
         assert_int_equal(c.kv_size, t[i].want_kv);

@@ -18,15 +18,20 @@
 #define N 40
 #define SEQS 4
 #define BATCH 64
-#define NEAR 1e-4f      /* of a vector of length 1; batches of another shape round otherwise */
+#define NEAR 1e-4f       /* of a vector of length 1; batches of another shape round otherwise */
 #define NEAR_LOGIT 3e-2f /* as in kv_test.c */
 
 static struct ic_text_model *m;
 
 static void open_pooling(enum ic_pooling kind)
 {
-    struct ic_text_config cfg = {.path = MODEL, .ctx_size = 256, .kv_size = 1024, .parallel = SEQS, .batch = BATCH,
-                                 .threads = 1, .pooling = kind};
+    struct ic_text_config cfg = {.path = MODEL,
+                                 .ctx_size = 256,
+                                 .kv_size = 1024,
+                                 .parallel = SEQS,
+                                 .batch = BATCH,
+                                 .threads = 1,
+                                 .pooling = kind};
     struct ic_err err = {0};
 
     if (ic_text_model_open(&m, &cfg, &err) != IC_OK)

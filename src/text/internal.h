@@ -36,17 +36,19 @@ struct ic_text_model {
     struct ic_cpu_watch watch;
     bool adapt; /* threads follow what the machine leaves us */
     struct llama_batch batch;
-    bool embd_on; /* the context gives hidden states now */
+    bool embd_on;                   /* the context gives hidden states now */
     int32_t sure[IC_TEXT_SEQS_MAX]; /* positions of each sequence that a decode has been through with */
-    const char *template; /* NULL: none; owned by the llama model or the caller's config */
+    const char *template;           /* NULL: none; owned by the llama model or the caller's config */
     char *template_copy;
-    bool zephyr; /* llama.cpp takes the template for another family's; it is Zephyr's with the model's own EOS */
+    /* llama.cpp takes the template for another family's; it is Zephyr's with the model's own EOS */
+    bool zephyr;
     int32_t max_piece; /* bytes of the longest token text */
     struct ic_text_info info;
     bool (*abort_test)(void *);
     void *abort_arg;
-    struct ic_text_model *guest, *host;  /* who computes with our threads; whose threads we compute with */
-    const struct ggml_threadpool *computed_with; /* of a guest: at its last decode; its CPU back end points there */
+    struct ic_text_model *guest, *host; /* who computes with our threads; whose threads we compute with */
+    /* of a guest: at its last decode; its CPU back end points there */
+    const struct ggml_threadpool *computed_with;
     bool broken; /* never to be decoded again */
 };
 

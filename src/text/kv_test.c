@@ -21,7 +21,8 @@
 /* Flash attention on the CPU sums in half precision and in the cells' order, so the same text in other cells gives logits that
  * differ by up to 0.006 (seen). */
 #define NEAR 0.03f
-#define NEAR_OTHERWISE 0.8f /* quantised, in other batches or other cells: 0.38 seen; both weights and cache round coarsely */
+#define NEAR_OTHERWISE                                                                                     \
+    0.8f /* quantised, in other batches or other cells: 0.38 seen; both weights and cache round coarsely */
 
 static struct ic_text_model *m;
 static int32_t token[N + 1];
@@ -43,8 +44,14 @@ static bool can_open(const char *type)
 
 static void open_as(const char *type)
 {
-    struct ic_text_config cfg = {.path = model_for(type), .ctx_size = 256, .kv_size = 512, .parallel = 4, .batch = 128, .threads = 1,
-                                 .type_k = type, .type_v = type};
+    struct ic_text_config cfg = {.path = model_for(type),
+                                 .ctx_size = 256,
+                                 .kv_size = 512,
+                                 .parallel = 4,
+                                 .batch = 128,
+                                 .threads = 1,
+                                 .type_k = type,
+                                 .type_v = type};
     struct ic_err err = {0};
 
     if (ic_text_model_open(&m, &cfg, &err) != IC_OK)
@@ -212,10 +219,8 @@ static void unknown_types_are_refused(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(shared_cells_say_the_same),
-        cmocka_unit_test(shared_cells_take_no_room),
-        cmocka_unit_test(what_was_saved_comes_back),
-        cmocka_unit_test(what_does_not_fit_is_refused),
+        cmocka_unit_test(shared_cells_say_the_same), cmocka_unit_test(shared_cells_take_no_room),
+        cmocka_unit_test(what_was_saved_comes_back), cmocka_unit_test(what_does_not_fit_is_refused),
         cmocka_unit_test(unknown_types_are_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -17,7 +17,8 @@ static enum ic_status parse_item(struct ic_lora *out, char *item, struct ic_err 
         *colon = 0;
         out->scale = number ? strtof(colon + 1, &end) : NAN;
         if (!number || *end || !isfinite(out->scale))
-            return ic_fail(err, IC_BAD_REQUEST, "--lora: the scale of %s must be a finite number, not \"%.40s\"", item,
+            return ic_fail(err, IC_BAD_REQUEST,
+                           "--lora: the scale of %s must be a finite number, not \"%.40s\"", item,
                            colon + 1);
     }
     return *item ? IC_OK : ic_fail(err, IC_BAD_REQUEST, "--lora takes FILE[:SCALE],…; a file is missing");

@@ -21,7 +21,8 @@
 #define RANK 4
 #define V 512
 #define EXACT 1e-5f /* the same sums; adding nothing to them changes nothing */
-#define ROUNDED 3e-2f /* the same numbers in another order, through five layers and a KV cache in f16 (kv_test.c) */
+#define ROUNDED                                                                                            \
+    3e-2f /* the same numbers in another order, through five layers and a KV cache in f16 (kv_test.c) */
 #define CHANGED 1e-1f
 
 static char dir[] = "/tmp/ic_lora_test.XXXXXX";
@@ -35,11 +36,15 @@ struct kind {
     bool alpha_is_text, lonely, alora, integers, empty;
 };
 
-static const struct kind good = {.arch = "llama", .type = "adapter", .adapter = "lora", .tensor = "blk.%d.attn_q.weight",
-                                 .b = 0.5f, .columns = EMBD};
+static const struct kind good = {.arch = "llama",
+                                 .type = "adapter",
+                                 .adapter = "lora",
+                                 .tensor = "blk.%d.attn_q.weight",
+                                 .b = 0.5f,
+                                 .columns = EMBD};
 
-static void add(struct gguf_context *g, struct ggml_context *c, const char *name, enum ggml_type type, int64_t cols,
-                int64_t rows, float size, uint32_t *rng)
+static void add(struct gguf_context *g, struct ggml_context *c, const char *name, enum ggml_type type,
+                int64_t cols, int64_t rows, float size, uint32_t *rng)
 {
     struct ggml_tensor *t = ggml_new_tensor_2d(c, type, cols, rows);
 
@@ -117,7 +122,8 @@ static void the_option_is_read(void **state)
     assert_int_equal(ic_lora_parse(&l, "", &err), IC_OK);
     assert_int_equal(l.n, 0);
     assert_int_equal(ic_lora_parse(&l, "a.gguf,/x/b.gguf:0.5,c:d:-2,e:.25,f:+1e-3", &err), IC_OK);
-    static const struct ic_lora want[] = {{"a.gguf", 1}, {"/x/b.gguf", 0.5f}, {"c:d", -2}, {"e", 0.25f}, {"f", 1e-3f}};
+    static const struct ic_lora want[] = {
+        {"a.gguf", 1}, {"/x/b.gguf", 0.5f}, {"c:d", -2}, {"e", 0.25f}, {"f", 1e-3f}};
     assert_int_equal(l.n, 5);
     for (int i = 0; i < 5; i++) {
         assert_string_equal(l.item[i].path, want[i].path);
@@ -129,8 +135,9 @@ static void the_option_is_read(void **state)
 
 static void nonsense_in_the_option_is_refused(void **state)
 {
-    static const char *const bad[] = {"a:",     "a:x",  "a:nan", "a:inf", "a:-inf", "a:1e99", "a:1 ", "a: 1",
-                                      "a:0.5x", "a,,b", ",",     "a,",    ":1",     "a:1:",   "a:+",   "a:."};
+    static const char *const bad[] = {"a:",   "a:x",  "a:nan",  "a:inf", "a:-inf", "a:1e99",
+                                      "a:1 ", "a: 1", "a:0.5x", "a,,b",  ",",      "a,",
+                                      ":1",   "a:1:", "a:+",    "a:."};
     struct ic_lora_list l;
     char many[4 * (IC_LORA_MAX + 1) + 1] = "";
 
@@ -229,11 +236,11 @@ static void refused(const char *lora, enum ic_status want, const char *why)
         fail_msg("\"%s\" does not say \"%s\" of the adapter", err.msg, why);
 }
 
-#define REFUSED(why, ...)                                                                                                 \
-    do {                                                                                                                  \
-        struct kind k_ = good;                                                                                            \
-        __VA_ARGS__;                                                                                                      \
-        refused(made("bad", &k_), IC_BAD_REQUEST, why);                                                                   \
+#define REFUSED(why, ...)                                                                                  \
+    do {                                                                                                   \
+        struct kind k_ = good;                                                                             \
+        __VA_ARGS__;                                                                                       \
+        refused(made("bad", &k_), IC_BAD_REQUEST, why);                                                    \
     } while (0)
 
 static void what_does_not_fit_the_model_is_refused(void **state)

@@ -25,7 +25,8 @@
  * a tenth of a second, which is stolen from the Law M engine when both take turns. */
 #define THREADPOOL_POLL 1
 
-static _Thread_local char complaint[IC_ERR_MSG_MAX]; /* what llama.cpp logged last as an error on this thread */
+static _Thread_local char
+    complaint[IC_ERR_MSG_MAX]; /* what llama.cpp logged last as an error on this thread */
 
 static void to_log(enum ggml_log_level level, const char *text, void *arg)
 {
@@ -124,8 +125,9 @@ static void fill_info(struct ic_text_model *m)
     i->parallel = p->sizes.parallel;
     i->seqs = p->sizes.seqs;
     i->window = llama_model_is_recurrent(m->model) || llama_model_is_hybrid(m->model) ? -1
-                : llama_model_n_swa(m->model) > 0 ? llama_model_n_swa(m->model) / 2 /* symmetric ones look half as far */
-                                                  : 0;
+                : llama_model_n_swa(m->model) > 0
+                    ? llama_model_n_swa(m->model) / 2 /* symmetric ones look half as far */
+                    : 0;
     i->batch = p->sizes.batch;
     i->gpu_layers = p->plan.layers;
     i->layers = p->plan.layers_max;
@@ -162,11 +164,13 @@ static enum ic_status make_context(struct ic_text_model *m, struct ic_err *err)
     }
     m->ctx = llama_init_from_model(m->model, p);
     if (!m->ctx)
-        return ic_fail(err, IC_OOM, "no room for a context of %d tokens (try a smaller --kv-size or --ctx-size)%s",
+        return ic_fail(err, IC_OOM,
+                       "no room for a context of %d tokens (try a smaller --kv-size or --ctx-size)%s",
                        m->info.kv_size,
                        p.type_k == GGML_TYPE_F16 && p.type_v == GGML_TYPE_F16
                            ? ""
-                           : ", or heads that a quantised cache cannot hold (try --cache-type-k f16 --cache-type-v f16)");
+                           : ", or heads that a quantised cache cannot hold (try --cache-type-k f16 "
+                             "--cache-type-v f16)");
     m->info.outputs = (int32_t)p.n_outputs_max;
     m->info.kv_size = (int32_t)llama_n_ctx(m->ctx);
     if (m->info.ctx_size > m->info.kv_size)
@@ -245,7 +249,8 @@ static void start_threads(struct ic_text_model *m, const struct ic_text_config *
     make_pool(m, m->info.threads);
     /* A number that was asked for is the most that there will be, and never more than there are cores. */
     int32_t cores = ic_cpu_cores();
-    ic_threads_init(&m->threads, m->info.threads, cfg->threads > 0 && cfg->threads < cores ? cfg->threads : cores);
+    ic_threads_init(&m->threads, m->info.threads,
+                    cfg->threads > 0 && cfg->threads < cores ? cfg->threads : cores);
 }
 
 /* After a decode: see threads.h. A pool of another size is made rather than a part of one used, whose other threads
@@ -292,7 +297,9 @@ static enum ic_status try_embedding(struct ic_text_model *m, struct ic_err *err)
     memset(m->sure, 0, sizeof m->sure);
     if (!decoded && m->info.gpu_layers > 0)
         return ic_fail(err, IC_OOM, "the first decode with hidden states failed");
-    return given ? IC_OK : ic_fail(err, IC_BAD_REQUEST, "this model gives no embeddings: serve it with --pooling none");
+    return given ? IC_OK
+                 : ic_fail(err, IC_BAD_REQUEST,
+                           "this model gives no embeddings: serve it with --pooling none");
 }
 
 /* Takes down what an attempt has made. */
@@ -323,8 +330,8 @@ static void unload(struct ic_text_model *m)
 static enum ic_status check_kind(struct ic_text_model *m, const char *path, struct ic_err *err)
 {
     m->vocab = llama_model_get_vocab(m->model);
-    if (!llama_model_has_decoder(m->model) || llama_model_has_encoder(m->model) || llama_model_is_diffusion(m->model) ||
-        llama_vocab_type(m->vocab) == LLAMA_VOCAB_TYPE_NONE)
+    if (!llama_model_has_decoder(m->model) || llama_model_has_encoder(m->model) ||
+        llama_model_is_diffusion(m->model) || llama_vocab_type(m->vocab) == LLAMA_VOCAB_TYPE_NONE)
         return ic_fail(err, IC_BAD_REQUEST, "model %s: not a decoder that generates text", path);
     return IC_OK;
 }
@@ -339,7 +346,8 @@ static enum ic_status load_adapters(struct ic_text_model *m, struct ic_err *err)
         complaint[0] = 0;
         if ((m->adapter[i] = llama_adapter_lora_init(m->model, path)) != NULL)
             continue;
-        const char *why = strstr(complaint, "adapter: "); /* "FUNCTION: failed to apply lora adapter: WHY" */
+        const char *why =
+            strstr(complaint, "adapter: "); /* "FUNCTION: failed to apply lora adapter: WHY" */
         return ic_fail(err, strstr(complaint, "allocate") ? IC_OOM : IC_BAD_REQUEST, "adapter %s: %s", path,
                        why ? why + strlen("adapter: ") : "broken, or of another model");
     }
@@ -369,7 +377,8 @@ static enum ic_status attempt(struct ic_text_model *m, const struct ic_text_conf
     m->model = llama_model_load_from_file(cfg->path, ic_place_model_params(m->place));
     if (!m->model)
         return gpu ? ic_fail(err, IC_OOM, "loading failed")
-                   : ic_fail(err, IC_BAD_REQUEST, "model %s: broken or of a kind that this llama.cpp does not know", cfg->path);
+                   : ic_fail(err, IC_BAD_REQUEST,
+                             "model %s: broken or of a kind that this llama.cpp does not know", cfg->path);
     if ((st = check_kind(m, cfg->path, err)) != IC_OK)
         return st;
     fill_info(m);
@@ -388,7 +397,8 @@ static enum ic_status attempt(struct ic_text_model *m, const struct ic_text_conf
     return m->info.pooling ? try_embedding(m, err) : IC_OK;
 }
 
-static enum ic_status bring_up(struct ic_text_model *m, const struct ic_text_config *cfg, struct ic_err *err)
+static enum ic_status bring_up(struct ic_text_model *m, const struct ic_text_config *cfg,
+                               struct ic_err *err)
 {
     enum ic_status st;
 
@@ -418,7 +428,8 @@ static int32_t longest_piece(const struct llama_vocab *vocab)
     return longest;
 }
 
-enum ic_status ic_text_model_open(struct ic_text_model **out, const struct ic_text_config *cfg, struct ic_err *err)
+enum ic_status ic_text_model_open(struct ic_text_model **out, const struct ic_text_config *cfg,
+                                  struct ic_err *err)
 {
     struct ic_err own = {0};
     enum ic_status st;
@@ -440,9 +451,10 @@ enum ic_status ic_text_model_open(struct ic_text_model **out, const struct ic_te
     m->adapt = m->pool && m->info.gpu_layers == 0 && (m->threads.max > 1 || m->threads.now > 1);
     if (!cfg->guest)
         ic_info("text",
-                "%s (%s): %d tokens a conversation, %d in all, %d sequences, %d threads, %d of %d layers on the GPU",
-                m->info.name, m->info.desc, m->info.ctx_size, m->info.kv_size, m->info.parallel, m->info.threads,
-                m->info.gpu_layers, m->info.layers);
+                "%s (%s): %d tokens a conversation, %d in all, %d sequences, %d threads, %d of %d layers "
+                "on the GPU",
+                m->info.name, m->info.desc, m->info.ctx_size, m->info.kv_size, m->info.parallel,
+                m->info.threads, m->info.gpu_layers, m->info.layers);
     *out = m;
     return IC_OK;
 out:
@@ -450,7 +462,8 @@ out:
     return st;
 }
 
-enum ic_status ic_text_vocab_open(struct ic_text_model **out, const struct ic_text_config *cfg, struct ic_err *err)
+enum ic_status ic_text_vocab_open(struct ic_text_model **out, const struct ic_text_config *cfg,
+                                  struct ic_err *err)
 {
     struct llama_model_params p = llama_model_default_params();
     struct ic_text_model *m = calloc(1, sizeof *m);
@@ -461,7 +474,8 @@ enum ic_status ic_text_vocab_open(struct ic_text_model **out, const struct ic_te
         return ic_fail(err, IC_OOM, "out of memory");
     p.vocab_only = true;
     p.n_gpu_layers = 0;
-    if ((st = ic_text_load_backends(cfg->backends, err)) == IC_OK && !(m->model = llama_model_load_from_file(cfg->path, p)))
+    if ((st = ic_text_load_backends(cfg->backends, err)) == IC_OK &&
+        !(m->model = llama_model_load_from_file(cfg->path, p)))
         st = ic_fail(err, IC_BAD_REQUEST, "model %s: its vocabulary cannot be read", cfg->path);
     if (st != IC_OK) {
         ic_text_model_close(&m);
@@ -588,7 +602,8 @@ static bool parts(const struct ic_text_model *m)
 
 /* llama.cpp saves whole sequences only. For a part, its cells are lent to one sequence more that is never decoded, and
  * that one is saved; likewise on the way back. */
-size_t ic_text_seq_save(struct ic_text_model *m, int32_t seq, int32_t from, int32_t to, size_t max, void **data)
+size_t ic_text_seq_save(struct ic_text_model *m, int32_t seq, int32_t from, int32_t to, size_t max,
+                        void **data)
 {
     llama_memory_t mem = llama_get_memory(m->ctx);
     int32_t what = from > 0 ? m->info.seqs : seq;
@@ -611,8 +626,8 @@ size_t ic_text_seq_save(struct ic_text_model *m, int32_t seq, int32_t from, int3
     return got;
 }
 
-bool ic_text_seq_load(struct ic_text_model *m, int32_t seq, int32_t from, int32_t keep_from, int32_t to, const void *data,
-                      size_t bytes)
+bool ic_text_seq_load(struct ic_text_model *m, int32_t seq, int32_t from, int32_t keep_from, int32_t to,
+                      const void *data, size_t bytes)
 {
     llama_memory_t mem = llama_get_memory(m->ctx);
     bool part = parts(m);

@@ -77,7 +77,9 @@ static enum ic_status decide_sizes(struct ic_place *p, const struct ic_text_conf
     s->kv = (int32_t)kv;
     /* A sequence more costs a few bits in each cell and a row of logits, but a recurrent model a whole state. One is kept for copies of parts
      * (ic_text_seq_save). */
-    s->seqs = has_state(&p->facts) ? s->parallel : ic_most(s->parallel, ic_least(s->parallel + IC_SEQS_KEPT, parallel_max - 1));
+    s->seqs = has_state(&p->facts)
+                  ? s->parallel
+                  : ic_most(s->parallel, ic_least(s->parallel + IC_SEQS_KEPT, parallel_max - 1));
     s->batch = ic_most(cfg->batch > 0 ? cfg->batch : IC_BATCH_DEFAULT, s->parallel);
     p->ctx_default = !cfg->ctx_size;
     p->kv_default = !cfg->kv_size;
@@ -241,7 +243,8 @@ struct llama_context_params ic_place_context_params(const struct ic_place *p)
 
     cp.n_ctx = (uint32_t)p->sizes.kv;
     cp.n_batch = cp.n_ubatch = (uint32_t)p->sizes.batch;
-    cp.n_seq_max = (uint32_t)ic_least(p->sizes.seqs + !has_state(&p->facts), (int32_t)llama_max_parallel_sequences());
+    cp.n_seq_max =
+        (uint32_t)ic_least(p->sizes.seqs + !has_state(&p->facts), (int32_t)llama_max_parallel_sequences());
     /* Only the last row of each sequence is asked for, and some proposals: without this the logits of a whole batch are
      * reserved. (No fewer than there are sequences, and no more in a decode: llama.cpp asserts both.) */
     cp.n_outputs_max = cp.n_seq_max;
@@ -580,7 +583,8 @@ void ic_place_settle(struct ic_place *p)
             {"driver context", p->device[d].context, p->device[d].context},
         };
         for (size_t i = 0; i < sizeof items / sizeof *items; i++)
-            ic_ledger_reserve(p->ledger, p->ledger_id[d], p->owner, items[i].what, items[i].taken, true, NULL);
+            ic_ledger_reserve(p->ledger, p->ledger_id[d], p->owner, items[i].what, items[i].taken, true,
+                              NULL);
         ic_info("memory", "%s: taken %s of weights (planned %s), %s of KV cache (%s), %s of buffers (%s)",
                 p->name[d], ic_bytes_text(got.weights).s, ic_bytes_text(s->weights).s,
                 ic_bytes_text(got.cache).s, ic_bytes_text(s->kv).s, ic_bytes_text(got.compute).s,

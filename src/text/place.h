@@ -53,7 +53,7 @@ struct ic_place {
     const char *path, *owner; /* owner: in the ledger */
     struct ic_lora_list lora; /* checked; their bytes are in the facts */
     enum ic_pooling pooling;
-    enum ggml_type type_k, type_v; /* of the KV cache */
+    enum ggml_type type_k, type_v;               /* of the KV cache */
     bool ctx_default, kv_default, batch_default; /* nobody asked for this size, so it may shrink */
     int inject; /* for tests: so many attempts find no memory (IC_TEST_LOAD_FAIL) */
 };

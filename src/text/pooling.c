@@ -18,10 +18,13 @@ enum ic_status ic_pooling_parse(const char *name, enum ic_pooling *out, struct i
             *out = (enum ic_pooling)i;
             return IC_OK;
         }
-    return !name ? IC_OK : ic_fail(err, IC_BAD_REQUEST, "--pooling takes none, mean, cls or last, not \"%.40s\"", name);
+    return !name ? IC_OK
+                 : ic_fail(err, IC_BAD_REQUEST, "--pooling takes none, mean, cls or last, not \"%.40s\"",
+                           name);
 }
 
-enum ic_status ic_pool_open(struct ic_pool *p, enum ic_pooling kind, int32_t n_embd, int32_t n_tokens, struct ic_err *err)
+enum ic_status ic_pool_open(struct ic_pool *p, enum ic_pooling kind, int32_t n_embd, int32_t n_tokens,
+                            struct ic_err *err)
 {
     IC_ASSERT(kind > IC_POOLING_NONE && kind < IC_POOLINGS && n_embd > 0 && n_tokens > 0);
     *p = (struct ic_pool){.kind = kind, .n_embd = n_embd, .n_tokens = n_tokens};

@@ -15,7 +15,7 @@ enum ic_pooling {
 #define X(symbol, name) IC_POOLING_##symbol,
     IC_POOLING_TABLE(X)
 #undef X
-    IC_POOLINGS
+        IC_POOLINGS
 };
 
 /* NULL: IC_POOLING_NONE. IC_BAD_REQUEST names those that there are. */
@@ -30,7 +30,8 @@ struct ic_pool {
 };
 
 /* kind: not NONE. IC_OOM. */
-enum ic_status ic_pool_open(struct ic_pool *p, enum ic_pooling kind, int32_t n_embd, int32_t n_tokens, struct ic_err *err);
+enum ic_status ic_pool_open(struct ic_pool *p, enum ic_pooling kind, int32_t n_embd, int32_t n_tokens,
+                            struct ic_err *err);
 void ic_pool_deinit(struct ic_pool *p);
 /* Whether the hidden state at `pos` is still wanted. What is computed twice (after a preemption) is not. */
 bool ic_pool_wants(const struct ic_pool *p, int32_t pos);

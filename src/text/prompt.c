@@ -16,8 +16,8 @@
 #define MARK_LEN_MAX 32
 #define WHITE " \t\r\n\v\f" /* what templates trim */
 
-enum ic_status ic_text_tokenize(const struct ic_text_model *m, const char *text, size_t len, bool first, bool special,
-                                int32_t max, int32_t **out, int32_t *n, struct ic_err *err)
+enum ic_status ic_text_tokenize(const struct ic_text_model *m, const char *text, size_t len, bool first,
+                                bool special, int32_t max, int32_t **out, int32_t *n, struct ic_err *err)
 {
     *out = NULL;
     /* Every token covers at most max_piece bytes: refused before the work, not after it. */
@@ -35,7 +35,8 @@ enum ic_status ic_text_tokenize(const struct ic_text_model *m, const char *text,
         return ic_fail(err, IC_INTERNAL, "the tokenizer failed");
     }
     /* "add_special" also appends EOS where a model wants it, which would end the answer before it begins. */
-    if (first && got > 0 && llama_vocab_get_add_eos(m->vocab) && tokens[got - 1] == llama_vocab_eos(m->vocab))
+    if (first && got > 0 && llama_vocab_get_add_eos(m->vocab) &&
+        tokens[got - 1] == llama_vocab_eos(m->vocab))
         got--;
     *n = got;
     if (got > max) {
@@ -46,8 +47,8 @@ enum ic_status ic_text_tokenize(const struct ic_text_model *m, const char *text,
     return IC_OK;
 }
 
-enum ic_status ic_text_tokenize_more(const struct ic_text_model *m, const char *text, size_t len, int32_t max,
-                                     int32_t **out, int32_t *n, struct ic_err *err)
+enum ic_status ic_text_tokenize_more(const struct ic_text_model *m, const char *text, size_t len,
+                                     int32_t max, int32_t **out, int32_t *n, struct ic_err *err)
 {
     static const char mark[] = "\x01"; /* in no vocabulary part of a longer token */
     int32_t *head = NULL, n_head = 0;
@@ -66,7 +67,8 @@ enum ic_status ic_text_tokenize_more(const struct ic_text_model *m, const char *
         st = ic_text_tokenize(m, marked, len + 1, false, false, max + n_head, out, n, err);
         *n -= *n < n_head ? *n : n_head;
     }
-    bool odd = st == IC_OK && memcmp(*out, head, sizeof *head * (size_t)n_head); /* a vocabulary that joins the mark */
+    bool odd = st == IC_OK &&
+               memcmp(*out, head, sizeof *head * (size_t)n_head); /* a vocabulary that joins the mark */
     if (st == IC_OK && !odd)
         memmove(*out, *out + n_head, sizeof **out * (size_t)*n);
     free(head);
@@ -112,7 +114,8 @@ static enum ic_status render_marks(const struct ic_text_model *m, const struct i
     if (need < 0) {
         char name[48] = {0};
         snprintf(name, sizeof name, "%s", m->template);
-        st = ic_fail(err, IC_BAD_REQUEST, "the model's chat template (\"%s…\") is not one that llama.cpp knows", name);
+        st = ic_fail(err, IC_BAD_REQUEST,
+                     "the model's chat template (\"%s…\") is not one that llama.cpp knows", name);
         goto out;
     }
     if (!ic_buf_reserve(out, (size_t)need + 1)) {
@@ -187,10 +190,10 @@ static bool walk(const struct ic_chat_msg *msgs, size_t n, const char *s, size_t
 
 struct gather {
     const struct ic_text_model *m;
-    struct ic_buf *text;               /* whole rendering */
-    int32_t *tokens, n, max, room;     /* or token by token */
-    bool has_control;                  /* some user text spells a control token */
-    struct ic_buf controls;            /* int32_t: the template's own control tokens, in order */
+    struct ic_buf *text;           /* whole rendering */
+    int32_t *tokens, n, max, room; /* or token by token */
+    bool has_control;              /* some user text spells a control token */
+    struct ic_buf controls;        /* int32_t: the template's own control tokens, in order */
     enum ic_status st;
     struct ic_err *err;
 };
@@ -242,7 +245,8 @@ static bool put_text(void *arg, const char *s, size_t len, bool user)
         g->st = ic_text_tokenize(g->m, s, len, false, true, g->max, &parsed, &n_parsed, g->err);
     else
         g->n = n_plain;
-    if (g->st == IC_OK && (n_plain != n_parsed || (n_plain && memcmp(plain, parsed, sizeof *plain * (size_t)n_plain))))
+    if (g->st == IC_OK &&
+        (n_plain != n_parsed || (n_plain && memcmp(plain, parsed, sizeof *plain * (size_t)n_plain))))
         g->has_control = true;
     free(plain);
     free(parsed);
@@ -272,16 +276,18 @@ static bool put_tokens(void *arg, const char *s, size_t len, bool user)
     return g->st == IC_OK;
 }
 
-enum ic_status ic_text_chat_tokenize(const struct ic_text_model *m, const struct ic_chat_msg *msgs, size_t n_msgs,
-                                     int32_t max, int32_t **out, int32_t *n, struct ic_err *err)
+enum ic_status ic_text_chat_tokenize(const struct ic_text_model *m, const struct ic_chat_msg *msgs,
+                                     size_t n_msgs, int32_t max, int32_t **out, int32_t *n,
+                                     struct ic_err *err)
 {
     struct ic_buf marks = {0}, text = {0};
     struct gather g = {.m = m, .text = &text, .max = max, .err = err};
 
     *out = NULL;
     if (!m->template)
-        return ic_fail(err, IC_BAD_REQUEST,
-                       "this model has no chat template: send `prompt`, or start the server with --chat-template");
+        return ic_fail(
+            err, IC_BAD_REQUEST,
+            "this model has no chat template: send `prompt`, or start the server with --chat-template");
     enum ic_status st = render_marks(m, msgs, n_msgs, &marks, err);
     if (st != IC_OK)
         goto out;

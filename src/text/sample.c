@@ -58,8 +58,8 @@ static enum ic_status build_chain(struct ic_sampler *s, const struct ic_text_par
         return ic_fail(err, IC_OOM, "out of memory");
     if (penal)
         chain_add(s,
-                  llama_sampler_init_penalties(s->n_vocab, IC_REPEAT_LAST_N, p->repeat_penalty, p->frequency_penalty,
-                                               p->presence_penalty),
+                  llama_sampler_init_penalties(s->n_vocab, IC_REPEAT_LAST_N, p->repeat_penalty,
+                                               p->frequency_penalty, p->presence_penalty),
                   &ok);
     s->greedy = p->temp <= 0.0f;
     s->plain = s->greedy && !penal && !p->grammar;
@@ -68,7 +68,8 @@ static enum ic_status build_chain(struct ic_sampler *s, const struct ic_text_par
     } else {
         if (!p->has_seed && getrandom(&seed, sizeof seed, 0) != sizeof seed)
             return ic_fail(err, IC_INTERNAL, "no random seed to be had");
-        if (seed == LLAMA_DEFAULT_SEED) /* llama.cpp's mark for "random": keep the promise of a given seed */
+        if (seed ==
+            LLAMA_DEFAULT_SEED) /* llama.cpp's mark for "random": keep the promise of a given seed */
             seed = 0;
         if (p->top_k > 0)
             chain_add(s, llama_sampler_init_top_k(p->top_k), &ok);
@@ -82,8 +83,9 @@ static enum ic_status build_chain(struct ic_sampler *s, const struct ic_text_par
     return ok ? IC_OK : ic_fail(err, IC_OOM, "out of memory");
 }
 
-enum ic_status ic_sampler_open(struct ic_sampler **out, const struct ic_text_model *m, const struct ic_text_params *p,
-                               const int32_t *prompt, int32_t n, struct ic_err *err)
+enum ic_status ic_sampler_open(struct ic_sampler **out, const struct ic_text_model *m,
+                               const struct ic_text_params *p, const int32_t *prompt, int32_t n,
+                               struct ic_err *err)
 {
     enum ic_status st = IC_OOM;
     struct ic_sampler *s = calloc(1, sizeof *s);
@@ -101,7 +103,8 @@ enum ic_status ic_sampler_open(struct ic_sampler **out, const struct ic_text_mod
         goto fail;
     }
     if (p->grammar) {
-        ic_log_mute_stderr(true); /* the parser prints what is wrong with a client's text there, and the text */
+        ic_log_mute_stderr(
+            true); /* the parser prints what is wrong with a client's text there, and the text */
         s->grammar = llama_sampler_init_grammar(m->vocab, p->grammar, "root");
         ic_log_mute_stderr(false);
         if (!s->grammar) {
@@ -119,8 +122,9 @@ fail:
 }
 
 /* Penalties and the random numbers know nothing of the model; only the grammar holds its vocabulary. */
-enum ic_status ic_sampler_rebind(struct ic_sampler *s, const struct ic_text_model *m, const struct ic_text_params *p,
-                                 const int32_t *said, int32_t n, struct ic_err *err)
+enum ic_status ic_sampler_rebind(struct ic_sampler *s, const struct ic_text_model *m,
+                                 const struct ic_text_params *p, const int32_t *said, int32_t n,
+                                 struct ic_err *err)
 {
     if (m->info.n_vocab != s->n_vocab)
         return ic_fail(err, IC_INTERNAL, "the model came back with another vocabulary");
@@ -153,7 +157,7 @@ void ic_sampler_close(struct ic_sampler **sp)
 /* ---- the two passes over all logits that every draw makes. A NaN is neither a maximum nor does it spoil the sum. */
 
 /* Built a second time for processors that hold eight in a register; which one runs is decided when the program is loaded. */
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__) && \
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__) &&   \
     !defined(__SANITIZE_THREAD__)
 #define WIDE __attribute__((target_clones("avx2", "default")))
 #else
@@ -248,7 +252,8 @@ static void fill_top(const float *l, int32_t n, float lse, int32_t want, struct 
     }
 }
 
-enum ic_status ic_sampler_draw(struct ic_sampler *s, const float *logits, struct ic_sampled *out, struct ic_err *err)
+enum ic_status ic_sampler_draw(struct ic_sampler *s, const float *logits, struct ic_sampled *out,
+                               struct ic_err *err)
 {
     int32_t best = ic_logits_argmax(logits, s->n_vocab), token = best;
 

@@ -11,11 +11,11 @@
 
 #include "base/status.h"
 
-#define IC_LOGPROBS_MAX 20           /* most alternatives that `logprobs` may ask for */
-#define IC_STOP_MAX 16               /* stop strings of one request */
-#define IC_STOP_LEN_MAX 256          /* bytes of one stop string */
+#define IC_LOGPROBS_MAX 20              /* most alternatives that `logprobs` may ask for */
+#define IC_STOP_MAX 16                  /* stop strings of one request */
+#define IC_STOP_LEN_MAX 256             /* bytes of one stop string */
 #define IC_GRAMMAR_LEN_MAX (256 * 1024) /* bytes of a GBNF text */
-#define IC_REPEAT_LAST_N 64          /* tokens that the penalties look back on */
+#define IC_REPEAT_LAST_N 64             /* tokens that the penalties look back on */
 
 /* Owned by a request; strings are heap copies freed by ic_text_params_deinit. */
 struct ic_text_params {
@@ -40,7 +40,8 @@ void ic_text_params_deinit(struct ic_text_params *p);
 
 struct ic_logprob {
     int32_t token;
-    float logprob; /* natural logarithm of the softmax probability over the whole vocabulary, at temperature 1 */
+    /* natural logarithm of the softmax probability over the whole vocabulary, at temperature 1 */
+    float logprob;
 };
 
 /* What one sampling gave. */
@@ -59,14 +60,17 @@ struct ic_sampler;
  * parse. Beyond the model's life it may only be closed or
  * rebound. */
 enum ic_status ic_sampler_open(struct ic_sampler **out, const struct ic_text_model *m,
-                               const struct ic_text_params *p, const int32_t *prompt, int32_t n, struct ic_err *err);
+                               const struct ic_text_params *p, const int32_t *prompt, int32_t n,
+                               struct ic_err *err);
 /* The model has been closed and opened again: the sampler goes on with the new one (same file), as if nothing had
  * happened. `said`: the n tokens drawn so far. On failure it can only be closed. */
-enum ic_status ic_sampler_rebind(struct ic_sampler *s, const struct ic_text_model *m, const struct ic_text_params *p,
-                                 const int32_t *said, int32_t n, struct ic_err *err);
+enum ic_status ic_sampler_rebind(struct ic_sampler *s, const struct ic_text_model *m,
+                                 const struct ic_text_params *p, const int32_t *said, int32_t n,
+                                 struct ic_err *err);
 /* Samples from `logits` (n_vocab floats, read only) and advances the sampler. IC_INTERNAL when no token
  * has a finite logit. */
-enum ic_status ic_sampler_draw(struct ic_sampler *s, const float *logits, struct ic_sampled *out, struct ic_err *err);
+enum ic_status ic_sampler_draw(struct ic_sampler *s, const float *logits, struct ic_sampled *out,
+                               struct ic_err *err);
 void ic_sampler_close(struct ic_sampler **s); /* accepts NULL */
 
 #endif

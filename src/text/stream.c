@@ -56,7 +56,8 @@ void ic_stream_push(struct ic_stream *s, const char *bytes, size_t n, struct ic_
     size_t free_to_go = s->held.len - keep;
     if (free_to_go > whole)
         free_to_go = whole;
-    else if (free_to_go < whole) /* never cut inside a character, even where a stop string begins with its tail */
+    else if (free_to_go <
+             whole) /* never cut inside a character, even where a stop string begins with its tail */
         free_to_go = ic_utf8_whole(s->held.data, free_to_go);
     if (free_to_go)
         emit(s, free_to_go, out);

@@ -109,8 +109,9 @@ static unsigned rnd(unsigned n)
 
 static void random_texts(void **state)
 {
-    static const char *const bits[] = {"a", "b", "ab", "\xC3", "\xA9", "\xC3\xA9", "\xE2\x82\xAC", "\xE2", "\x82", "\xF0\x9F",
-                                       "\x98\x80", "\xFF", "\n"};
+    static const char *const bits[] = {
+        "a",    "b",    "ab",       "\xC3",     "\xA9", "\xC3\xA9", "\xE2\x82\xAC",
+        "\xE2", "\x82", "\xF0\x9F", "\x98\x80", "\xFF", "\n"};
 
     (void)state;
     for (int round = 0; round < 60000; round++) {
