@@ -20,6 +20,7 @@
 #include "law/plugin.h"
 
 #define SLOTS_MAX 256   /* statistics of a sample's tiles that a consumer adds up */
+#define SPLIT_BATCH 8   /* split.cuh is for batches up to this */
 #define LAST_BLOCKS 4   /* of last.cu's kernel, a multiprocessor */
 #define GRAPH_STEPS 8   /* steps of the long graph */
 #define BUCKETS_MAX 24  /* batch sizes that have graphs of their own */
@@ -138,15 +139,18 @@ static int gran_of(const struct ic_law_op *norm)
     return norm->kind == IC_LAW_OP_GROUPNORM && norm->cout / norm->groups % 8 == 0 ? 8 : 1;
 }
 
-static int slots_max(const struct ic_law_op *op)
+/* Of tiles of 4x8 cells; or, where split.cuh may be, of an eighth of 8x8. */
+static int slots_max(const struct ic_law_op *op, unsigned batch)
 {
-    const unsigned n = (op->height + 3) / 4 * ((op->width + 7) / 8);
+    const unsigned n = batch <= SPLIT_BATCH
+                           ? (op->height + 7) / 8 * ((op->width + 7) / 8) * IC_CU_CLUSTER_MAX
+                           : (op->height + 3) / 4 * ((op->width + 7) / 8);
     return n < SLOTS_MAX ? (int)n : SLOTS_MAX;
 }
 
 static size_t stats_floats(const struct ic_law_op *norm, unsigned batch)
 {
-    return (size_t)batch * ic_cu_pad(norm->cout) / (unsigned)gran_of(norm) * (unsigned)slots_max(norm) * 2;
+    return (size_t)batch * ic_cu_pad(norm->cout) / (unsigned)gran_of(norm) * (unsigned)slots_max(norm, batch) * 2;
 }
 
 static struct ic_cu_src source_of(const struct ic_law_exec *e, int t)
@@ -180,10 +184,14 @@ static struct ic_cu_src source_of(const struct ic_law_exec *e, int t)
 struct choice {
     int config, chunk16, resident, tiles;
     int buffers, passes; /* wide.cuh */
+    int cluster_shift;   /* split.cuh */
 };
 
 static bool shape(struct ic_cu_conv *c, const struct ic_law_packed *p, struct choice k, int taps)
 {
+    if (k.config >= IC_CU_SPLIT_FIRST)
+        return ic_cu_split_shape(c, k.config - IC_CU_SPLIT_FIRST, taps, k.cluster_shift, p->smem_max) &&
+               c->slots <= SLOTS_MAX;
     if (k.config >= IC_CU_CONFIG_COUNT) {
         const struct ic_cu_wide_cut cut = {k.chunk16, k.resident, k.tiles, k.passes, k.buffers};
         return ic_cu_wide_shape(c, k.config - IC_CU_CONFIG_COUNT, taps, &cut, p->smem_max) &&
@@ -257,6 +265,21 @@ static void each_wide(const struct ic_law_exec *e, const struct ic_cu_conv *c, i
     }
 }
 
+/* The same of split.cuh's. */
+static void each_split(const struct ic_law_exec *e, const struct ic_cu_conv *c, int taps,
+                       void (*try_one)(void *, const struct ic_cu_conv *, struct choice), void *ctx)
+{
+    for (int config = IC_CU_SPLIT_FIRST; config < IC_CU_SPLIT_FIRST + IC_CU_SPLIT_COUNT; config++)
+        for (int shift = 0; 1 << shift <= IC_CU_CLUSTER_MAX; shift++) {
+            struct ic_cu_conv t = *c;
+            const struct choice ch = {.config = config, .cluster_shift = shift};
+            if (shape(&t, e->packed, ch, taps) &&
+                (long)t.slots * (t.columns / ic_cu_config(config)->columns) * (long)e->plan->batch <=
+                    8L * e->packed->sms)
+                try_one(ctx, &t, ch);
+        }
+}
+
 /* Calls try_one for every sensible cut. */
 static void each_choice(const struct ic_law_exec *e, const struct ic_cu_conv *c, int taps,
                         void (*try_one)(void *, const struct ic_cu_conv *, struct choice), void *ctx)
@@ -264,6 +287,8 @@ static void each_choice(const struct ic_law_exec *e, const struct ic_cu_conv *c,
     static const int chunks[] = {0, 16, 8, 4, 2};
     if (e->packed->wide)
         each_wide(e, c, taps, try_one, ctx);
+    if (e->packed->wide && e->plan->batch <= SPLIT_BATCH)
+        each_split(e, c, taps, try_one, ctx);
     for (int config = 0; config < IC_CU_CONFIG_COUNT; config++) {
         const struct ic_cu_config *k = ic_cu_config(config);
         if (k->columns >= 2 * c->columns && k->columns > 16 && config != 0)
@@ -272,7 +297,7 @@ static void each_choice(const struct ic_law_exec *e, const struct ic_cu_conv *c,
             for (int resident = 0; resident <= (i == 0); resident++)
                 for (int tiles = 1; tiles <= 256; tiles *= 2) {
                     struct ic_cu_conv t = *c;
-                    const struct choice ch = {config, chunks[i], resident, tiles, 1, 1};
+                    const struct choice ch = {config, chunks[i], resident, tiles, 1, 1, 0};
                     if (chunks[i] >= c->c16 || !shape(&t, e->packed, ch, taps))
                         continue;
                     try_one(ctx, &t, ch);
@@ -407,11 +432,12 @@ static enum ic_status choose(struct ic_law_exec *e, struct launch *l, struct ic_
         fprintf(stderr,
                 "%-34s %3d -> %3d taps %d: %8.2f us %7.1f TFLOP/s  config %d (%dx%d) chunk %d resident %d "
                 "tiles %d "
-                "buffers %d passes %d blocks %dx%d smem %d, of %d\n",
+                "buffers %d passes %d cluster %d blocks %dx%d smem %d, of %d\n",
                 l->label, l->a.conv.c16 * 16, l->a.conv.columns, l->taps, (double)t.best_ms * 1e3,
                 l->flops * e->plan->batch / ((double)t.best_ms * 1e9), t.best.config,
                 ic_cu_config(l->config)->rows, ic_cu_config(l->config)->columns, t.best.chunk16,
-                t.best.resident, t.best.tiles, t.best.buffers, t.best.passes, l->a.conv.slots,
+                t.best.resident, t.best.tiles, t.best.buffers, t.best.passes, 1 << t.best.cluster_shift,
+                l->a.conv.slots,
                 (l->a.conv.columns + ic_cu_config(l->config)->columns - 1) /
                     ic_cu_config(l->config)->columns,
                 l->a.conv.smem, t.tried);

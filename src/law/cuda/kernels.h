@@ -88,6 +88,7 @@ struct ic_cu_conv {
     int passes;                /* blocks of columns that a thread block takes one after another */
     int stages, ring;          /* of a pass; of weights in shared memory */
     int scale_at, sums_at, area_at, out_at; /* bytes; out_at 0: over the tile */
+    int cluster_shift;                      /* split.cuh only: log2 of the blocks that share a sum */
 };
 
 /* What a kernel is cut into. Warps along rows, columns, and the sum; 16-row and 8-column pieces a warp;
@@ -137,7 +138,18 @@ struct ic_cu_wide_cut {
     int buffers; /* 3: two, and room of its own for the epilogue; with a warpgroup that loads: three */
 };
 
-/* Of both families. */
+/* split.cuh, Hopper and 16-bit weights only: warpgroups along rows, columns. These count on from wide.cuh's. */
+#define IC_CU_SPLIT_CONFIGS(X)                                                                             \
+    X(0, 1, 32)                                                                                            \
+    X(1, 1, 64)                                                                                            \
+    X(2, 1, 128)                                                                                           \
+    X(3, 2, 32)                                                                                            \
+    X(4, 2, 64)
+#define IC_CU_SPLIT_COUNT 5
+#define IC_CU_SPLIT_FIRST (IC_CU_CONFIG_COUNT + IC_CU_WIDE_COUNT)
+#define IC_CU_CLUSTER_MAX 8 /* blocks */
+
+/* Of all families. */
 const struct ic_cu_config *ic_cu_config(int i);
 /* Fills tiles, slots and smem of `c` for a configuration. chunk16: 16-channel blocks at a time (0: all);
  * 0 when it does not fit in `smem_max` bytes, else 1. */
@@ -152,7 +164,13 @@ int ic_cu_wide_shape(struct ic_cu_conv *c, int config, int taps, const struct ic
 cudaError_t ic_cu_wide_init(enum ic_cu_type type, int smem_max);
 cudaError_t ic_cu_wide_run(const struct ic_cu_conv *c, enum ic_cu_type type, int config, int taps,
                            int samples, int overlap, cudaStream_t stream);
-/* Of both families. */
+/* The same for split.cuh. */
+const struct ic_cu_config *ic_cu_split_config(int i);
+int ic_cu_split_shape(struct ic_cu_conv *c, int config, int taps, int cluster_shift, int smem_max);
+cudaError_t ic_cu_split_init(enum ic_cu_type type, int smem_max);
+cudaError_t ic_cu_split_run(const struct ic_cu_conv *c, enum ic_cu_type type, int config, int taps,
+                            int samples, int overlap, cudaStream_t stream);
+/* Of all families. */
 cudaError_t ic_cu_conv_run(const struct ic_cu_conv *c, enum ic_cu_type type, int config, int taps,
                            int samples, int overlap, cudaStream_t stream);
 

@@ -1,0 +1,455 @@
+/* Convolutions of few cells, where what counts is the time from the launch before to the launch after: wgmma
+ * products whose sum is cut among the blocks of a thread block cluster (Hopper).
+ *
+ * A cluster owns a tile of 64 or 128 cells and a range of columns; each of its blocks brings and normalises
+ * a range of the input's channels only, all at once, and multiplies them by their weights. Then each block
+ * adds up some rows of all blocks' products, stores them and sums them for the next norm. Compared with
+ * blocks that each have all channels of fewer columns, nothing is normalised twice, and no sum is long.
+ *
+ * Whatever does not depend on the launch before is done before the block waits for it: weights, addresses,
+ * and every parameter is read once, as each first use of a line of them waits for memory (`pin`). Tiles and
+ * weights lie as in wide.cuh. */
+#ifndef IC_LAW_CUDA_SPLIT_CUH
+#define IC_LAW_CUDA_SPLIT_CUH
+
+#include "law/cuda/wide.cuh"
+
+#define SPLIT_THREADS 256
+#ifndef STAMP
+#define STAMP(i)
+#endif
+
+#if IC_CU_WGMMA
+__device__ inline void cluster_arrive()
+{
+    asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+}
+__device__ inline void cluster_wait()
+{
+    asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+/* The same place in the shared memory of another block of the cluster. */
+__device__ inline uint32_t shared_of(uint32_t at, int rank)
+{
+    uint32_t there;
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(at), "r"(rank));
+    return there;
+}
+__device__ inline float4 load_there(uint32_t at)
+{
+    float4 v;
+    asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+                 : "r"(at)); /* nobody writes there any more: what follows may overtake it */
+    return v;
+}
+/* The value is there before what follows. */
+template <class V> __device__ inline void pin(V *&v)
+{
+    asm volatile("" : "+l"(v));
+}
+__device__ inline void pin(int &v)
+{
+    asm volatile("" : "+r"(v));
+}
+__device__ inline void pin(float &v)
+{
+    asm volatile("" : "+f"(v));
+}
+
+/* Scale and shift of all channels of a block, 12 bytes a channel; in float16 as norm_octet wants them too. */
+template <class T> struct norm_table {
+    float *by, *add;
+
+    __device__ norm_table(float *at, int channels) : by(at), add(at + channels) {}
+    __device__ void put(int channel, float times, float plus) const
+    {
+        by[channel] = times;
+        add[channel] = plus;
+    }
+    __device__ uint4 apply(int octet, uint4 v) const
+    {
+        return normalised<T>(v, by + 8 * octet, add + 8 * octet);
+    }
+};
+template <> struct norm_table<f16> {
+    float *by, *add;
+    __half *by16, *add16;
+
+    __device__ norm_table(float *at, int channels)
+        : by(at), add(at + channels), by16(reinterpret_cast<__half *>(at + 2 * channels)),
+          add16(by16 + channels)
+    {
+    }
+    __device__ void put(int channel, float times, float plus) const
+    {
+        by[channel] = times;
+        add[channel] = plus;
+        by16[channel] = __float2half_rn(times);
+        add16[channel] = __float2half_rn(plus);
+    }
+    __device__ uint4 apply(int octet, uint4 v) const
+    {
+        const uint4 b = *reinterpret_cast<const uint4 *>(by16 + 8 * octet),
+                    a = *reinterpret_cast<const uint4 *>(add16 + 8 * octet);
+        norm_octet<f16> n;
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            n.by[i] = reinterpret_cast<const __half2 *>(&b)[i];
+            n.add[i] = reinterpret_cast<const __half2 *>(&a)[i];
+        }
+        return n(v);
+    }
+};
+#endif
+
+/* WM: warpgroups that multiply, 64 cells each; N: columns. */
+template <class T, int TAPS, int WM, int N>
+__global__ void __launch_bounds__(SPLIT_THREADS, N <= 64 ? 2 : 1)
+    split_kernel(const __grid_constant__ ic_cu_conv a)
+{
+#if IC_CU_WGMMA
+    constexpr int WARPS = SPLIT_THREADS / 32, N8 = N / 8, BORDER = TAPS == 9 ? 1 : 0;
+    constexpr int TILE_W = WM * 8, TILE_H = 8, BW = TILE_W + 2 * BORDER, CELLS = BW * (TILE_H + 2 * BORDER),
+                  PLANE = CELLS * 16;
+    constexpr int GROUPS = (CELLS + 15) / 16; /* a warp brings 16 cells of two octets at a time */
+    constexpr int AHEAD = 8, ROW = N + 8;     /* floats of a row of products */
+    extern __shared__ __align__(128) char smem[];
+    const int tid = threadIdx.x, lane = tid & 31, w4 = tid >> 5 & 3, warp = __shfl_sync(~0u, tid >> 5, 0),
+              wg = warp >> 2;
+    const int cluster = 1 << a.cluster_shift, rank = blockIdx.x & (cluster - 1),
+              ti = blockIdx.x >> a.cluster_shift, sample = blockIdx.z;
+    STAMP(0);
+    const int c16 = a.chunk16, units = c16 * TAPS, n8 = blockIdx.y * N8;
+
+    const ic_cu_io io = a.io[sample]; /* the table does not change during a graph */
+    let_next_start();
+    if (!io.psi)
+        return;
+    const uint32_t bar = shared_address(smem), ring = shared_address(smem + a.ring_at);
+    float2 *sums = reinterpret_cast<float2 *>(smem + a.sums_at); /* [warp][N8] */
+    const norm_table<T> table(reinterpret_cast<float *>(smem + a.scale_at), c16 * 16);
+    const uint32_t area = shared_address(smem + a.area_at); /* in a cluster the upper byte is the block's rank */
+    const uint32_t partial = shared_address(smem + a.out_at); /* [cell][ROW] floats */
+
+    if (warp == 0) { /* all weights; pack.c's blocks are of 128 columns, the last one of what is left */
+        if (lane == 0) {
+            barrier_init(bar, 1);
+            asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+            barrier_expect(bar, units * N8 * UNIT);
+        }
+        __syncwarp();
+        const int width = min(16, a.columns / 8 - (n8 & ~15));
+        const char *from =
+            static_cast<const char *>(a.weight) +
+            ((size_t)(n8 & ~15) * a.c16 * TAPS + (size_t)rank * units * width + (n8 & 15)) * UNIT;
+        if (width == N8 && lane == 0)
+            copy_bulk(ring, from, units * N8 * UNIT, bar);
+        for (int u = lane; u < units && width != N8; u += 32)
+            copy_bulk(ring + u * N8 * UNIT, from + u * width * UNIT, N8 * UNIT, bar);
+        __syncwarp();
+    }
+
+    /* ---- where things are ---- */
+    const int load = a.in[0].load;
+    const int ty = divided(ti, a.tiles_x), yt = ty * TILE_H, xt = (ti - ty * a.tiles_x) * TILE_W;
+    const int first = rank * c16 * 16, n_first = min(max(a.in[0].cpad - first, 0) / 8, 2 * c16);
+    const char *base0 = static_cast<const char *>(a.in[0].p) + (size_t)sample * a.in[0].stride + 2 * first,
+               *base1 = static_cast<const char *>(a.in[1].p) + (size_t)sample * a.in[1].stride +
+                        2 * (first - a.in[0].cpad);
+    /* This thread's part of an item: eight lanes are eight cells, then two octets, then eight cells more.
+     * from: bytes, or -1: zeros; to: in shared memory, 0: nowhere. */
+    struct spot {
+        int octet, from;
+        uint32_t to;
+        bool second; /* of the two inputs */
+    };
+    const int width = a.width, height = a.height, cpad0 = a.in[0].cpad, cpad1 = a.in[1].cpad, pairs = 2 * a.d;
+    const bool norm0 = load == IC_CU_LOAD_NORM, norm1 = a.in[1].load == IC_CU_LOAD_NORM;
+    auto spot_of = [&](int item) {
+        spot s;
+        const int pair = item / GROUPS, cell = (item - pair * GROUPS) * 16 + (lane & 7) + (lane >> 4) * 8,
+                  py = cell / BW, y = yt - BORDER + py, x = xt - BORDER + cell - py * BW;
+        const bool mine = cell < CELLS && pair < c16,
+                   inside = mine && (unsigned)y < (unsigned)height && (unsigned)x < (unsigned)width;
+        s.octet = 2 * pair + (lane >> 3 & 1);
+        s.second = 2 * pair >= n_first;
+        s.to = mine ? area + s.octet * PLANE + cell * 16 : 0;
+        s.from = load == IC_CU_LOAD_PSI    ? 4 * ((y * width + x) * pairs + first + 8 * s.octet)
+                 : load == IC_CU_LOAD_POOL ? 2 * ((4 * y * width + 2 * x) * cpad0 + 8 * s.octet)
+                                           : 2 * ((y * width + x) * (s.second ? cpad1 : cpad0) + 8 * s.octet);
+        if (!inside)
+            s.from = -1;
+        return s;
+    };
+    auto put = [&](uint32_t to, uint4 v) {
+        if (to)
+            asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(v.x), "r"(v.y), "r"(v.z),
+                         "r"(v.w)
+                         : "memory");
+    };
+    spot spots[AHEAD];
+#pragma unroll
+    for (int k = 0; k < AHEAD; k++) {
+        spots[k] = {0, -1, 0, false};
+        if (warp + k * WARPS < c16 * GROUPS)
+            spots[k] = spot_of(warp + k * WARPS);
+    }
+
+    /* The norm: some lanes an octet; where the range has both inputs, half of the threads each. */
+    const bool both = n_first > 0 && n_first < 2 * c16;
+    const int half = both ? tid / (SPLIT_THREADS / 2) : n_first == 0,
+              share = both ? SPLIT_THREADS / 2 : SPLIT_THREADS, octets = half ? 2 * c16 - n_first : n_first;
+    const ic_cu_src &source = half ? a.in[1] : a.in[0];
+    const int lane_shift = min(5, 31 - __clz(share / max(octets, 1))), lanes = 1 << lane_shift,
+              part = (tid & (share - 1)) & (lanes - 1), octet = (tid & (share - 1)) >> lane_shift;
+    const bool normed = source.load == IC_CU_LOAD_NORM || source.load == IC_CU_LOAD_POOL;
+    const int channel0 = half ? first - a.in[0].cpad + (both ? 8 * n_first : 0) : first; /* of the source */
+    const int slots = normed && octet < octets ? source.slots : 0;
+    const float2 *stats = reinterpret_cast<const float2 *>(source.stats) +
+                          (size_t)sample * source.stats_stride + (size_t)(channel0 / 8 + octet) * slots;
+    float eps = source.eps, inv_count = source.inv_count, times = 0, plus = 0;
+    if (slots && part < 8) {
+        times = __ldg(source.scale + channel0 + 8 * octet + part);
+        plus = __ldg(source.shift + channel0 + 8 * octet + part);
+    }
+    auto coefficients = [&](const float2 (&seen)[AHEAD]) {
+        float sum = 0, square = 0;
+#pragma unroll
+        for (int k = 0; k < AHEAD; k++) {
+            sum += seen[k].x;
+            square += seen[k].y;
+        }
+        for (int i = part + AHEAD * lanes; i < slots; i += lanes) {
+            const float2 v = __ldcg(stats + i);
+            sum += v.x;
+            square += v.y;
+        }
+        for (int m = lanes / 2; m; m >>= 1) {
+            sum += __shfl_xor_sync(~0u, sum, m);
+            square += __shfl_xor_sync(~0u, square, m);
+        }
+        const float mean = sum * inv_count, var = fmaxf(square * inv_count - mean * mean, 0.0f),
+                    w = times * rsqrtf(var + eps);
+        if (slots && part < 8)
+            table.put(8 * ((both && half ? n_first : 0) + octet) + part, w, plus - mean * w);
+        __syncthreads();
+    };
+
+    /* where this thread's four columns of a row go */
+    const int four = tid % (N / 4) * 4, column = n8 * 8 + four, row0 = tid / (N / 4);
+    const bool up = a.epilogue == IC_CU_STORE4;
+    const int phase = up ? divided(column, a.cpad) : 0;
+    int cell_bytes = 2 * a.cpad * (up ? 2 : 1), row_bytes = cell_bytes * a.width * (up ? 2 : 1);
+    char *out = static_cast<char *>(a.out) + (size_t)sample * a.out_stride + 2 * (column - phase * a.cpad) +
+                (phase >> 1) * row_bytes / 2 + (phase & 1) * cell_bytes / 2;
+    float2 *stats_out = reinterpret_cast<float2 *>(a.stats);
+    if (stats_out)
+        stats_out += (size_t)sample * a.stats_stride + (size_t)(n8 + tid % N8) * a.slots + blockIdx.x;
+    float4 bias = make_float4(0, 0, 0, 0);
+    if (a.bias)
+        bias = __ldg(reinterpret_cast<const float4 *>(a.bias + column));
+    pin(base0);
+    pin(base1);
+    pin(stats);
+    pin(eps);
+    pin(inv_count);
+    pin(out);
+    pin(row_bytes);
+    pin(cell_bytes);
+    pin(stats_out);
+#pragma unroll
+    for (int k = 0; k < AHEAD; k++)
+        pin(spots[k].from);
+
+    STAMP(1);
+    wait_for_previous();
+    STAMP(2);
+
+    /* ---- the input: all of it is asked for before any of it is waited for ---- */
+    float2 seen[AHEAD];
+#pragma unroll
+    for (int k = 0; k < AHEAD; k++)
+        seen[k] = part + k * lanes < slots ? __ldcg(stats + part + k * lanes) : make_float2(0, 0);
+    const int items = c16 * GROUPS;
+    if (load == IC_CU_LOAD_POOL) {
+        constexpr int EACH = 2;
+        for (int item = warp; item == warp || item < items; item += EACH * WARPS) {
+            uint4 v[EACH][4];
+            if (item > warp) {
+                spots[0] = spot_of(item);
+                spots[1] = spot_of(item + WARPS);
+            }
+#pragma unroll
+            for (int k = 0; k < EACH; k++) {
+#pragma unroll
+                for (int q = 0; q < 4; q++)
+                    v[k][q] = spots[k].to && spots[k].from >= 0
+                                  ? __ldcg(reinterpret_cast<const uint4 *>(
+                                        base0 + spots[k].from + 2 * ((q >> 1) * 2 * width + (q & 1)) * cpad0))
+                                  : make_uint4(0, 0, 0, 0);
+            }
+            if (item == warp)
+                coefficients(seen);
+#pragma unroll
+            for (int k = 0; k < EACH; k++)
+                put(spots[k].to, spots[k].to && spots[k].from >= 0
+                                     ? pooled<T>(v[k], table.by + 8 * spots[k].octet, table.add + 8 * spots[k].octet)
+                                     : make_uint4(0, 0, 0, 0));
+        }
+    } else if (load == IC_CU_LOAD_PSI) {
+        for (int item = warp; item < items; item += WARPS) {
+            if (item > warp)
+                spots[0] = spot_of(item);
+            uint4 v[2] = {make_uint4(0, 0, 0, 0), make_uint4(0, 0, 0, 0)};
+            const int c = first + 8 * spots[0].octet;
+            if (spots[0].to && spots[0].from >= 0)
+                load_psi(v, io.psi + spots[0].from / 4 - c, c, pairs);
+            const float *f = reinterpret_cast<const float *>(v);
+            put(spots[0].to,
+                make_uint4(T::pack(f[0], f[1]), T::pack(f[2], f[3]), T::pack(f[4], f[5]), T::pack(f[6], f[7])));
+        }
+    } else {
+        for (int item = warp; item == warp || item < items; item += AHEAD * WARPS) {
+            uint4 v[AHEAD];
+#pragma unroll
+            for (int k = 0; k < AHEAD; k++) {
+                if (item > warp)
+                    spots[k] = spot_of(item + k * WARPS);
+                v[k] = spots[k].from >= 0 ? __ldcg(reinterpret_cast<const uint4 *>(
+                                                (spots[k].second ? base1 : base0) + spots[k].from))
+                                          : make_uint4(0, 0, 0, 0);
+            }
+            STAMP(3);
+            if (item == warp)
+                coefficients(seen);
+            STAMP(4);
+#pragma unroll
+            for (int k0 = 0; k0 < AHEAD; k0 += 4) { /* four at a time, without branches: their latencies overlap */
+                if (item + k0 * WARPS >= items)
+                    break;
+#pragma unroll
+                for (int k = k0; k < k0 + 4; k++) {
+                    const uint4 n = table.apply(spots[k].octet, v[k]);
+                    /* outside the grid it stays zero */
+                    v[k] = spots[k].from >= 0 && (spots[k].second ? norm1 : norm0) ? n : v[k];
+                }
+#pragma unroll
+                for (int k = k0; k < k0 + 4; k++)
+                    put(spots[k].to, v[k]);
+            }
+        }
+    }
+    STAMP(5);
+    fence_writes();
+    barrier_wait(bar, 0); /* the weights */
+    __syncthreads();
+    STAMP(6);
+
+    /* ---- the products ---- */
+    float acc[1][N / 2];
+    if (wg < WM) {
+        const uint32_t rows0 = matrix_low(((area & 0xffffff) + wg * 8 * 16) / 16, PLANE / 16),
+                       columns0 = matrix_low((ring & 0xffffff) / 16, 128 / 16);
+        settle(acc);
+        products_begin();
+        for (int c = 0; c < c16; c++)
+#pragma unroll
+            for (int tap = 0; tap < TAPS; tap++)
+                product<BW, UNIT / 16>(acc[0], rows0 + c * (2 * PLANE / 16) + tap / 3 * BW + tap % 3,
+                                       columns0 + (c * TAPS + tap) * (N8 * UNIT / 16), c + tap > 0, T());
+        products_commit();
+        products_wait<0>();
+        settle(acc);
+        STAMP(7);
+        const uint32_t to = partial + ((wg * 64 + w4 * 16 + (lane >> 2)) * ROW + (lane & 3) * 2) * 4;
+#pragma unroll
+        for (int h = 0; h < 2; h++)
+#pragma unroll
+            for (int j = 0; j < N8; j++)
+                asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(to + h * 8 * ROW * 4 + j * 32),
+                             "f"(acc[0][4 * j + 2 * h]), "f"(acc[0][4 * j + 2 * h + 1])
+                             : "memory");
+    }
+    STAMP(8);
+    if (cluster > 1) {
+        __syncwarp();
+        cluster_arrive();
+        cluster_wait();
+    } else {
+        __syncthreads();
+    }
+    STAMP(9);
+
+    /* ---- this block's rows ---- */
+    const int rows_shift = (WM == 2 ? 7 : 6) - a.cluster_shift, rows = 1 << rows_shift;
+    float sum = 0, square = 0;
+    auto store = [&](int row, float4 v) {
+        const int y = yt + (row >> 3 & 7), x = xt + (row >> 6) * 8 + (row & 7);
+        v = make_float4(v.x + bias.x, v.y + bias.y, v.z + bias.z, v.w + bias.w);
+        if (y < height && x < width) {
+            sum += v.x + v.y + (v.z + v.w);
+            square += fmaf(v.x, v.x, v.y * v.y) + fmaf(v.z, v.z, v.w * v.w);
+            *reinterpret_cast<uint2 *>(out + (y * row_bytes + x * cell_bytes)) =
+                make_uint2(T::pack(v.x, v.y), T::pack(v.z, v.w));
+        }
+    };
+    const uint32_t mine = partial + four * 4;
+    if (cluster == 1) {
+        constexpr int STEP = SPLIT_THREADS / (N / 4), ROUNDS = WM * 64 / STEP, EACH = ROUNDS < 4 ? ROUNDS : 4;
+#pragma unroll 1
+        for (int r = row0; r < WM * 64; r += EACH * STEP) {
+            float4 p[EACH];
+#pragma unroll
+            for (int k = 0; k < EACH; k++)
+                p[k] = load_there(mine + (r + k * STEP) * ROW * 4);
+#pragma unroll
+            for (int k = 0; k < EACH; k++)
+                store(r + k * STEP, p[k]);
+        }
+    } else {
+        for (int row = rank * rows + row0; row < (rank + 1) * rows; row += SPLIT_THREADS / (N / 4)) {
+            float4 p[IC_CU_CLUSTER_MAX], v = make_float4(0, 0, 0, 0);
+#pragma unroll
+            for (int k = 0; k < IC_CU_CLUSTER_MAX; k++)
+                if (k < cluster)
+                    p[k] = load_there(shared_of(mine, k) + row * ROW * 4);
+#pragma unroll
+            for (int k = 0; k < IC_CU_CLUSTER_MAX; k++)
+                if (k < cluster)
+                    v = make_float4(v.x + p[k].x, v.y + p[k].y, v.z + p[k].z, v.w + p[k].w);
+            store(row, v);
+        }
+    }
+    STAMP(10);
+    __syncwarp();
+    if (cluster > 1) /* the others' products have been read */
+        asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+    if (stats_out) {
+#pragma unroll
+        for (int m = 1; m < 32; m = m == 1 ? N / 4 : 2 * m) { /* the octet's other half, then other rows */
+            sum += __shfl_xor_sync(~0u, sum, m);
+            square += __shfl_xor_sync(~0u, square, m);
+        }
+        if (lane < N / 4 && lane % 2 == 0)
+            sums[warp * N8 + lane / 2] = make_float2(sum, square);
+        __syncthreads();
+        if (tid < N8) {
+            float2 v = make_float2(0, 0);
+#pragma unroll
+            for (int i = 0; i < WARPS; i++) {
+                v.x += sums[i * N8 + tid].x;
+                v.y += sums[i * N8 + tid].y;
+            }
+            *stats_out = v;
+        }
+    }
+    STAMP(11);
+    __syncwarp();
+    if (cluster > 1)
+        cluster_wait(); /* and nobody reads this block's any more */
+    STAMP(12);
+#endif
+}
+
+#endif
