@@ -1121,7 +1121,8 @@ static struct layout layout_of(const struct ic_law_packed *packed, const struct 
             l.stats += stats_floats(&p->ops[i], p->batch);
     for (size_t i = 0; i < packed->op_count; i++)
         l.expanded += packed->ops[i].expanded;
-    if (l.expanded > p->arena_bytes) /* small plans stay small */
+    /* small plans stay small, where that costs no more than a little time: not where split.cuh runs */
+    if (l.expanded > p->arena_bytes && !(packed->wide && p->batch <= SPLIT_BATCH))
         l.expanded = 0;
     l.delta_stride = (p->psi_bytes + 255) / 256 * 256;
     l.delta_at = free_at_the_end(p, l.delta_stride * p->batch);

@@ -59,6 +59,9 @@ int ic_cu_split_shape(struct ic_cu_conv *c, int config, int taps, int cluster_sh
         !takes(&c->in[0]) || !takes(&c->in[1]) || (alone && c->in[1].cpad) ||
         c->in[1].load == IC_CU_LOAD_POOL || c->in[1].load == IC_CU_LOAD_PSI)
         return 0;
+    const int tile = (k->rows / 8 + border) * (8 + border), items = (tile + 15) / 16 * (c->c16 / cluster);
+    if (items > THREADS / 32 * IC_CU_SPLIT_AHEAD / (alone ? 4 : 1))
+        return 0; /* a warp has all of its part of the input under way at once */
     c->cluster_shift = cluster_shift;
     c->chunk16 = c->c16 / cluster;
     c->chunks = c->passes = c->tiles_per_block = 1;
@@ -74,7 +77,7 @@ int ic_cu_split_shape(struct ic_cu_conv *c, int config, int taps, int cluster_sh
     c->area_at = rounded(c->scale_at + c->chunk16 * 16 * 12);
     c->ring_at = rounded(c->area_at + (c->tile_w + border) * (c->tile_h + border) * c->chunk16 * 32);
     c->out_at = c->ring_at + c->chunk16 * taps * n8 * 256;
-    c->smem = c->out_at + k->rows * (k->columns + 8) * 4;
+    c->smem = c->out_at + k->rows * (k->columns + 16) * 4;
     return c->smem <= smem_max;
 }
 

@@ -2,8 +2,8 @@
  * products whose sum is cut among the blocks of a thread block cluster (Hopper).
  *
  * A cluster owns a tile of 64 or 128 cells and a range of columns; each of its blocks brings and normalises
- * a range of the input's channels only, all at once, and multiplies them by their weights. Then each block
- * adds up some rows of all blocks' products, stores them and sums them for the next norm. Compared with
+ * a range of the input's channels only, all at once, and multiplies them by their weights. It sends the rows
+ * of its products to the block that adds them up, stores them and sums them for the next norm. Compared with
  * blocks that each have all channels of fewer columns, nothing is normalised twice, and no sum is long.
  *
  * Whatever does not depend on the launch before is done before the block waits for it: weights, addresses,
@@ -35,13 +35,24 @@ __device__ inline uint32_t shared_of(uint32_t at, int rank)
     asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(at), "r"(rank));
     return there;
 }
-__device__ inline float4 load_there(uint32_t at)
+/* 16 bytes to another block's shared memory, counted by a barrier there. */
+__device__ inline void send(uint32_t to, float a, float b, float c, float d, uint32_t barrier)
 {
-    float4 v;
-    asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
-                 : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
-                 : "r"(at)); /* nobody writes there any more: what follows may overtake it */
-    return v;
+    asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(to),
+                 "f"(a), "f"(b), "f"(c), "f"(d), "r"(barrier)
+                 : "memory");
+}
+/* As barrier_wait, for what other blocks of the cluster sent. */
+__device__ inline void barrier_wait_cluster(uint32_t at, uint32_t parity)
+{
+    asm volatile("{\n\t.reg .pred done;\n\t"
+                 "again:\n\t"
+                 "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n\t"
+                 "@done bra over;\n\t"
+                 "bra again;\n\t"
+                 "over:\n\t}" ::"r"(at),
+                 "r"(parity)
+                 : "memory");
 }
 /* The value is there before what follows. */
 template <class V> __device__ inline void pin(V *&v)
@@ -113,7 +124,8 @@ __global__ void __launch_bounds__(SPLIT_THREADS, N <= 64 ? 2 : 1)
     constexpr int TILE_W = WM * 8, TILE_H = 8, BW = TILE_W + 2 * BORDER, CELLS = BW * (TILE_H + 2 * BORDER),
                   PLANE = CELLS * 16;
     constexpr int GROUPS = (CELLS + 15) / 16; /* a warp brings 16 cells of two octets at a time */
-    constexpr int AHEAD = 8, ROW = N + 8;     /* floats of a row of products */
+    constexpr int AHEAD = IC_CU_SPLIT_AHEAD;  /* items of a warp */
+    constexpr int ROW = N + 16;               /* floats of a row of products */
     extern __shared__ __align__(128) char smem[];
     const int tid = threadIdx.x, lane = tid & 31, w4 = tid >> 5 & 3, warp = __shfl_sync(~0u, tid >> 5, 0),
               wg = warp >> 2;
@@ -126,17 +138,19 @@ __global__ void __launch_bounds__(SPLIT_THREADS, N <= 64 ? 2 : 1)
     let_next_start();
     if (!io.psi)
         return;
-    const uint32_t bar = shared_address(smem), ring = shared_address(smem + a.ring_at);
+    const uint32_t bar = shared_address(smem), arrived = bar + 8, ring = shared_address(smem + a.ring_at);
     float2 *sums = reinterpret_cast<float2 *>(smem + a.sums_at); /* [warp][N8] */
     const norm_table<T> table(reinterpret_cast<float *>(smem + a.scale_at), c16 * 16);
     const uint32_t area = shared_address(smem + a.area_at); /* in a cluster the upper byte is the block's rank */
-    const uint32_t partial = shared_address(smem + a.out_at); /* [cell][ROW] floats */
+    const uint32_t partial = shared_address(smem + a.out_at); /* [block][row][ROW] */
 
     if (warp == 0) { /* all weights; pack.c's blocks are of 128 columns, the last one of what is left */
         if (lane == 0) {
             barrier_init(bar, 1);
+            barrier_init(arrived, 1);
             asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
             barrier_expect(bar, units * N8 * UNIT);
+            barrier_expect(arrived, WM * 64 * N * 4);
         }
         __syncwarp();
         const int width = min(16, a.columns / 8 - (n8 & ~15));
@@ -149,6 +163,8 @@ __global__ void __launch_bounds__(SPLIT_THREADS, N <= 64 ? 2 : 1)
             copy_bulk(ring + u * N8 * UNIT, from + u * width * UNIT, N8 * UNIT, bar);
         __syncwarp();
     }
+    if (cluster > 1)
+        cluster_arrive(); /* others may send now */
 
     /* ---- where things are ---- */
     const int load = a.in[0].load;
@@ -182,10 +198,11 @@ __global__ void __launch_bounds__(SPLIT_THREADS, N <= 64 ? 2 : 1)
             s.from = -1;
         return s;
     };
-    auto put = [&](uint32_t to, uint4 v) {
-        if (to)
-            asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(v.x), "r"(v.y), "r"(v.z),
-                         "r"(v.w)
+    auto put = [&](const spot &s, uint4 v) {
+        const uint32_t keep = s.from >= 0 ? ~0u : 0u; /* outside the grid are zeros, after the activation */
+        if (s.to)
+            asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(s.to), "r"(v.x & keep),
+                         "r"(v.y & keep), "r"(v.z & keep), "r"(v.w & keep)
                          : "memory");
     };
     spot spots[AHEAD];
@@ -262,6 +279,8 @@ __global__ void __launch_bounds__(SPLIT_THREADS, N <= 64 ? 2 : 1)
     for (int k = 0; k < AHEAD; k++)
         pin(spots[k].from);
 
+    if (cluster > 1)
+        cluster_wait();
     STAMP(1);
     wait_for_previous();
     STAMP(2);
@@ -271,73 +290,59 @@ __global__ void __launch_bounds__(SPLIT_THREADS, N <= 64 ? 2 : 1)
 #pragma unroll
     for (int k = 0; k < AHEAD; k++)
         seen[k] = part + k * lanes < slots ? __ldcg(stats + part + k * lanes) : make_float2(0, 0);
-    const int items = c16 * GROUPS;
+    constexpr int FEW = AHEAD / 4; /* of what takes more loads; split.cu counts items */
     if (load == IC_CU_LOAD_POOL) {
-        constexpr int EACH = 2;
-        for (int item = warp; item == warp || item < items; item += EACH * WARPS) {
-            uint4 v[EACH][4];
-            if (item > warp) {
-                spots[0] = spot_of(item);
-                spots[1] = spot_of(item + WARPS);
-            }
+        uint4 v[FEW][4];
 #pragma unroll
-            for (int k = 0; k < EACH; k++) {
+        for (int k = 0; k < FEW; k++)
 #pragma unroll
-                for (int q = 0; q < 4; q++)
-                    v[k][q] = spots[k].to && spots[k].from >= 0
-                                  ? __ldcg(reinterpret_cast<const uint4 *>(
-                                        base0 + spots[k].from + 2 * ((q >> 1) * 2 * width + (q & 1)) * cpad0))
-                                  : make_uint4(0, 0, 0, 0);
-            }
-            if (item == warp)
-                coefficients(seen);
+            for (int q = 0; q < 4; q++)
+                v[k][q] = spots[k].from >= 0
+                              ? __ldcg(reinterpret_cast<const uint4 *>(
+                                    base0 + spots[k].from + 2 * ((q >> 1) * 2 * width + (q & 1)) * cpad0))
+                              : make_uint4(0, 0, 0, 0);
+        coefficients(seen);
 #pragma unroll
-            for (int k = 0; k < EACH; k++)
-                put(spots[k].to, spots[k].to && spots[k].from >= 0
-                                     ? pooled<T>(v[k], table.by + 8 * spots[k].octet, table.add + 8 * spots[k].octet)
-                                     : make_uint4(0, 0, 0, 0));
-        }
+        for (int k = 0; k < FEW; k++)
+            put(spots[k], pooled<T>(v[k], table.by + 8 * spots[k].octet, table.add + 8 * spots[k].octet));
     } else if (load == IC_CU_LOAD_PSI) {
-        for (int item = warp; item < items; item += WARPS) {
-            if (item > warp)
-                spots[0] = spot_of(item);
-            uint4 v[2] = {make_uint4(0, 0, 0, 0), make_uint4(0, 0, 0, 0)};
-            const int c = first + 8 * spots[0].octet;
-            if (spots[0].to && spots[0].from >= 0)
-                load_psi(v, io.psi + spots[0].from / 4 - c, c, pairs);
-            const float *f = reinterpret_cast<const float *>(v);
-            put(spots[0].to,
+        uint4 v[FEW][2];
+#pragma unroll
+        for (int k = 0; k < FEW; k++) {
+            const int c = first + 8 * spots[k].octet;
+            if (spots[k].from >= 0)
+                load_psi(v[k], io.psi + spots[k].from / 4 - c, c, pairs);
+        }
+#pragma unroll
+        for (int k = 0; k < FEW; k++) {
+            const float *f = reinterpret_cast<const float *>(v[k]);
+            put(spots[k],
                 make_uint4(T::pack(f[0], f[1]), T::pack(f[2], f[3]), T::pack(f[4], f[5]), T::pack(f[6], f[7])));
         }
     } else {
-        for (int item = warp; item == warp || item < items; item += AHEAD * WARPS) {
-            uint4 v[AHEAD];
+        uint4 v[AHEAD];
 #pragma unroll
-            for (int k = 0; k < AHEAD; k++) {
-                if (item > warp)
-                    spots[k] = spot_of(item + k * WARPS);
-                v[k] = spots[k].from >= 0 ? __ldcg(reinterpret_cast<const uint4 *>(
-                                                (spots[k].second ? base1 : base0) + spots[k].from))
-                                          : make_uint4(0, 0, 0, 0);
+        for (int k = 0; k < AHEAD; k++)
+            v[k] = spots[k].from >= 0 ? __ldcg(reinterpret_cast<const uint4 *>(
+                                            (spots[k].second ? base1 : base0) + spots[k].from))
+                                      : make_uint4(0, 0, 0, 0);
+        STAMP(3);
+        coefficients(seen);
+        STAMP(4);
+#pragma unroll
+        for (int k0 = 0; k0 < AHEAD; k0 += 4) { /* four at a time, without branches: their latencies overlap */
+            if (warp + k0 * WARPS >= c16 * GROUPS)
+                break;
+#pragma unroll
+            for (int k = k0; k < k0 + 4; k++) {
+                const uint4 n = table.apply(spots[k].octet, v[k]);
+                const uint32_t use = (spots[k].second ? norm1 : norm0) ? ~0u : 0u;
+                v[k] = make_uint4((n.x & use) | (v[k].x & ~use), (n.y & use) | (v[k].y & ~use),
+                                  (n.z & use) | (v[k].z & ~use), (n.w & use) | (v[k].w & ~use));
             }
-            STAMP(3);
-            if (item == warp)
-                coefficients(seen);
-            STAMP(4);
 #pragma unroll
-            for (int k0 = 0; k0 < AHEAD; k0 += 4) { /* four at a time, without branches: their latencies overlap */
-                if (item + k0 * WARPS >= items)
-                    break;
-#pragma unroll
-                for (int k = k0; k < k0 + 4; k++) {
-                    const uint4 n = table.apply(spots[k].octet, v[k]);
-                    /* outside the grid it stays zero */
-                    v[k] = spots[k].from >= 0 && (spots[k].second ? norm1 : norm0) ? n : v[k];
-                }
-#pragma unroll
-                for (int k = k0; k < k0 + 4; k++)
-                    put(spots[k].to, v[k]);
-            }
+            for (int k = k0; k < k0 + 4; k++)
+                put(spots[k], v[k]);
         }
     }
     STAMP(5);
@@ -348,11 +353,13 @@ __global__ void __launch_bounds__(SPLIT_THREADS, N <= 64 ? 2 : 1)
 
     /* ---- the products ---- */
     float acc[1][N / 2];
+    const int rows_shift = (WM == 2 ? 7 : 6) - a.cluster_shift, rows = 1 << rows_shift;
     if (wg < WM) {
         const uint32_t rows0 = matrix_low(((area & 0xffffff) + wg * 8 * 16) / 16, PLANE / 16),
                        columns0 = matrix_low((ring & 0xffffff) / 16, 128 / 16);
         settle(acc);
         products_begin();
+#pragma unroll 1
         for (int c = 0; c < c16; c++)
 #pragma unroll
             for (int tap = 0; tap < TAPS; tap++)
@@ -362,69 +369,58 @@ __global__ void __launch_bounds__(SPLIT_THREADS, N <= 64 ? 2 : 1)
         products_wait<0>();
         settle(acc);
         STAMP(7);
-        const uint32_t to = partial + ((wg * 64 + w4 * 16 + (lane >> 2)) * ROW + (lane & 3) * 2) * 4;
+        /* A lane has two columns of each octet of two rows: of two octets they go in one piece. */
 #pragma unroll
-        for (int h = 0; h < 2; h++)
+        for (int h = 0; h < 2; h++) {
+            const int r = wg * 64 + w4 * 16 + h * 8 + (lane >> 2), owner = r >> rows_shift;
+            const uint32_t to = partial + ((rank * rows + r - owner * rows) * ROW + (lane & 3) * 4) * 4;
+            const uint32_t there = shared_of(to, owner), counted = shared_of(arrived, owner);
 #pragma unroll
-            for (int j = 0; j < N8; j++)
-                asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(to + h * 8 * ROW * 4 + j * 32),
-                             "f"(acc[0][4 * j + 2 * h]), "f"(acc[0][4 * j + 2 * h + 1])
-                             : "memory");
+            for (int j = 0; j < N8; j += 2) {
+                const float *c = &acc[0][4 * j + 2 * h];
+                if (cluster > 1)
+                    send(there + j * 32, c[0], c[1], c[4], c[5], counted);
+                else
+                    asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(to + j * 32), "f"(c[0]),
+                                 "f"(c[1]), "f"(c[4]), "f"(c[5])
+                                 : "memory");
+            }
+        }
     }
     STAMP(8);
-    if (cluster > 1) {
-        __syncwarp();
-        cluster_arrive();
-        cluster_wait();
-    } else {
+    if (cluster > 1)
+        barrier_wait_cluster(arrived, 0);
+    else
         __syncthreads();
-    }
     STAMP(9);
 
     /* ---- this block's rows ---- */
-    const int rows_shift = (WM == 2 ? 7 : 6) - a.cluster_shift, rows = 1 << rows_shift;
     float sum = 0, square = 0;
-    auto store = [&](int row, float4 v) {
-        const int y = yt + (row >> 3 & 7), x = xt + (row >> 6) * 8 + (row & 7);
-        v = make_float4(v.x + bias.x, v.y + bias.y, v.z + bias.z, v.w + bias.w);
+    /* of octet j its columns 4 i + (0, 1) and 4 i + (2, 3), i = 0 or 1, lie in the pieces of lanes 2 i and 2 i + 1 */
+    const float *mine = reinterpret_cast<const float *>(smem + a.out_at) + four / 16 * 16 + four / 4 % 2 * 8 +
+                        four / 8 % 2 * 2;
+    for (int r = row0; r < rows; r += SPLIT_THREADS / (N / 4)) {
+        float2 p[IC_CU_CLUSTER_MAX][2];
+        float4 v = bias;
+#pragma unroll
+        for (int k = 0; k < IC_CU_CLUSTER_MAX; k++)
+            if (k < cluster) {
+                p[k][0] = *reinterpret_cast<const float2 *>(mine + (k * rows + r) * ROW);
+                p[k][1] = *reinterpret_cast<const float2 *>(mine + (k * rows + r) * ROW + 4);
+            }
+#pragma unroll
+        for (int k = 0; k < IC_CU_CLUSTER_MAX; k++)
+            if (k < cluster)
+                v = make_float4(v.x + p[k][0].x, v.y + p[k][0].y, v.z + p[k][1].x, v.w + p[k][1].y);
+        const int row = rank * rows + r, y = yt + (row >> 3 & 7), x = xt + (row >> 6) * 8 + (row & 7);
         if (y < height && x < width) {
             sum += v.x + v.y + (v.z + v.w);
             square += fmaf(v.x, v.x, v.y * v.y) + fmaf(v.z, v.z, v.w * v.w);
             *reinterpret_cast<uint2 *>(out + (y * row_bytes + x * cell_bytes)) =
                 make_uint2(T::pack(v.x, v.y), T::pack(v.z, v.w));
         }
-    };
-    const uint32_t mine = partial + four * 4;
-    if (cluster == 1) {
-        constexpr int STEP = SPLIT_THREADS / (N / 4), ROUNDS = WM * 64 / STEP, EACH = ROUNDS < 4 ? ROUNDS : 4;
-#pragma unroll 1
-        for (int r = row0; r < WM * 64; r += EACH * STEP) {
-            float4 p[EACH];
-#pragma unroll
-            for (int k = 0; k < EACH; k++)
-                p[k] = load_there(mine + (r + k * STEP) * ROW * 4);
-#pragma unroll
-            for (int k = 0; k < EACH; k++)
-                store(r + k * STEP, p[k]);
-        }
-    } else {
-        for (int row = rank * rows + row0; row < (rank + 1) * rows; row += SPLIT_THREADS / (N / 4)) {
-            float4 p[IC_CU_CLUSTER_MAX], v = make_float4(0, 0, 0, 0);
-#pragma unroll
-            for (int k = 0; k < IC_CU_CLUSTER_MAX; k++)
-                if (k < cluster)
-                    p[k] = load_there(shared_of(mine, k) + row * ROW * 4);
-#pragma unroll
-            for (int k = 0; k < IC_CU_CLUSTER_MAX; k++)
-                if (k < cluster)
-                    v = make_float4(v.x + p[k].x, v.y + p[k].y, v.z + p[k].z, v.w + p[k].w);
-            store(row, v);
-        }
     }
     STAMP(10);
-    __syncwarp();
-    if (cluster > 1) /* the others' products have been read */
-        asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
     if (stats_out) {
 #pragma unroll
         for (int m = 1; m < 32; m = m == 1 ? N / 4 : 2 * m) { /* the octet's other half, then other rows */
@@ -445,9 +441,6 @@ __global__ void __launch_bounds__(SPLIT_THREADS, N <= 64 ? 2 : 1)
         }
     }
     STAMP(11);
-    __syncwarp();
-    if (cluster > 1)
-        cluster_wait(); /* and nobody reads this block's any more */
     STAMP(12);
 #endif
 }
