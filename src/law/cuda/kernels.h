@@ -148,7 +148,7 @@ struct ic_cu_wide_cut {
 #define IC_CU_SPLIT_COUNT 5
 #define IC_CU_SPLIT_FIRST (IC_CU_CONFIG_COUNT + IC_CU_WIDE_COUNT)
 #define IC_CU_CLUSTER_MAX 8 /* blocks */
-#define IC_CU_SPLIT_AHEAD 8 /* pieces of the input that a warp asks for at once */
+#define IC_CU_SPLIT_AHEAD(wm) (7 + (wm)) /* pieces of the input that a warp asks for at once */
 
 /* Of all families. */
 const struct ic_cu_config *ic_cu_config(int i);

@@ -60,7 +60,7 @@ int ic_cu_split_shape(struct ic_cu_conv *c, int config, int taps, int cluster_sh
         c->in[1].load == IC_CU_LOAD_POOL || c->in[1].load == IC_CU_LOAD_PSI)
         return 0;
     const int tile = (k->rows / 8 + border) * (8 + border), items = (tile + 15) / 16 * (c->c16 / cluster);
-    if (items > THREADS / 32 * IC_CU_SPLIT_AHEAD / (alone ? 4 : 1))
+    if (items > THREADS / 32 * (alone ? 2 : IC_CU_SPLIT_AHEAD(k->warps_m)))
         return 0; /* a warp has all of its part of the input under way at once */
     c->cluster_shift = cluster_shift;
     c->chunk16 = c->c16 / cluster;

@@ -54,6 +54,9 @@ __device__ inline void barrier_wait_cluster(uint32_t at, uint32_t parity)
                  "r"(parity)
                  : "memory");
 }
+template <int V> struct constant {
+    static constexpr int value = V;
+};
 /* The value is there before what follows. */
 template <class V> __device__ inline void pin(V *&v)
 {
@@ -116,7 +119,7 @@ template <> struct norm_table<f16> {
 
 /* WM: warpgroups that multiply, 64 cells each; N: columns. */
 template <class T, int TAPS, int WM, int N>
-__global__ void __launch_bounds__(SPLIT_THREADS, N <= 64 ? 2 : 1)
+__global__ void __launch_bounds__(SPLIT_THREADS, WM * N <= 64 ? 2 : 1)
     split_kernel(const __grid_constant__ ic_cu_conv a)
 {
 #if IC_CU_WGMMA
@@ -124,7 +127,7 @@ __global__ void __launch_bounds__(SPLIT_THREADS, N <= 64 ? 2 : 1)
     constexpr int TILE_W = WM * 8, TILE_H = 8, BW = TILE_W + 2 * BORDER, CELLS = BW * (TILE_H + 2 * BORDER),
                   PLANE = CELLS * 16;
     constexpr int GROUPS = (CELLS + 15) / 16; /* a warp brings 16 cells of two octets at a time */
-    constexpr int AHEAD = IC_CU_SPLIT_AHEAD;  /* items of a warp */
+    constexpr int AHEAD = IC_CU_SPLIT_AHEAD(WM); /* items of a warp */
     constexpr int ROW = N + 16;               /* floats of a row of products */
     extern __shared__ __align__(128) char smem[];
     const int tid = threadIdx.x, lane = tid & 31, w4 = tid >> 5 & 3, warp = __shfl_sync(~0u, tid >> 5, 0),
@@ -144,25 +147,25 @@ __global__ void __launch_bounds__(SPLIT_THREADS, N <= 64 ? 2 : 1)
     const uint32_t area = shared_address(smem + a.area_at); /* in a cluster the upper byte is the block's rank */
     const uint32_t partial = shared_address(smem + a.out_at); /* [block][row][ROW] */
 
-    if (warp == 0) { /* all weights; pack.c's blocks are of 128 columns, the last one of what is left */
-        if (lane == 0) {
-            barrier_init(bar, 1);
-            barrier_init(arrived, 1);
-            asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-            barrier_expect(bar, units * N8 * UNIT);
-            barrier_expect(arrived, WM * 64 * N * 4);
-        }
-        __syncwarp();
+    if (tid == 0) {
+        barrier_init(bar, 1);
+        barrier_init(arrived, 1);
+        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+        barrier_expect(bar, units * N8 * UNIT);
+        barrier_expect(arrived, WM * 64 * N * 4);
+    }
+    __syncthreads();
+    if (lane == 0) { /* all weights; pack.c's blocks are of 128 columns, the last one of what is left */
         const int width = min(16, a.columns / 8 - (n8 & ~15));
         const char *from =
             static_cast<const char *>(a.weight) +
             ((size_t)(n8 & ~15) * a.c16 * TAPS + (size_t)rank * units * width + (n8 & 15)) * UNIT;
-        if (width == N8 && lane == 0)
+        if (width == N8 && warp == 0)
             copy_bulk(ring, from, units * N8 * UNIT, bar);
-        for (int u = lane; u < units && width != N8; u += 32)
+        for (int u = warp; u < units && width != N8; u += WARPS)
             copy_bulk(ring + u * N8 * UNIT, from + u * width * UNIT, N8 * UNIT, bar);
-        __syncwarp();
     }
+    __syncwarp();
     if (cluster > 1)
         cluster_arrive(); /* others may send now */
 
@@ -290,7 +293,7 @@ __global__ void __launch_bounds__(SPLIT_THREADS, N <= 64 ? 2 : 1)
 #pragma unroll
     for (int k = 0; k < AHEAD; k++)
         seen[k] = part + k * lanes < slots ? __ldcg(stats + part + k * lanes) : make_float2(0, 0);
-    constexpr int FEW = AHEAD / 4; /* of what takes more loads; split.cu counts items */
+    constexpr int FEW = 2; /* of what takes more loads; split.cu counts items */
     if (load == IC_CU_LOAD_POOL) {
         uint4 v[FEW][4];
 #pragma unroll
@@ -334,14 +337,14 @@ __global__ void __launch_bounds__(SPLIT_THREADS, N <= 64 ? 2 : 1)
             if (warp + k0 * WARPS >= c16 * GROUPS)
                 break;
 #pragma unroll
-            for (int k = k0; k < k0 + 4; k++) {
+            for (int k = k0; k < k0 + 4 && k < AHEAD; k++) {
                 const uint4 n = table.apply(spots[k].octet, v[k]);
                 const uint32_t use = (spots[k].second ? norm1 : norm0) ? ~0u : 0u;
                 v[k] = make_uint4((n.x & use) | (v[k].x & ~use), (n.y & use) | (v[k].y & ~use),
                                   (n.z & use) | (v[k].z & ~use), (n.w & use) | (v[k].w & ~use));
             }
 #pragma unroll
-            for (int k = k0; k < k0 + 4; k++)
+            for (int k = k0; k < k0 + 4 && k < AHEAD; k++)
                 put(spots[k], v[k]);
         }
     }
@@ -399,26 +402,43 @@ __global__ void __launch_bounds__(SPLIT_THREADS, N <= 64 ? 2 : 1)
     /* of octet j its columns 4 i + (0, 1) and 4 i + (2, 3), i = 0 or 1, lie in the pieces of lanes 2 i and 2 i + 1 */
     const float *mine = reinterpret_cast<const float *>(smem + a.out_at) + four / 16 * 16 + four / 4 % 2 * 8 +
                         four / 8 % 2 * 2;
-    for (int r = row0; r < rows; r += SPLIT_THREADS / (N / 4)) {
-        float2 p[IC_CU_CLUSTER_MAX][2];
-        float4 v = bias;
+    constexpr int STEP = SPLIT_THREADS / (N / 4);
+    auto add_up = [&](auto blocks) { /* some rows at a time: their latencies overlap */
+        constexpr int C = decltype(blocks)::value, ROUNDS = WM * 64 / C / STEP,
+                      EACH = ROUNDS <= 1 ? 1 : ROUNDS * C <= 4 ? ROUNDS : C >= 4 ? 1 : 4 / C;
+        for (int r0 = row0; r0 < rows; r0 += EACH * STEP) {
+            float2 p[EACH][C][2];
 #pragma unroll
-        for (int k = 0; k < IC_CU_CLUSTER_MAX; k++)
-            if (k < cluster) {
-                p[k][0] = *reinterpret_cast<const float2 *>(mine + (k * rows + r) * ROW);
-                p[k][1] = *reinterpret_cast<const float2 *>(mine + (k * rows + r) * ROW + 4);
+            for (int e = 0; e < EACH; e++)
+#pragma unroll
+                for (int k = 0; k < C; k++) {
+                    const float *at = mine + (k * rows + r0 + e * STEP) * ROW;
+                    p[e][k][0] = *reinterpret_cast<const float2 *>(at);
+                    p[e][k][1] = *reinterpret_cast<const float2 *>(at + 4);
+                }
+#pragma unroll
+            for (int e = 0; e < EACH; e++) {
+                float4 v = bias;
+#pragma unroll
+                for (int k = 0; k < C; k++)
+                    v = make_float4(v.x + p[e][k][0].x, v.y + p[e][k][0].y, v.z + p[e][k][1].x,
+                                    v.w + p[e][k][1].y);
+                const int row = rank * rows + r0 + e * STEP, y = yt + (row >> 3 & 7),
+                          x = xt + (row >> 6) * 8 + (row & 7);
+                if (y < height && x < width) {
+                    sum += v.x + v.y + (v.z + v.w);
+                    square += fmaf(v.x, v.x, v.y * v.y) + fmaf(v.z, v.z, v.w * v.w);
+                    *reinterpret_cast<uint2 *>(out + (y * row_bytes + x * cell_bytes)) =
+                        make_uint2(T::pack(v.x, v.y), T::pack(v.z, v.w));
+                }
             }
-#pragma unroll
-        for (int k = 0; k < IC_CU_CLUSTER_MAX; k++)
-            if (k < cluster)
-                v = make_float4(v.x + p[k][0].x, v.y + p[k][0].y, v.z + p[k][1].x, v.w + p[k][1].y);
-        const int row = rank * rows + r, y = yt + (row >> 3 & 7), x = xt + (row >> 6) * 8 + (row & 7);
-        if (y < height && x < width) {
-            sum += v.x + v.y + (v.z + v.w);
-            square += fmaf(v.x, v.x, v.y * v.y) + fmaf(v.z, v.z, v.w * v.w);
-            *reinterpret_cast<uint2 *>(out + (y * row_bytes + x * cell_bytes)) =
-                make_uint2(T::pack(v.x, v.y), T::pack(v.z, v.w));
         }
+    };
+    switch (cluster) {
+    case 1: add_up(constant<1>()); break;
+    case 2: add_up(constant<2>()); break;
+    case 4: add_up(constant<4>()); break;
+    default: add_up(constant<IC_CU_CLUSTER_MAX>());
     }
     STAMP(10);
     if (stats_out) {
