@@ -366,7 +366,7 @@ static bool pick(struct ic_law_exec *e, const struct launch *l, struct tuning *t
 
 /* What was chosen before in this process: plans of the same sizes must compute the same bits. */
 struct known {
-    int key[14];
+    int key[19];
     struct choice choice;
 };
 static struct known known[KNOWN_MAX];
@@ -378,7 +378,9 @@ static struct known key_of(const struct ic_law_exec *e, const struct launch *l)
     const struct ic_cu_conv *c = &l->a.conv;
     return (struct known){.key = {e->packed->device, (int)e->packed->type, c->nf4.codes != NULL, l->taps,
                                   c->c16, c->columns, c->height, c->width, (int)e->plan->batch, c->epilogue,
-                                  c->in[0].load, c->in[1].load, c->in[0].cpad, c->stats_gran}};
+                                  c->in[0].load, c->in[1].load, c->in[0].cpad, c->stats_gran,
+                                  c->in[0].channels, c->in[0].gran, c->in[0].group_size, c->in[1].channels,
+                                  c->in[1].gran}};
 }
 
 static bool recall(struct known *k)
@@ -408,9 +410,8 @@ static enum ic_status choose(struct ic_law_exec *e, struct launch *l, struct ic_
 {
     struct tuning t = {.e = e, .taps = l->taps, .best_ms = -1};
     struct known k = key_of(e, l);
-    if (recall(&k)) {
+    if (recall(&k) && shape(&l->a.conv, e->packed, k.choice, l->taps)) {
         l->config = k.choice.config;
-        (void)shape(&l->a.conv, e->packed, k.choice, l->taps);
         return IC_OK;
     }
     TRY(cudaEventCreate(&t.ev[0]), "an event");

@@ -15,14 +15,16 @@
 #include "law/cuda/wide.cuh"
 
 #define SPLIT_THREADS 256
+#define SMEM_OF_TWO (226 * 1024) /* bytes of shared memory that two blocks of a multiprocessor may have */
 #ifndef STAMP
 #define STAMP(i)
 #endif
 
 #if IC_CU_WGMMA
+/* Of barriers in shared memory that were made known (fence.mbarrier_init) alone. */
 __device__ inline void cluster_arrive()
 {
-    asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
 }
 __device__ inline void cluster_wait()
 {
@@ -137,10 +139,7 @@ __global__ void __launch_bounds__(SPLIT_THREADS, WM * N <= 64 ? 2 : 1)
     STAMP(0);
     const int c16 = a.chunk16, units = c16 * TAPS, n8 = blockIdx.y * N8;
 
-    const ic_cu_io io = a.io[sample]; /* the table does not change during a graph */
     let_next_start();
-    if (!io.psi)
-        return;
     const uint32_t bar = shared_address(smem), arrived = bar + 8, ring = shared_address(smem + a.ring_at);
     float2 *sums = reinterpret_cast<float2 *>(smem + a.sums_at); /* [warp][N8] */
     const norm_table<T> table(reinterpret_cast<float *>(smem + a.scale_at), c16 * 16);
@@ -155,15 +154,22 @@ __global__ void __launch_bounds__(SPLIT_THREADS, WM * N <= 64 ? 2 : 1)
         barrier_expect(arrived, WM * 64 * N * 4);
     }
     __syncthreads();
-    if (lane == 0) { /* all weights; pack.c's blocks are of 128 columns, the last one of what is left */
-        const int width = min(16, a.columns / 8 - (n8 & ~15));
+    /* All weights; pack.c's blocks are of 128 columns, the last one of what is left. Many pieces take one warp
+     * long, and all warps disturb who is beside them: they help where nobody can be. */
+    if (lane == 0) {
+        const int width = min(16, a.columns / 8 - (n8 & ~15)), askers = 2 * a.smem > SMEM_OF_TWO ? WARPS : 1;
         const char *from =
             static_cast<const char *>(a.weight) +
             ((size_t)(n8 & ~15) * a.c16 * TAPS + (size_t)rank * units * width + (n8 & 15)) * UNIT;
         if (width == N8 && warp == 0)
             copy_bulk(ring, from, units * N8 * UNIT, bar);
-        for (int u = warp; u < units && width != N8; u += WARPS)
+        for (int u = warp; u < units && width != N8 && warp < askers; u += askers)
             copy_bulk(ring + u * N8 * UNIT, from + u * width * UNIT, N8 * UNIT, bar);
+    }
+    const ic_cu_io io = a.io[sample]; /* the table does not change during a graph */
+    if (!io.psi) {
+        barrier_wait(bar, 0); /* nobody may write to a block that has ended */
+        return;
     }
     __syncwarp();
     if (cluster > 1)
@@ -282,8 +288,6 @@ __global__ void __launch_bounds__(SPLIT_THREADS, WM * N <= 64 ? 2 : 1)
     for (int k = 0; k < AHEAD; k++)
         pin(spots[k].from);
 
-    if (cluster > 1)
-        cluster_wait();
     STAMP(1);
     wait_for_previous();
     STAMP(2);
@@ -357,6 +361,8 @@ __global__ void __launch_bounds__(SPLIT_THREADS, WM * N <= 64 ? 2 : 1)
     /* ---- the products ---- */
     float acc[1][N / 2];
     const int rows_shift = (WM == 2 ? 7 : 6) - a.cluster_shift, rows = 1 << rows_shift;
+    if (cluster > 1)
+        cluster_wait(); /* all blocks have begun */
     if (wg < WM) {
         const uint32_t rows0 = matrix_low(((area & 0xffffff) + wg * 8 * 16) / 16, PLANE / 16),
                        columns0 = matrix_low((ring & 0xffffff) / 16, 128 / 16);
