@@ -150,7 +150,8 @@ static int slots_max(const struct ic_law_op *op, unsigned batch)
 
 static size_t stats_floats(const struct ic_law_op *norm, unsigned batch)
 {
-    return (size_t)batch * ic_cu_pad(norm->cout) / (unsigned)gran_of(norm) * (unsigned)slots_max(norm, batch) * 2;
+    return (size_t)batch * ic_cu_pad(norm->cout) / (unsigned)gran_of(norm) *
+           (unsigned)slots_max(norm, batch) * 2;
 }
 
 static struct ic_cu_src source_of(const struct ic_law_exec *e, int t)
@@ -330,7 +331,7 @@ static void time_one(void *ctx, const struct ic_cu_conv *c, struct choice ch)
 }
 
 /* IC_LAW_CUDA_CUT=N, for tests: of every convolution the N-th of its cuts or so instead of the fastest (all
- * must compute the same), with an even N one of wide.cuh's if there is any. */
+ * must compute the same), with an even N one of wide.cuh's or split.cuh's if there is any. */
 struct picking {
     unsigned wanted, count, wide;
     struct choice found;

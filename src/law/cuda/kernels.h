@@ -138,7 +138,8 @@ struct ic_cu_wide_cut {
     int buffers; /* 3: two, and room of its own for the epilogue; with a warpgroup that loads: three */
 };
 
-/* split.cuh, Hopper and 16-bit weights only: warpgroups along rows, columns. These count on from wide.cuh's. */
+/* split.cuh, Hopper and 16-bit weights only: warpgroups along rows, columns. These count on from
+ * wide.cuh's. */
 #define IC_CU_SPLIT_CONFIGS(X)                                                                             \
     X(0, 1, 32)                                                                                            \
     X(1, 1, 64)                                                                                            \
@@ -147,7 +148,7 @@ struct ic_cu_wide_cut {
     X(4, 2, 64)
 #define IC_CU_SPLIT_COUNT 5
 #define IC_CU_SPLIT_FIRST (IC_CU_CONFIG_COUNT + IC_CU_WIDE_COUNT)
-#define IC_CU_CLUSTER_MAX 8 /* blocks */
+#define IC_CU_CLUSTER_MAX 8              /* blocks */
 #define IC_CU_SPLIT_AHEAD(wm) (7 + (wm)) /* pieces of the input that a warp asks for at once */
 
 /* Of all families. */

@@ -40,7 +40,8 @@ const struct ic_cu_config *ic_cu_split_config(int i)
 static bool takes(const struct ic_cu_src *s)
 {
     const bool norm = s->load == IC_CU_LOAD_NORM || s->load == IC_CU_LOAD_POOL;
-    return s->stride >> 31 == 0 && (!norm || (s->channels == s->cpad && s->gran == 8 && s->group_size == 8));
+    return s->stride >> 31 == 0 &&
+           (!norm || (s->channels == s->cpad && s->gran == 8 && s->group_size == 8));
 }
 
 static int rounded(int a)
@@ -55,8 +56,8 @@ int ic_cu_split_shape(struct ic_cu_conv *c, int config, int taps, int cluster_sh
     const bool alone = c->in[0].load == IC_CU_LOAD_POOL || c->in[0].load == IC_CU_LOAD_PSI;
     if (c->nf4.codes || c->epilogue == IC_CU_UPDATE || c->act || (c->stats && c->stats_gran != 8) ||
         cluster > IC_CU_CLUSTER_MAX || c->c16 % cluster || c->c16 / cluster > (c->in[1].cpad ? 8 : 16) ||
-        (size_t)c->height * (size_t)c->width * (size_t)c->d >> 28 || c->columns % k->columns || c->out_stride >> 31 ||
-        !takes(&c->in[0]) || !takes(&c->in[1]) || (alone && c->in[1].cpad) ||
+        (size_t)c->height * (size_t)c->width * (size_t)c->d >> 28 || c->columns % k->columns ||
+        c->out_stride >> 31 || !takes(&c->in[0]) || !takes(&c->in[1]) || (alone && c->in[1].cpad) ||
         c->in[1].load == IC_CU_LOAD_POOL || c->in[1].load == IC_CU_LOAD_PSI)
         return 0;
     const int tile = (k->rows / 8 + border) * (8 + border), items = (tile + 15) / 16 * (c->c16 / cluster);
@@ -96,7 +97,8 @@ cudaError_t ic_cu_split_init(enum ic_cu_type type, int smem_max)
 cudaError_t ic_cu_split_run(const struct ic_cu_conv *c, enum ic_cu_type type, int config, int taps,
                             int samples, int overlap, cudaStream_t stream)
 {
-    const dim3 grid((unsigned)c->slots, (unsigned)(c->columns / configs[config].columns), (unsigned)samples);
+    const dim3 grid((unsigned)c->slots, (unsigned)(c->columns / configs[config].columns),
+                    (unsigned)samples);
     return launch_kernel(kernel_of(type, taps, config), grid, THREADS, (size_t)c->smem, c, overlap, stream,
                          1 << c->cluster_shift);
 }

@@ -1,10 +1,11 @@
-/* Convolutions of few cells, where what counts is the time from the launch before to the launch after: wgmma
- * products whose sum is cut among the blocks of a thread block cluster (Hopper).
+/* Convolutions of few cells, where what counts is the time from the launch before to the launch after:
+ * wgmma products whose sum is cut among the blocks of a thread block cluster (Hopper).
  *
  * A cluster owns a tile of 64 or 128 cells and a range of columns; each of its blocks brings and normalises
- * a range of the input's channels only, all at once, and multiplies them by their weights. It sends the rows
- * of its products to the block that adds them up, stores them and sums them for the next norm. Compared with
- * blocks that each have all channels of fewer columns, nothing is normalised twice, and no sum is long.
+ * a range of the input's channels only, all at once, and multiplies them by their weights. It sends the
+ * rows of its products to the block that adds them up, stores them and sums them for the next norm.
+ * Compared with blocks that each have all channels of fewer columns, nothing is normalised twice, and no
+ * sum is long.
  *
  * Whatever does not depend on the launch before is done before the block waits for it: weights, addresses,
  * and every parameter is read once, as each first use of a line of them waits for memory (`pin`). Tiles and
@@ -16,9 +17,6 @@
 
 #define SPLIT_THREADS 256
 #define SMEM_OF_TWO (226 * 1024) /* bytes of shared memory that two blocks of a multiprocessor may have */
-#ifndef STAMP
-#define STAMP(i)
-#endif
 
 #if IC_CU_WGMMA
 /* Of barriers in shared memory that were made known (fence.mbarrier_init) alone. */
@@ -40,9 +38,11 @@ __device__ inline uint32_t shared_of(uint32_t at, int rank)
 /* 16 bytes to another block's shared memory, counted by a barrier there. */
 __device__ inline void send(uint32_t to, float a, float b, float c, float d, uint32_t barrier)
 {
-    asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(to),
-                 "f"(a), "f"(b), "f"(c), "f"(d), "r"(barrier)
-                 : "memory");
+    asm volatile(
+        "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, [%5];" ::
+            "r"(to),
+        "f"(a), "f"(b), "f"(c), "f"(d), "r"(barrier)
+        : "memory");
 }
 /* As barrier_wait, for what other blocks of the cluster sent. */
 __device__ inline void barrier_wait_cluster(uint32_t at, uint32_t parity)
@@ -73,7 +73,8 @@ __device__ inline void pin(float &v)
     asm volatile("" : "+f"(v));
 }
 
-/* Scale and shift of all channels of a block, 12 bytes a channel; in float16 as norm_octet wants them too. */
+/* Scale and shift of all channels of a block, 12 bytes a channel; in float16 as norm_octet wants them too.
+ */
 template <class T> struct norm_table {
     float *by, *add;
 
@@ -121,29 +122,29 @@ template <> struct norm_table<f16> {
 
 /* WM: warpgroups that multiply, 64 cells each; N: columns. */
 template <class T, int TAPS, int WM, int N>
-__global__ void __launch_bounds__(SPLIT_THREADS, WM * N <= 64 ? 2 : 1)
+__global__ void __launch_bounds__(SPLIT_THREADS, WM *N <= 64 ? 2 : 1)
     split_kernel(const __grid_constant__ ic_cu_conv a)
 {
 #if IC_CU_WGMMA
     constexpr int WARPS = SPLIT_THREADS / 32, N8 = N / 8, BORDER = TAPS == 9 ? 1 : 0;
     constexpr int TILE_W = WM * 8, TILE_H = 8, BW = TILE_W + 2 * BORDER, CELLS = BW * (TILE_H + 2 * BORDER),
                   PLANE = CELLS * 16;
-    constexpr int GROUPS = (CELLS + 15) / 16; /* a warp brings 16 cells of two octets at a time */
+    constexpr int GROUPS = (CELLS + 15) / 16;    /* a warp brings 16 cells of two octets at a time */
     constexpr int AHEAD = IC_CU_SPLIT_AHEAD(WM); /* items of a warp */
-    constexpr int ROW = N + 16;               /* floats of a row of products */
+    constexpr int ROW = N + 16;                  /* floats of a row of products */
     extern __shared__ __align__(128) char smem[];
     const int tid = threadIdx.x, lane = tid & 31, w4 = tid >> 5 & 3, warp = __shfl_sync(~0u, tid >> 5, 0),
               wg = warp >> 2;
     const int cluster = 1 << a.cluster_shift, rank = blockIdx.x & (cluster - 1),
               ti = blockIdx.x >> a.cluster_shift, sample = blockIdx.z;
-    STAMP(0);
     const int c16 = a.chunk16, units = c16 * TAPS, n8 = blockIdx.y * N8;
 
     let_next_start();
     const uint32_t bar = shared_address(smem), arrived = bar + 8, ring = shared_address(smem + a.ring_at);
     float2 *sums = reinterpret_cast<float2 *>(smem + a.sums_at); /* [warp][N8] */
     const norm_table<T> table(reinterpret_cast<float *>(smem + a.scale_at), c16 * 16);
-    const uint32_t area = shared_address(smem + a.area_at); /* in a cluster the upper byte is the block's rank */
+    const uint32_t area =
+        shared_address(smem + a.area_at); /* in a cluster the upper byte is the block's rank */
     const uint32_t partial = shared_address(smem + a.out_at); /* [block][row][ROW] */
 
     if (tid == 0) {
@@ -154,10 +155,11 @@ __global__ void __launch_bounds__(SPLIT_THREADS, WM * N <= 64 ? 2 : 1)
         barrier_expect(arrived, WM * 64 * N * 4);
     }
     __syncthreads();
-    /* All weights; pack.c's blocks are of 128 columns, the last one of what is left. Many pieces take one warp
-     * long, and all warps disturb who is beside them: they help where nobody can be. */
+    /* All weights; pack.c's blocks are of 128 columns, the last one of what is left. Many pieces take one
+     * warp long, and all warps disturb who is beside them: they help where nobody can be. */
     if (lane == 0) {
-        const int width = min(16, a.columns / 8 - (n8 & ~15)), askers = 2 * a.smem > SMEM_OF_TWO ? WARPS : 1;
+        const int width = min(16, a.columns / 8 - (n8 & ~15)),
+                  askers = 2 * a.smem > SMEM_OF_TWO ? WARPS : 1;
         const char *from =
             static_cast<const char *>(a.weight) +
             ((size_t)(n8 & ~15) * a.c16 * TAPS + (size_t)rank * units * width + (n8 & 15)) * UNIT;
@@ -189,7 +191,8 @@ __global__ void __launch_bounds__(SPLIT_THREADS, WM * N <= 64 ? 2 : 1)
         uint32_t to;
         bool second; /* of the two inputs */
     };
-    const int width = a.width, height = a.height, cpad0 = a.in[0].cpad, cpad1 = a.in[1].cpad, pairs = 2 * a.d;
+    const int width = a.width, height = a.height, cpad0 = a.in[0].cpad, cpad1 = a.in[1].cpad,
+              pairs = 2 * a.d;
     const bool norm0 = load == IC_CU_LOAD_NORM, norm1 = a.in[1].load == IC_CU_LOAD_NORM;
     auto spot_of = [&](int item) {
         spot s;
@@ -200,9 +203,10 @@ __global__ void __launch_bounds__(SPLIT_THREADS, WM * N <= 64 ? 2 : 1)
         s.octet = 2 * pair + (lane >> 3 & 1);
         s.second = 2 * pair >= n_first;
         s.to = mine ? area + s.octet * PLANE + cell * 16 : 0;
-        s.from = load == IC_CU_LOAD_PSI    ? 4 * ((y * width + x) * pairs + first + 8 * s.octet)
-                 : load == IC_CU_LOAD_POOL ? 2 * ((4 * y * width + 2 * x) * cpad0 + 8 * s.octet)
-                                           : 2 * ((y * width + x) * (s.second ? cpad1 : cpad0) + 8 * s.octet);
+        s.from = load == IC_CU_LOAD_PSI ? 4 * ((y * width + x) * pairs + first + 8 * s.octet)
+                 : load == IC_CU_LOAD_POOL
+                     ? 2 * ((4 * y * width + 2 * x) * cpad0 + 8 * s.octet)
+                     : 2 * ((y * width + x) * (s.second ? cpad1 : cpad0) + 8 * s.octet);
         if (!inside)
             s.from = -1;
         return s;
@@ -239,7 +243,7 @@ __global__ void __launch_bounds__(SPLIT_THREADS, WM * N <= 64 ? 2 : 1)
         times = __ldg(source.scale + channel0 + 8 * octet + part);
         plus = __ldg(source.shift + channel0 + 8 * octet + part);
     }
-    auto coefficients = [&](const float2 (&seen)[AHEAD]) {
+    auto coefficients = [&](const float2(&seen)[AHEAD]) {
         float sum = 0, square = 0;
 #pragma unroll
         for (int k = 0; k < AHEAD; k++) {
@@ -288,9 +292,9 @@ __global__ void __launch_bounds__(SPLIT_THREADS, WM * N <= 64 ? 2 : 1)
     for (int k = 0; k < AHEAD; k++)
         pin(spots[k].from);
 
-    STAMP(1);
+    if (cluster > 1)
+        cluster_wait(); /* all blocks have begun */
     wait_for_previous();
-    STAMP(2);
 
     /* ---- the input: all of it is asked for before any of it is waited for ---- */
     float2 seen[AHEAD];
@@ -323,8 +327,8 @@ __global__ void __launch_bounds__(SPLIT_THREADS, WM * N <= 64 ? 2 : 1)
 #pragma unroll
         for (int k = 0; k < FEW; k++) {
             const float *f = reinterpret_cast<const float *>(v[k]);
-            put(spots[k],
-                make_uint4(T::pack(f[0], f[1]), T::pack(f[2], f[3]), T::pack(f[4], f[5]), T::pack(f[6], f[7])));
+            put(spots[k], make_uint4(T::pack(f[0], f[1]), T::pack(f[2], f[3]), T::pack(f[4], f[5]),
+                                     T::pack(f[6], f[7])));
         }
     } else {
         uint4 v[AHEAD];
@@ -333,11 +337,10 @@ __global__ void __launch_bounds__(SPLIT_THREADS, WM * N <= 64 ? 2 : 1)
             v[k] = spots[k].from >= 0 ? __ldcg(reinterpret_cast<const uint4 *>(
                                             (spots[k].second ? base1 : base0) + spots[k].from))
                                       : make_uint4(0, 0, 0, 0);
-        STAMP(3);
         coefficients(seen);
-        STAMP(4);
 #pragma unroll
-        for (int k0 = 0; k0 < AHEAD; k0 += 4) { /* four at a time, without branches: their latencies overlap */
+        for (int k0 = 0; k0 < AHEAD;
+             k0 += 4) { /* four at a time, without branches: their latencies overlap */
             if (warp + k0 * WARPS >= c16 * GROUPS)
                 break;
 #pragma unroll
@@ -352,17 +355,13 @@ __global__ void __launch_bounds__(SPLIT_THREADS, WM * N <= 64 ? 2 : 1)
                 put(spots[k], v[k]);
         }
     }
-    STAMP(5);
     fence_writes();
     barrier_wait(bar, 0); /* the weights */
     __syncthreads();
-    STAMP(6);
 
     /* ---- the products ---- */
     float acc[1][N / 2];
     const int rows_shift = (WM == 2 ? 7 : 6) - a.cluster_shift, rows = 1 << rows_shift;
-    if (cluster > 1)
-        cluster_wait(); /* all blocks have begun */
     if (wg < WM) {
         const uint32_t rows0 = matrix_low(((area & 0xffffff) + wg * 8 * 16) / 16, PLANE / 16),
                        columns0 = matrix_low((ring & 0xffffff) / 16, 128 / 16);
@@ -377,7 +376,6 @@ __global__ void __launch_bounds__(SPLIT_THREADS, WM * N <= 64 ? 2 : 1)
         products_commit();
         products_wait<0>();
         settle(acc);
-        STAMP(7);
         /* A lane has two columns of each octet of two rows: of two octets they go in one piece. */
 #pragma unroll
         for (int h = 0; h < 2; h++) {
@@ -396,57 +394,59 @@ __global__ void __launch_bounds__(SPLIT_THREADS, WM * N <= 64 ? 2 : 1)
             }
         }
     }
-    STAMP(8);
     if (cluster > 1)
         barrier_wait_cluster(arrived, 0);
     else
         __syncthreads();
-    STAMP(9);
 
     /* ---- this block's rows ---- */
     float sum = 0, square = 0;
-    /* of octet j its columns 4 i + (0, 1) and 4 i + (2, 3), i = 0 or 1, lie in the pieces of lanes 2 i and 2 i + 1 */
-    const float *mine = reinterpret_cast<const float *>(smem + a.out_at) + four / 16 * 16 + four / 4 % 2 * 8 +
-                        four / 8 % 2 * 2;
+    /* of octet j its columns 4 i + (0, 1) and 4 i + (2, 3), i = 0 or 1, lie in the pieces of lanes 2 i and
+     * 2 i + 1 */
+    const float *mine = reinterpret_cast<const float *>(smem + a.out_at) + four / 16 * 16 +
+                        four / 4 % 2 * 8 + four / 8 % 2 * 2;
     constexpr int STEP = SPLIT_THREADS / (N / 4);
-    auto add_up = [&](auto blocks) { /* some rows at a time: their latencies overlap */
-        constexpr int C = decltype(blocks)::value, ROUNDS = WM * 64 / C / STEP,
-                      EACH = ROUNDS <= 1 ? 1 : ROUNDS * C <= 4 ? ROUNDS : C >= 4 ? 1 : 4 / C;
-        for (int r0 = row0; r0 < rows; r0 += EACH * STEP) {
-            float2 p[EACH][C][2];
+    auto add_up =
+        [&](auto blocks) { /* some rows at a time: their latencies overlap */
+                           constexpr int C = decltype(blocks)::value, ROUNDS = WM * 64 / C / STEP,
+                                         EACH = ROUNDS <= 1       ? 1
+                                                : ROUNDS * C <= 4 ? ROUNDS
+                                                : C >= 4          ? 1
+                                                                  : 4 / C;
+                           for (int r0 = row0; r0 < rows; r0 += EACH * STEP) {
+                               float2 p[EACH][C][2];
 #pragma unroll
-            for (int e = 0; e < EACH; e++)
+                               for (int e = 0; e < EACH; e++)
 #pragma unroll
-                for (int k = 0; k < C; k++) {
-                    const float *at = mine + (k * rows + r0 + e * STEP) * ROW;
-                    p[e][k][0] = *reinterpret_cast<const float2 *>(at);
-                    p[e][k][1] = *reinterpret_cast<const float2 *>(at + 4);
-                }
+                                   for (int k = 0; k < C; k++) {
+                                       const float *at = mine + (k * rows + r0 + e * STEP) * ROW;
+                                       p[e][k][0] = *reinterpret_cast<const float2 *>(at);
+                                       p[e][k][1] = *reinterpret_cast<const float2 *>(at + 4);
+                                   }
 #pragma unroll
-            for (int e = 0; e < EACH; e++) {
-                float4 v = bias;
+                               for (int e = 0; e < EACH; e++) {
+                                   float4 v = bias;
 #pragma unroll
-                for (int k = 0; k < C; k++)
-                    v = make_float4(v.x + p[e][k][0].x, v.y + p[e][k][0].y, v.z + p[e][k][1].x,
-                                    v.w + p[e][k][1].y);
-                const int row = rank * rows + r0 + e * STEP, y = yt + (row >> 3 & 7),
-                          x = xt + (row >> 6) * 8 + (row & 7);
-                if (y < height && x < width) {
-                    sum += v.x + v.y + (v.z + v.w);
-                    square += fmaf(v.x, v.x, v.y * v.y) + fmaf(v.z, v.z, v.w * v.w);
-                    *reinterpret_cast<uint2 *>(out + (y * row_bytes + x * cell_bytes)) =
-                        make_uint2(T::pack(v.x, v.y), T::pack(v.z, v.w));
-                }
-            }
-        }
-    };
+                                   for (int k = 0; k < C; k++)
+                                       v = make_float4(v.x + p[e][k][0].x, v.y + p[e][k][0].y,
+                                                       v.z + p[e][k][1].x, v.w + p[e][k][1].y);
+                                   const int row = rank * rows + r0 + e * STEP, y = yt + (row >> 3 & 7),
+                                             x = xt + (row >> 6) * 8 + (row & 7);
+                                   if (y < height && x < width) {
+                                       sum += v.x + v.y + (v.z + v.w);
+                                       square += fmaf(v.x, v.x, v.y * v.y) + fmaf(v.z, v.z, v.w * v.w);
+                                       *reinterpret_cast<uint2 *>(out + (y * row_bytes + x * cell_bytes)) =
+                                           make_uint2(T::pack(v.x, v.y), T::pack(v.z, v.w));
+                                   }
+                               }
+                           }
+        };
     switch (cluster) {
     case 1: add_up(constant<1>()); break;
     case 2: add_up(constant<2>()); break;
     case 4: add_up(constant<4>()); break;
     default: add_up(constant<IC_CU_CLUSTER_MAX>());
     }
-    STAMP(10);
     if (stats_out) {
 #pragma unroll
         for (int m = 1; m < 32; m = m == 1 ? N / 4 : 2 * m) { /* the octet's other half, then other rows */
@@ -466,8 +466,6 @@ __global__ void __launch_bounds__(SPLIT_THREADS, WM * N <= 64 ? 2 : 1)
             *stats_out = v;
         }
     }
-    STAMP(11);
-    STAMP(12);
 #endif
 }
 
