@@ -25,7 +25,10 @@ for word in "$@"; do
         # what law-gpu links and a bare machine may lack
         ldd "$dir/law-gpu" | awk '/jansson/ {print $3}' | while read -r so; do cp -L "$so" "$dir/"; done
         ;;
-    check) IC_LAW_CUDA_POISON=1 "$dir/law-gpu" check "$root" || status=1 ;;
+    check) # and with what only large batches run
+        IC_LAW_CUDA_POISON=1 "$dir/law-gpu" check "$root" || status=1
+        IC_LAW_CUDA_POISON=1 IC_LAW_CUDA_FOLD=1 "$dir/law-gpu" check "$root" || status=1
+        ;;
     sanitize)
         if command -v compute-sanitizer >/dev/null; then
             for tool in memcheck racecheck; do

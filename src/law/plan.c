@@ -219,8 +219,10 @@ static void build(struct builder *b)
 
 static void find_lifetimes(struct ic_law_plan *p)
 {
-    for (size_t t = 0; t < p->tensor_count; t++)
+    for (size_t t = 0; t < p->tensor_count; t++) {
         p->tensors[t].first = UINT32_MAX;
+        p->tensors[t].last = 0;
+    }
     for (unsigned i = 0; i < p->op_count; i++) {
         const int touched[3] = {p->ops[i].in[0], p->ops[i].in[1], p->ops[i].out};
         for (int k = 0; k < 3; k++)
@@ -230,6 +232,9 @@ static void find_lifetimes(struct ic_law_plan *p)
                 t->last = i;
             }
     }
+    for (size_t t = 0; t < p->tensor_count; t++)
+        if (p->tensors[t].first == UINT32_MAX) /* bypassed */
+            p->tensors[t].first = 0;
 }
 
 static int larger_first(const void *a, const void *b)
@@ -261,6 +266,7 @@ static void lay_out(struct ic_law_plan *p)
     struct ic_law_tensor *order[IC_LAW_PLAN_TENSORS_MAX], *placed[IC_LAW_PLAN_TENSORS_MAX];
     for (size_t i = 0; i < p->tensor_count; i++)
         order[i] = &p->tensors[i];
+    p->arena_bytes = p->tensors_bytes = 0;
     qsort(order, p->tensor_count, sizeof order[0], larger_first);
     for (size_t n = 0; n < p->tensor_count; n++) {
         struct ic_law_tensor *t = order[n];
@@ -318,6 +324,17 @@ enum ic_status ic_law_plan_open(const struct ic_law *law, unsigned height, unsig
     lay_out(p);
     *out = p;
     return IC_OK;
+}
+
+void ic_law_plan_bypass(struct ic_law_plan *p, size_t at)
+{
+    struct ic_law_op *op = &p->ops[at], *next = op + 1;
+    IC_ASSERT(at + 1 < p->op_count && next->in[0] == op->out && p->tensors[op->out].last == at + 1);
+    p->tensors[op->out].stride = 0;
+    next->in[0] = op->in[0];
+    op->out = -1;
+    find_lifetimes(p);
+    lay_out(p);
 }
 
 void ic_law_plan_close(struct ic_law_plan **plan)

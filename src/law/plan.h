@@ -126,6 +126,11 @@ enum ic_status ic_law_plan_open(const struct ic_law *law, unsigned height, unsig
                                 struct ic_err *err);
 void ic_law_plan_close(struct ic_law_plan **plan);
 
+/* For a back end that makes op `at` and the next one, the only one that reads its output, in one: of its
+ * own copy of a plan. The output has no bytes any more, op `at` no output, and in[0] of the next is that of
+ * op `at` (cin[0] stays); the other tensors are laid out anew. */
+void ic_law_plan_bypass(struct ic_law_plan *plan, size_t at);
+
 const char *ic_law_op_name(enum ic_law_op_kind kind);
 
 struct ic_law_backend;

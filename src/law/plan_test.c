@@ -771,6 +771,34 @@ static void the_arena_reuses_bytes(void **state)
     ic_law_close(&law);
 }
 
+static void a_bypassed_tensor_has_no_bytes(void **state)
+{
+    struct ic_err err = {0};
+    struct ic_law_plan *p;
+    unsigned bypassed = 0;
+    (void)state;
+    struct ic_law *law = fixture_law(IC_LAW_UNET, 8, 32, 3);
+    assert_int_equal(ic_law_plan_open(law, 64, 64, 3, ic_law_tensor_bytes_nchw, &p, &err), IC_OK);
+    for (size_t i = 0; i < p->op_count; i++) {
+        const struct ic_law_op before = p->ops[i];
+        if (before.kind != IC_LAW_OP_CONVT2X2)
+            continue;
+        ic_law_plan_bypass(p, i);
+        assert_int_equal(p->ops[i].out, -1);
+        assert_int_equal(p->ops[i + 1].in[0], before.in[0]);
+        assert_int_equal(p->ops[i + 1].cin[0], before.cout);
+        assert_int_equal(p->tensors[before.out].stride, 0);
+        assert_int_equal(p->tensors[before.in[0]].last, i + 1);
+        check_layout(p);
+        bypassed++;
+    }
+    assert_int_equal(bypassed, 2);
+    /* x1 (b), c1 (4b of half the side) and c2 (b) live together */
+    assert_int_equal(p->arena_bytes, 3 * 3 * 32 * 64 * 64 * 4);
+    ic_law_plan_close(&p);
+    ic_law_close(&law);
+}
+
 static void impossible_plans_are_refused(void **state)
 {
     struct ic_err err = {0};
@@ -826,6 +854,7 @@ int main(void)
         cmocka_unit_test(a_device_and_its_host_both_bound_a_batch),
         cmocka_unit_test(states_on_a_device_bound_a_batch),
         cmocka_unit_test(the_arena_reuses_bytes),
+        cmocka_unit_test(a_bypassed_tensor_has_no_bytes),
         cmocka_unit_test(impossible_plans_are_refused),
         cmocka_unit_test(a_dead_cell_stays_dead_under_the_product),
     };

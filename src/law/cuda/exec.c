@@ -2,7 +2,8 @@
  *
  * Operations melt: a norm (with its ELU) and a max pool have no launch of their own, the convolution that
  * reads them does both while loading; INPUT and UPDATE belong to the first and the last convolution.
- * UNET_UNITARY is 15 launches. What a launch is cut into is chosen once, when the plan is opened (choose).
+ * UNET_UNITARY is 15 launches; 13 where the transposed convolutions melt too (fold.cuh: Hopper, large
+ * batches). What a launch is cut into is chosen once, when the plan is opened (choose).
  *
  * Nothing is allocated and the host waits for nothing inside a step; a call to `run` waits once, at its
  * end. States lie where state_open put them: a table on the device, sent before each run, says where those
@@ -16,20 +17,27 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/clock.h"
 #include "law/cuda/frames.h"
 #include "law/plugin.h"
 
-#define SLOTS_MAX 256   /* statistics of a sample's tiles that a consumer adds up */
-#define LAST_BLOCKS 4   /* of last.cu's kernel, a multiprocessor */
-#define GRAPH_STEPS 8   /* steps of the long graph */
-#define BUCKETS_MAX 24  /* batch sizes that have graphs of their own */
-#define TUNE_LAUNCHES 8 /* of a candidate, between two events */
+#define SLOTS_MAX 256             /* statistics of a sample's tiles that a consumer adds up */
+#define SPLIT_BATCH 8             /* split.cuh is for batches up to this */
+#define LAST_BLOCKS 4             /* of last.cu's kernel, a multiprocessor */
+#define FOLD_CELLS (16 * 64 * 64) /* of a batch: fold.cuh is for so many or more */
+#define FOLD_TILES_MAX 256        /* of a thread block there */
+#define GRAPH_STEPS 8             /* steps of the long graph */
+#define BUCKETS_MAX 24            /* batch sizes that have graphs of their own */
+#define TUNE_LAUNCHES 8           /* of a candidate, between two events, */
+#define TUNE_ROUND_MS 0.4f        /* or fewer that take so long */
 #define TUNE_ROUNDS 3
-#define TUNE_HOPELESS 1.5f  /* times as slow as the best, after what a lone launch adds of its own */
-#define TUNE_LONE_MS 0.006f /* at most */
-#define KNOWN_MAX 1024      /* cuts of convolutions that are remembered */
+#define TUNE_CELLS (64 * 64 * 64) /* of a large batch so many are enough to see what is hopeless */
+#define TUNE_MOST_MS 800          /* a convolution; then the best so far is taken */
+#define TUNE_HOPELESS 1.5f        /* times as slow as the best, after what a lone launch adds of its own */
+#define TUNE_LONE_MS 0.006f       /* at most */
+#define KNOWN_MAX 1024            /* cuts of convolutions that are remembered */
 
-enum launch_kind { CONV, LAST, LSTM, UPDATE, OP32 };
+enum launch_kind { CONV, FOLD, LAST, LSTM, UPDATE, OP32 };
 
 struct launch {
     enum launch_kind kind;
@@ -38,6 +46,7 @@ struct launch {
     double flops; /* of one sample */
     union {
         struct ic_cu_conv conv;
+        struct ic_cu_fold fold;
         struct ic_cu_last last;
         struct ic_cu_lstm lstm;
         struct ic_cu_update update;
@@ -62,7 +71,8 @@ struct bucket {
 
 struct ic_law_exec {
     const struct ic_law_packed *packed;
-    const struct ic_law_plan *plan;
+    const struct ic_law_plan *plan; /* own_plan */
+    struct ic_law_plan own_plan;    /* without the tensors that are never made */
     char *arena;
     float *stats;
     size_t stats_floats;
@@ -70,6 +80,8 @@ struct ic_law_exec {
     size_t delta_stride;
     char *expanded; /* device: NF4 weights in 16 bits; NULL: the convolutions expand them */
     size_t expanded_used;
+    char *folded; /* device: weights of FOLD */
+    size_t folded_used;
     struct ic_cu_io *table, *table_host; /* device; pinned */
     struct ic_law_state **own;           /* places of simulations without a state, made when needed */
     bool started;
@@ -138,15 +150,19 @@ static int gran_of(const struct ic_law_op *norm)
     return norm->kind == IC_LAW_OP_GROUPNORM && norm->cout / norm->groups % 8 == 0 ? 8 : 1;
 }
 
-static int slots_max(const struct ic_law_op *op)
+/* Of tiles of 4x8 cells; or, where split.cuh may be, of an eighth of 8x8. */
+static int slots_max(const struct ic_law_op *op, unsigned batch)
 {
-    const unsigned n = (op->height + 3) / 4 * ((op->width + 7) / 8);
+    const unsigned n = batch <= SPLIT_BATCH
+                           ? (op->height + 7) / 8 * ((op->width + 7) / 8) * IC_CU_CLUSTER_MAX
+                           : (op->height + 3) / 4 * ((op->width + 7) / 8);
     return n < SLOTS_MAX ? (int)n : SLOTS_MAX;
 }
 
 static size_t stats_floats(const struct ic_law_op *norm, unsigned batch)
 {
-    return (size_t)batch * ic_cu_pad(norm->cout) / (unsigned)gran_of(norm) * (unsigned)slots_max(norm) * 2;
+    return (size_t)batch * ic_cu_pad(norm->cout) / (unsigned)gran_of(norm) *
+           (unsigned)slots_max(norm, batch) * 2;
 }
 
 static struct ic_cu_src source_of(const struct ic_law_exec *e, int t)
@@ -180,10 +196,14 @@ static struct ic_cu_src source_of(const struct ic_law_exec *e, int t)
 struct choice {
     int config, chunk16, resident, tiles;
     int buffers, passes; /* wide.cuh */
+    int cluster_shift;   /* split.cuh */
 };
 
 static bool shape(struct ic_cu_conv *c, const struct ic_law_packed *p, struct choice k, int taps)
 {
+    if (k.config >= IC_CU_SPLIT_FIRST)
+        return ic_cu_split_shape(c, k.config - IC_CU_SPLIT_FIRST, taps, k.cluster_shift, p->smem_max) &&
+               c->slots <= SLOTS_MAX;
     if (k.config >= IC_CU_CONFIG_COUNT) {
         const struct ic_cu_wide_cut cut = {k.chunk16, k.resident, k.tiles, k.passes, k.buffers};
         return ic_cu_wide_shape(c, k.config - IC_CU_CONFIG_COUNT, taps, &cut, p->smem_max) &&
@@ -193,13 +213,32 @@ static bool shape(struct ic_cu_conv *c, const struct ic_law_packed *p, struct ch
            c->slots <= SLOTS_MAX;
 }
 
-static bool timed(struct ic_law_exec *e, const struct ic_cu_conv *c, int config, int taps, int launches,
-                  cudaEvent_t ev[2], float *ms)
+static cudaError_t run_launch(const struct ic_law_exec *e, const struct launch *l, int n)
+{
+    const enum ic_cu_type type = e->packed->type;
+    const int overlap = e->packed->overlap;
+    switch (l->kind) {
+    case CONV: return ic_cu_conv_run(&l->a.conv, type, l->config, l->taps, n, overlap, e->stream);
+    case FOLD: return ic_cu_fold_run(&l->a.fold, type, l->config, n, overlap, e->stream);
+    case LAST: return ic_cu_last_run(&l->a.last, type, n, overlap, e->stream);
+    case LSTM: return ic_cu_lstm_run(&l->a.lstm, type, n, e->stream);
+    case UPDATE: return ic_cu_update_run(&l->a.update, type, n, e->stream);
+    case OP32: break;
+    }
+    return ic_cu_op32_run(&l->a.op32, n, e->stream);
+}
+
+struct stopwatch {
+    cudaEvent_t ev[2];
+    float best, best_sample; /* ms of the whole batch, and of what is enough; < 0: none yet */
+};
+
+static bool timed(struct ic_law_exec *e, const struct launch *l, unsigned n, int launches,
+                  const cudaEvent_t ev[2], float *ms)
 {
     cudaEventRecord(ev[0], e->stream);
     for (int i = 0; i < launches; i++)
-        if (ic_cu_conv_run(c, e->packed->type, config, taps, (int)e->plan->batch, e->packed->overlap,
-                           e->stream) != cudaSuccess)
+        if (run_launch(e, l, (int)n) != cudaSuccess)
             return false;
     cudaEventRecord(ev[1], e->stream);
     if (cudaEventSynchronize(ev[1]) != cudaSuccess || cudaEventElapsedTime(ms, ev[0], ev[1]) != cudaSuccess)
@@ -208,21 +247,28 @@ static bool timed(struct ic_law_exec *e, const struct ic_cu_conv *c, int config,
     return true;
 }
 
-/* Milliseconds of one launch; < 0: it failed. A candidate that a single launch shows to be far from `best`
- * (< 0: none yet) is not measured further. */
-static float measure(struct ic_law_exec *e, const struct ic_cu_conv *c, int config, int taps,
-                     cudaEvent_t ev[2], float best)
+/* Milliseconds of one launch; < 0: it failed, or a single launch of a part of a large batch shows it to be
+ * far from the best. */
+static float measure(struct ic_law_exec *e, const struct launch *l, struct stopwatch *w)
 {
-    float mine = -1, ms;
-    if (!timed(e, c, config, taps, 1, ev, &ms) ||
-        !timed(e, c, config, taps, 1, ev, &ms)) /* the first one warms up */
+    const unsigned batch = e->plan->batch, enough = TUNE_CELLS / (e->plan->height * e->plan->width) + 1,
+                   n = batch < enough ? batch : enough;
+    float mine = -1, sample, ms;
+    if (!timed(e, l, n, 1, w->ev, &sample) ||
+        !timed(e, l, n, 1, w->ev, &sample)) /* the first one warms up */
         return -1;
-    if (best >= 0 && ms > TUNE_HOPELESS * best + TUNE_LONE_MS)
-        return ms;
+    if (w->best >= 0 && sample > TUNE_HOPELESS * w->best_sample + TUNE_LONE_MS)
+        return -1;
+    const float fit = TUNE_ROUND_MS / sample * (float)n / (float)batch;
+    const int launches = fit < 1 ? 1 : fit < TUNE_LAUNCHES ? (int)fit : TUNE_LAUNCHES;
     for (int round = 0; round < TUNE_ROUNDS; round++) {
-        if (!timed(e, c, config, taps, TUNE_LAUNCHES, ev, &ms))
+        if (!timed(e, l, batch, launches, w->ev, &ms))
             return -1;
         mine = mine < 0 || ms < mine ? ms : mine;
+    }
+    if (w->best < 0 || mine < w->best) {
+        w->best = mine;
+        w->best_sample = sample;
     }
     return mine;
 }
@@ -257,6 +303,21 @@ static void each_wide(const struct ic_law_exec *e, const struct ic_cu_conv *c, i
     }
 }
 
+/* The same of split.cuh's. */
+static void each_split(const struct ic_law_exec *e, const struct ic_cu_conv *c, int taps,
+                       void (*try_one)(void *, const struct ic_cu_conv *, struct choice), void *ctx)
+{
+    for (int config = IC_CU_SPLIT_FIRST; config < IC_CU_SPLIT_FIRST + IC_CU_SPLIT_COUNT; config++)
+        for (int shift = 0; 1 << shift <= IC_CU_CLUSTER_MAX; shift++) {
+            struct ic_cu_conv t = *c;
+            const struct choice ch = {.config = config, .cluster_shift = shift};
+            if (shape(&t, e->packed, ch, taps) &&
+                (long)t.slots * (t.columns / ic_cu_config(config)->columns) * (long)e->plan->batch <=
+                    8L * e->packed->sms)
+                try_one(ctx, &t, ch);
+        }
+}
+
 /* Calls try_one for every sensible cut. */
 static void each_choice(const struct ic_law_exec *e, const struct ic_cu_conv *c, int taps,
                         void (*try_one)(void *, const struct ic_cu_conv *, struct choice), void *ctx)
@@ -264,6 +325,8 @@ static void each_choice(const struct ic_law_exec *e, const struct ic_cu_conv *c,
     static const int chunks[] = {0, 16, 8, 4, 2};
     if (e->packed->wide)
         each_wide(e, c, taps, try_one, ctx);
+    if (e->packed->wide && e->plan->batch <= SPLIT_BATCH)
+        each_split(e, c, taps, try_one, ctx);
     for (int config = 0; config < IC_CU_CONFIG_COUNT; config++) {
         const struct ic_cu_config *k = ic_cu_config(config);
         if (k->columns >= 2 * c->columns && k->columns > 16 && config != 0)
@@ -272,7 +335,7 @@ static void each_choice(const struct ic_law_exec *e, const struct ic_cu_conv *c,
             for (int resident = 0; resident <= (i == 0); resident++)
                 for (int tiles = 1; tiles <= 256; tiles *= 2) {
                     struct ic_cu_conv t = *c;
-                    const struct choice ch = {config, chunks[i], resident, tiles, 1, 1};
+                    const struct choice ch = {config, chunks[i], resident, tiles, 1, 1, 0};
                     if (chunks[i] >= c->c16 || !shape(&t, e->packed, ch, taps))
                         continue;
                     try_one(ctx, &t, ch);
@@ -287,16 +350,20 @@ static void each_choice(const struct ic_law_exec *e, const struct ic_cu_conv *c,
 struct tuning {
     struct ic_law_exec *e;
     int taps;
-    cudaEvent_t ev[2];
+    struct stopwatch watch;
     float best_ms;
     struct choice best;
     int tried;
+    int64_t until; /* ic_now_ns */
 };
 
 static void time_one(void *ctx, const struct ic_cu_conv *c, struct choice ch)
 {
     struct tuning *t = ctx;
-    const float ms = measure(t->e, c, ch.config, t->taps, t->ev, t->best_ms);
+    if (t->best_ms >= 0 && ic_now_ns() > t->until)
+        return;
+    const struct launch l = {.kind = CONV, .config = ch.config, .taps = t->taps, .a.conv = *c};
+    const float ms = measure(t->e, &l, &t->watch);
     t->tried++;
     if (ms >= 0 && (t->best_ms < 0 || ms < t->best_ms)) {
         t->best_ms = ms;
@@ -305,7 +372,7 @@ static void time_one(void *ctx, const struct ic_cu_conv *c, struct choice ch)
 }
 
 /* IC_LAW_CUDA_CUT=N, for tests: of every convolution the N-th of its cuts or so instead of the fastest (all
- * must compute the same), with an even N one of wide.cuh's if there is any. */
+ * must compute the same), with an even N one of wide.cuh's or split.cuh's if there is any. */
 struct picking {
     unsigned wanted, count, wide;
     struct choice found;
@@ -341,7 +408,7 @@ static bool pick(struct ic_law_exec *e, const struct launch *l, struct tuning *t
 
 /* What was chosen before in this process: plans of the same sizes must compute the same bits. */
 struct known {
-    int key[14];
+    int key[19];
     struct choice choice;
 };
 static struct known known[KNOWN_MAX];
@@ -353,7 +420,9 @@ static struct known key_of(const struct ic_law_exec *e, const struct launch *l)
     const struct ic_cu_conv *c = &l->a.conv;
     return (struct known){.key = {e->packed->device, (int)e->packed->type, c->nf4.codes != NULL, l->taps,
                                   c->c16, c->columns, c->height, c->width, (int)e->plan->batch, c->epilogue,
-                                  c->in[0].load, c->in[1].load, c->in[0].cpad, c->stats_gran}};
+                                  c->in[0].load, c->in[1].load, c->in[0].cpad, c->stats_gran,
+                                  c->in[0].channels, c->in[0].gran, c->in[0].group_size, c->in[1].channels,
+                                  c->in[1].gran}};
 }
 
 static bool recall(struct known *k)
@@ -381,19 +450,22 @@ static void remember(const struct known *k)
  * not matter yet, and the places of the batch. */
 static enum ic_status choose(struct ic_law_exec *e, struct launch *l, struct ic_err *err)
 {
-    struct tuning t = {.e = e, .taps = l->taps, .best_ms = -1};
+    struct tuning t = {.e = e,
+                       .taps = l->taps,
+                       .best_ms = -1,
+                       .watch.best = -1,
+                       .until = ic_now_ns() + TUNE_MOST_MS * (int64_t)1000000};
     struct known k = key_of(e, l);
-    if (recall(&k)) {
+    if (recall(&k) && shape(&l->a.conv, e->packed, k.choice, l->taps)) {
         l->config = k.choice.config;
-        (void)shape(&l->a.conv, e->packed, k.choice, l->taps);
         return IC_OK;
     }
-    TRY(cudaEventCreate(&t.ev[0]), "an event");
-    TRY(cudaEventCreate(&t.ev[1]), "an event");
+    TRY(cudaEventCreate(&t.watch.ev[0]), "an event");
+    TRY(cudaEventCreate(&t.watch.ev[1]), "an event");
     if (!pick(e, l, &t))
         each_choice(e, &l->a.conv, l->taps, time_one, &t);
-    cudaEventDestroy(t.ev[0]);
-    cudaEventDestroy(t.ev[1]);
+    cudaEventDestroy(t.watch.ev[0]);
+    cudaEventDestroy(t.watch.ev[1]);
     cudaError_t bad = cudaGetLastError();
     if (t.best_ms < 0)
         return bad != cudaSuccess
@@ -407,11 +479,12 @@ static enum ic_status choose(struct ic_law_exec *e, struct launch *l, struct ic_
         fprintf(stderr,
                 "%-34s %3d -> %3d taps %d: %8.2f us %7.1f TFLOP/s  config %d (%dx%d) chunk %d resident %d "
                 "tiles %d "
-                "buffers %d passes %d blocks %dx%d smem %d, of %d\n",
+                "buffers %d passes %d cluster %d blocks %dx%d smem %d, of %d\n",
                 l->label, l->a.conv.c16 * 16, l->a.conv.columns, l->taps, (double)t.best_ms * 1e3,
                 l->flops * e->plan->batch / ((double)t.best_ms * 1e9), t.best.config,
                 ic_cu_config(l->config)->rows, ic_cu_config(l->config)->columns, t.best.chunk16,
-                t.best.resident, t.best.tiles, t.best.buffers, t.best.passes, l->a.conv.slots,
+                t.best.resident, t.best.tiles, t.best.buffers, t.best.passes, 1 << t.best.cluster_shift,
+                l->a.conv.slots,
                 (l->a.conv.columns + ic_cu_config(l->config)->columns - 1) /
                     ic_cu_config(l->config)->columns,
                 l->a.conv.smem, t.tried);
@@ -434,6 +507,185 @@ static bool make_last(const struct ic_law_exec *e, const struct ic_cu_conv *c, s
                              .blocks = LAST_BLOCKS * e->packed->sms};
     return c->in[0].load == IC_CU_LOAD_NORM && c->in[1].cpad == 0 && !c->nf4.codes &&
            c->act == IC_LAW_ACT_NONE && ic_cu_last_shape(a);
+}
+
+/* The norm `at` is left to those that read v, with sums that its producer makes. */
+static void expect_norm(struct ic_law_exec *e, struct view *v, size_t at)
+{
+    const struct ic_law_op *norm = &e->plan->ops[at];
+    v->load = IC_CU_LOAD_NORM;
+    v->norm = norm;
+    v->norm_index = at;
+    v->gran = gran_of(norm);
+    v->stats = e->stats + e->stats_floats;
+    e->stats_floats += stats_floats(norm, e->plan->batch);
+}
+
+/* ---- Transposed convolutions that are folded into the next one: fold.cuh -------------------------- */
+
+/* Op `at` is a transposed convolution that fold.cuh makes one with the next op. IC_LAW_CUDA_FOLD=0, 1, for
+ * tests: never, in batches of any size. */
+static bool folds(const struct ic_law_packed *packed, const struct ic_law_plan *p, size_t at)
+{
+    const struct ic_law_op *up = &p->ops[at], *conv = up + 1, *norm = up + 2;
+    const struct ic_law_tensor *t = p->tensors;
+    const char *fold = getenv("IC_LAW_CUDA_FOLD");
+    const bool large = fold ? *fold != '0' : (size_t)p->batch * p->height * p->width >= FOLD_CELLS;
+    return packed->wide && large && at + 2 < p->op_count && up->kind == IC_LAW_OP_CONVT2X2 &&
+           conv->kind == IC_LAW_OP_CONV3X3 && conv->in[0] == up->out && conv->in[1] >= 0 &&
+           conv->bias < 0 && conv->act == IC_LAW_ACT_NONE && t[up->out].last == at + 1 &&
+           !((t[up->in[0]].stride | t[conv->in[1]].stride | t[conv->out].stride) >> 31) &&
+           norm->kind == IC_LAW_OP_GROUPNORM && norm->in[0] == conv->out && gran_of(norm) == 8 &&
+           up->cin[0] % 16 == 0 && conv->cin[1] % 16 == 0 && conv->cout % 32 == 0;
+}
+
+static struct ic_cu_fold_source fold_source(const struct ic_law_op *up)
+{
+    return (struct ic_cu_fold_source){.cout = (int)up[1].cout,
+                                      .low = (int)up->cin[0],
+                                      .up = (int)up[1].cin[0],
+                                      .skip = (int)up[1].cin[1]};
+}
+
+/* What this back end runs of a plan: an up-sampled tensor that is never made has no place. */
+static void fold_plan(const struct ic_law_packed *packed, const struct ic_law_plan *plan,
+                      struct ic_law_plan *out)
+{
+    *out = *plan;
+    for (size_t i = 0; i < plan->op_count; i++)
+        if (folds(packed, plan, i))
+            ic_law_plan_bypass(out, i);
+}
+
+/* Bytes of the folded weights; 0: op `at` is not the first of two that are one. */
+static size_t folded_bytes(const struct ic_law_plan *p, size_t at)
+{
+    const struct ic_law_op *op = &p->ops[at];
+    if (op->kind != IC_LAW_OP_CONVT2X2 || op->out >= 0)
+        return 0;
+    const struct ic_cu_fold_source s = fold_source(op);
+    return ic_cu_fold_bytes(&s);
+}
+
+/* A weight of the law in float32 on the device; the caller frees it. */
+static enum ic_status send_float(const struct ic_law_weight *w, float **out, struct ic_err *err)
+{
+    float *host = malloc(w->count * sizeof *host);
+    if (!host)
+        return ic_fail(err, IC_OOM, "no memory to fold weights");
+    ic_law_weight_read(w, 0, w->count, host);
+    cudaError_t bad = cudaMalloc((void **)out, w->count * sizeof *host);
+    if (bad == cudaSuccess)
+        bad = cudaMemcpy(*out, host, w->count * sizeof *host, cudaMemcpyHostToDevice);
+    free(host);
+    TRY(bad, "weights to the device");
+    return IC_OK;
+}
+
+static enum ic_status fold_weights(struct ic_law_exec *e, const struct ic_law_op *up, struct ic_cu_fold *a,
+                                   struct ic_err *err)
+{
+    const int from[3] = {up[1].weight, up->weight, up->bias};
+    float *sent[3] = {NULL, NULL, NULL};
+    struct ic_cu_fold_source s = fold_source(up);
+    enum ic_status status = IC_OK;
+    for (int i = 0; i < 3 && status == IC_OK; i++)
+        if (from[i] >= 0)
+            status = send_float(&e->plan->law->weights[from[i]], &sent[i], err);
+    s.conv = sent[0];
+    s.transposed = sent[1];
+    s.bias = sent[2];
+    cudaError_t bad = cudaSuccess;
+    if (status == IC_OK)
+        bad = ic_cu_fold_weights(&s, e->packed->type, a, e->folded + e->folded_used, e->stream);
+    e->folded_used += ic_cu_fold_bytes(&s);
+    if (bad == cudaSuccess)
+        bad = cudaStreamSynchronize(e->stream);
+    for (int i = 0; i < 3; i++)
+        cudaFree(sent[i]);
+    if (status == IC_OK)
+        TRY(bad, "folding weights");
+    return status;
+}
+
+static bool shape_fold(struct launch *l, const struct ic_law_packed *p, struct choice k)
+{
+    l->config = k.config;
+    return ic_cu_fold_shape(&l->a.fold, k.config, k.tiles, p->smem_max) && l->a.fold.slots <= SLOTS_MAX;
+}
+
+/* Times each cut; what is chosen is remembered as convolutions' cuts are. IC_LAW_CUDA_CUT as there. */
+static enum ic_status choose_fold(struct ic_law_exec *e, struct launch *l, struct ic_err *err)
+{
+    const struct ic_cu_fold *a = &l->a.fold;
+    const char *cut = getenv("IC_LAW_CUDA_CUT");
+    const int taps = 2; /* no convolution has so many: the keys are apart */
+    struct known k = {.key = {e->packed->device, (int)e->packed->type, 0, taps, a->low16, a->skip16,
+                              a->cpad, a->height, a->width, (int)e->plan->batch, a->in[0].group_size,
+                              a->in[1].group_size}};
+    struct stopwatch watch = {.best = -1};
+    float best_ms = -1;
+    unsigned n = cut ? (unsigned)strtoul(cut, NULL, 10) : 0;
+    if (recall(&k) && shape_fold(l, e->packed, k.choice))
+        return IC_OK;
+    TRY(cudaEventCreate(&watch.ev[0]), "an event");
+    TRY(cudaEventCreate(&watch.ev[1]), "an event");
+    for (int config = 0; config < IC_CU_FOLD_COUNT; config++)
+        for (int tiles = 1; tiles <= FOLD_TILES_MAX; tiles *= 2) {
+            const struct choice c = {.config = config, .tiles = tiles};
+            struct launch t = *l;
+            if (!shape_fold(&t, e->packed, c) ||
+                (tiles > 1 && 2 * ic_cu_fold_blocks(&t.a.fold) * (long)e->plan->batch < e->packed->sms))
+                continue; /* or fewer, longer blocks would leave multiprocessors idle */
+            const float ms = cut ? (float)(n++ * 2654435761u % 1024) : measure(e, &t, &watch);
+            if (ms < 0 || (best_ms >= 0 && ms >= best_ms))
+                continue;
+            best_ms = ms;
+            k.choice = c;
+        }
+    cudaEventDestroy(watch.ev[0]);
+    cudaEventDestroy(watch.ev[1]);
+    cudaError_t bad = cudaGetLastError();
+    if (best_ms < 0)
+        return bad != cudaSuccess
+                   ? ic_cu_fail(err, bad, l->label)
+                   : ic_fail(err, IC_TOO_LARGE, "%s does not fit the GPU's shared memory", l->label);
+    remember(&k);
+    (void)shape_fold(l, e->packed, k.choice);
+    if (getenv("IC_LAW_CUDA_VERBOSE"))
+        fprintf(stderr, "%-34s %3d + %3d -> %3d: %8.2f us %7.1f TFLOP/s  fold %d tiles %d smem %d\n",
+                l->label, a->low16 * 16, a->skip16 * 16, a->cpad, (double)best_ms * 1e3,
+                l->flops * e->plan->batch / ((double)best_ms * 1e9), l->config, k.choice.tiles, a->smem);
+    return IC_OK;
+}
+
+/* Three ops: the transposed convolution, the convolution that reads it, and its norm. */
+static enum ic_status add_fold(struct ic_law_exec *e, size_t at, struct ic_err *err)
+{
+    const struct ic_law_plan *p = e->plan;
+    const struct ic_law_op *up = &p->ops[at], *conv = up + 1;
+    struct launch *l = add(e, FOLD, conv->out);
+    struct view *v = &e->views[conv->out];
+    expect_norm(e, v, at + 2);
+    l->flops = 2.0 * conv->height * conv->width * conv->cout * (up->cin[0] * 4 + conv->cin[1] * 9);
+    l->a.fold = (struct ic_cu_fold){.in = {source_of(e, up->in[0]), source_of(e, conv->in[1])},
+                                    .io = e->table,
+                                    .out = tensor_at(e, conv->out),
+                                    .out_stride = p->tensors[conv->out].stride,
+                                    .stats = v->stats,
+                                    .height = (int)conv->height / 2,
+                                    .width = (int)conv->width / 2,
+                                    .cpad = (int)conv->cout,
+                                    .low16 = (int)up->cin[0] / 16,
+                                    .skip16 = (int)conv->cin[1] / 16};
+    for (int i = 0; i < 2; i++)
+        if (l->a.fold.in[i].load != IC_CU_LOAD_NORM)
+            return ic_fail(err, IC_INTERNAL, "%s reads what has no norm", l->label);
+    enum ic_status s = fold_weights(e, up, &l->a.fold, err);
+    if (s == IC_OK)
+        s = choose_fold(e, l, err);
+    v->slots = l->a.fold.slots;
+    return s;
 }
 
 /* A convolution, what it reads on the way in, and the norm or UPDATE that follows. Returns ops consumed. */
@@ -483,12 +735,7 @@ static enum ic_status add_conv(struct ic_law_exec *e, size_t at, size_t *used, s
     if (next && (next->kind == IC_LAW_OP_GROUPNORM || next->kind == IC_LAW_OP_RMSNORM) &&
         next->in[0] == op->out) {
         *used = 2;
-        v->load = IC_CU_LOAD_NORM;
-        v->norm = next;
-        v->norm_index = at + 1;
-        v->gran = gran_of(next);
-        v->stats = e->stats + e->stats_floats;
-        e->stats_floats += stats_floats(next, p->batch);
+        expect_norm(e, v, at + 1);
         c->stats = v->stats;
         c->stats_gran = v->gran;
     }
@@ -526,7 +773,10 @@ static enum ic_status build(struct ic_law_exec *e, struct ic_err *err)
         case IC_LAW_OP_CONV3X3:
         case IC_LAW_OP_CONV1X1:
         case IC_LAW_OP_CONVT2X2: {
-            enum ic_status s = add_conv(e, at, &used, err);
+            const bool folded = folded_bytes(p, at) > 0;
+            enum ic_status s = folded ? add_fold(e, at, err) : add_conv(e, at, &used, err);
+            if (folded)
+                used = 3;
             if (s != IC_OK)
                 return s;
             break;
@@ -846,21 +1096,8 @@ static void close_frames(struct ic_law_exec *e)
 static cudaError_t enqueue(const struct ic_law_exec *e, int n)
 {
     cudaError_t bad = cudaSuccess;
-    for (size_t i = 0; i < e->launch_count && bad == cudaSuccess; i++) {
-        const struct launch *l = &e->launches[i];
-        switch (l->kind) {
-        case CONV:
-            bad = ic_cu_conv_run(&l->a.conv, e->packed->type, l->config, l->taps, n, e->packed->overlap,
-                                 e->stream);
-            break;
-        case LAST:
-            bad = ic_cu_last_run(&l->a.last, e->packed->type, n, e->packed->overlap, e->stream);
-            break;
-        case LSTM: bad = ic_cu_lstm_run(&l->a.lstm, e->packed->type, n, e->stream); break;
-        case UPDATE: bad = ic_cu_update_run(&l->a.update, e->packed->type, n, e->stream); break;
-        case OP32: bad = ic_cu_op32_run(&l->a.op32, n, e->stream); break;
-        }
-    }
+    for (size_t i = 0; i < e->launch_count && bad == cudaSuccess; i++)
+        bad = run_launch(e, &e->launches[i], n);
     return bad;
 }
 
@@ -1051,6 +1288,7 @@ static void cu_close(struct ic_law_exec **exec)
     cudaFree(e->stats);
     cudaFree(e->delta_own);
     cudaFree(e->expanded);
+    cudaFree(e->folded);
     cudaFree(e->table);
     cudaFreeHost(e->table_host);
     if (e->stream)
@@ -1063,7 +1301,7 @@ static void cu_close(struct ic_law_exec **exec)
 struct layout {
     size_t stats;                             /* floats */
     size_t delta_stride, delta_at, delta_own; /* delta_at: in the arena; delta_own: bytes, else 0 */
-    size_t expanded;                          /* bytes */
+    size_t expanded, folded;                  /* bytes */
     size_t all;                               /* bytes, the arena included */
 };
 
@@ -1093,15 +1331,22 @@ static struct layout layout_of(const struct ic_law_packed *packed, const struct 
     for (size_t i = 0; i < p->op_count; i++)
         if (p->ops[i].kind == IC_LAW_OP_GROUPNORM || p->ops[i].kind == IC_LAW_OP_RMSNORM)
             l.stats += stats_floats(&p->ops[i], p->batch);
-    for (size_t i = 0; i < packed->op_count; i++)
-        l.expanded += packed->ops[i].expanded;
-    if (l.expanded > p->arena_bytes) /* small plans stay small */
+    for (size_t i = 0; i < packed->op_count; i++) {
+        const size_t folded = folded_bytes(p, i);
+        l.folded += folded;
+        if (folded)
+            i++; /* neither weights are read */
+        else
+            l.expanded += packed->ops[i].expanded;
+    }
+    /* small plans stay small, where that costs no more than a little time: not where split.cuh runs */
+    if (l.expanded > p->arena_bytes && !(packed->wide && p->batch <= SPLIT_BATCH))
         l.expanded = 0;
     l.delta_stride = (p->psi_bytes + 255) / 256 * 256;
     l.delta_at = free_at_the_end(p, l.delta_stride * p->batch);
     l.delta_own = l.delta_at == SIZE_MAX ? l.delta_stride * p->batch : 0;
     l.all =
-        p->arena_bytes + l.stats * sizeof(float) + l.delta_own + l.expanded + pool_bytes(p) +
+        p->arena_bytes + l.stats * sizeof(float) + l.delta_own + l.expanded + l.folded + pool_bytes(p) +
         (sizeof(struct ic_cu_io) + sizeof(struct ic_cu_frame) + IC_CU_FRAME_BLOCKS * 2 * sizeof(float)) *
             p->batch;
     return l;
@@ -1120,6 +1365,8 @@ static enum ic_status allocate(struct ic_law_exec *e, struct ic_err *err)
         TRY(cudaMalloc((void **)&e->delta_own, l.delta_own), "room for deltas");
     if (l.expanded)
         TRY(cudaMalloc((void **)&e->expanded, l.expanded), "room for weights");
+    if (l.folded)
+        TRY(cudaMalloc((void **)&e->folded, l.folded), "room for weights");
     e->delta = l.delta_own ? e->delta_own : e->arena + l.delta_at;
     e->delta_stride = l.delta_stride;
     TRY(cudaMalloc((void **)&e->table, p->batch * sizeof *e->table), "an arena");
@@ -1151,7 +1398,8 @@ static enum ic_status cu_open(const struct ic_law_packed *packed, const struct i
     if (!e)
         return ic_fail(err, IC_OOM, "no memory for a plan's state");
     e->packed = packed;
-    e->plan = plan;
+    fold_plan(packed, plan, &e->own_plan);
+    e->plan = plan = &e->own_plan;
     const char *graphs = getenv("IC_LAW_CUDA_GRAPH");
     e->graphs = !graphs || strcmp(graphs, "0") != 0;
     enum ic_status s = allocate(e, err);
@@ -1181,7 +1429,9 @@ static size_t cu_exec_bytes(const struct ic_law_exec *e)
 
 static size_t cu_exec_size(const struct ic_law_packed *packed, const struct ic_law_plan *plan)
 {
-    return layout_of(packed, plan).all + sizeof(struct ic_law_exec);
+    struct ic_law_plan own;
+    fold_plan(packed, plan, &own);
+    return layout_of(packed, &own).all + sizeof(struct ic_law_exec);
 }
 
 /* ---- The plug-in's table --------------------------------------------------------------------------- */

@@ -18,7 +18,7 @@ struct ic_law_packed {
     enum ic_cu_type type;
     int device, sms, smem_max;
     int overlap; /* programmatic dependent launch */
-    int wide;    /* wide.cuh's kernels run here */
+    int wide;    /* wide.cuh's and split.cuh's kernels run here */
     size_t op_count, bytes;
     struct ic_cu_weights ops[IC_LAW_PLAN_OPS_MAX];
 };

@@ -88,6 +88,7 @@ struct ic_cu_conv {
     int passes;                /* blocks of columns that a thread block takes one after another */
     int stages, ring;          /* of a pass; of weights in shared memory */
     int scale_at, sums_at, area_at, out_at; /* bytes; out_at 0: over the tile */
+    int cluster_shift;                      /* split.cuh only: log2 of the blocks that share a sum */
 };
 
 /* What a kernel is cut into. Warps along rows, columns, and the sum; 16-row and 8-column pieces a warp;
@@ -137,7 +138,20 @@ struct ic_cu_wide_cut {
     int buffers; /* 3: two, and room of its own for the epilogue; with a warpgroup that loads: three */
 };
 
-/* Of both families. */
+/* split.cuh, Hopper and 16-bit weights only: warpgroups along rows, columns. These count on from
+ * wide.cuh's. */
+#define IC_CU_SPLIT_CONFIGS(X)                                                                             \
+    X(0, 1, 32)                                                                                            \
+    X(1, 1, 64)                                                                                            \
+    X(2, 1, 128)                                                                                           \
+    X(3, 2, 32)                                                                                            \
+    X(4, 2, 64)
+#define IC_CU_SPLIT_COUNT 5
+#define IC_CU_SPLIT_FIRST (IC_CU_CONFIG_COUNT + IC_CU_WIDE_COUNT)
+#define IC_CU_CLUSTER_MAX 8              /* blocks */
+#define IC_CU_SPLIT_AHEAD(wm) (7 + (wm)) /* pieces of the input that a warp asks for at once */
+
+/* Of all families. */
 const struct ic_cu_config *ic_cu_config(int i);
 /* Fills tiles, slots and smem of `c` for a configuration. chunk16: 16-channel blocks at a time (0: all);
  * 0 when it does not fit in `smem_max` bytes, else 1. */
@@ -152,9 +166,66 @@ int ic_cu_wide_shape(struct ic_cu_conv *c, int config, int taps, const struct ic
 cudaError_t ic_cu_wide_init(enum ic_cu_type type, int smem_max);
 cudaError_t ic_cu_wide_run(const struct ic_cu_conv *c, enum ic_cu_type type, int config, int taps,
                            int samples, int overlap, cudaStream_t stream);
-/* Of both families. */
+/* The same for split.cuh. */
+const struct ic_cu_config *ic_cu_split_config(int i);
+int ic_cu_split_shape(struct ic_cu_conv *c, int config, int taps, int cluster_shift, int smem_max);
+cudaError_t ic_cu_split_init(enum ic_cu_type type, int smem_max);
+cudaError_t ic_cu_split_run(const struct ic_cu_conv *c, enum ic_cu_type type, int config, int taps,
+                            int samples, int overlap, cudaStream_t stream);
+/* Of all families. */
 cudaError_t ic_cu_conv_run(const struct ic_cu_conv *c, enum ic_cu_type type, int config, int taps,
                            int samples, int overlap, cudaStream_t stream);
+
+/* A transposed convolution and the 3x3 convolution that reads it before another input, made one: fold.cuh,
+ * Hopper and 16 bit only. Inputs are LOAD_NORM, channels whole 16s, outputs whole 32s, sums of 8 each. */
+struct ic_cu_fold {
+    struct ic_cu_src in[2]; /* what the transposed one reads, of half the height and width; the skip */
+    const struct ic_cu_io *io;
+    const void *weight; /* 16-bit, fold.cuh's order */
+    const float *bias;  /* [top, middle, bottom row][left, middle, right column][cpad] */
+    void *out;
+    size_t out_stride; /* bytes of a sample */
+    float *stats;      /* out */
+    int stats_stride;
+    int height, width; /* of in[0] */
+    int cpad;          /* output channels */
+    int low16, skip16; /* channels / 16 of in[0], in[1] */
+    int low_chunk;     /* 16s of in[0] in shared memory at a time; of in[1] it is one */
+    int tiles_x, tiles_y, tiles_per_block, slots;
+    int buffer_bytes, ring; /* of an input chunk; stages of weights */
+    int scale_at, sums_at, table_at, area_at, ring_at, out_at, smem; /* bytes */
+};
+
+/* Cells of a tile, whether 32 output channels of two phases are a product, warpgroups that load, thread
+ * blocks per multiprocessor. */
+#define IC_CU_FOLD_CONFIGS(X)                                                                              \
+    X(0, 256, 1, 2, 1)                                                                                     \
+    X(1, 128, 1, 2, 1)                                                                                     \
+    X(2, 64, 1, 1, 2)                                                                                      \
+    X(3, 128, 0, 2, 1)                                                                                     \
+    X(4, 64, 0, 2, 1)
+#define IC_CU_FOLD_COUNT 5
+#define IC_CU_FOLD_BUFFERS 3 /* for chunks of inputs, */
+#define IC_CU_FOLD_CHUNK 4   /* of so many 16s of in[0], or of one of in[1], which takes about as much */
+#define IC_CU_FOLD_RING 4    /* stages of weights in flight, where there is room */
+
+/* Where the weights come from: float32 in the checkpoint's order, on the device. */
+struct ic_cu_fold_source {
+    const float *conv;       /* [cout][up + skip][3][3] */
+    const float *transposed; /* [low][up][2][2] */
+    const float *bias;       /* [up]; NULL: none */
+    int cout, low, up, skip; /* channels */
+};
+size_t ic_cu_fold_bytes(const struct ic_cu_fold_source *s);
+/* Writes ic_cu_fold_bytes of weights and biases to `to`, each sum rounded once, and has `a` use them. */
+cudaError_t ic_cu_fold_weights(const struct ic_cu_fold_source *s, enum ic_cu_type type,
+                               struct ic_cu_fold *a, void *to, cudaStream_t stream);
+/* As those of wide.cuh. */
+int ic_cu_fold_shape(struct ic_cu_fold *a, int config, int tiles_per_block, int smem_max);
+long ic_cu_fold_blocks(const struct ic_cu_fold *a); /* thread blocks of a sample, once it has a shape */
+cudaError_t ic_cu_fold_init(enum ic_cu_type type, int smem_max);
+cudaError_t ic_cu_fold_run(const struct ic_cu_fold *a, enum ic_cu_type type, int config, int samples,
+                           int overlap, cudaStream_t stream);
 
 /* The last 1x1 convolution, of a LOAD_NORM input and with 16-bit weights, and UPDATE: last.cu. */
 struct ic_cu_last {

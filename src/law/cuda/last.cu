@@ -119,20 +119,23 @@ __global__ void __launch_bounds__(THREADS, COLUMNS16 *GROUPS == 1 ? 4
     const float keep = 1.0f - fmaxf(io.gamma, 0.0f);
 
     uint4 next[GROUPS][2];
-    wait_for_previous();
-    load_input(next, input, row_bytes, cells_left, octets - four);
-    norm_coefficients(a.in, sample, scale, shift, tid, THREADS);
-    __syncthreads();
-
-    for (; cells_left + row > 0; cells_left -= step) {
-        uint4 now[GROUPS][2];
-        float4 field[COLUMNS16][2];
+    float4 field[COLUMNS16][2];
+    auto load_field = [&](int left) {
 #pragma unroll
         for (int i = 0; i < COLUMNS16; i++)
 #pragma unroll
             for (int h = 0; h < 2; h++)
                 field[i][h] = load_four<EVEN>(psi + 16 * h * a.d + 16 * i,
-                                              8 * h < cells_left ? 2 * a.d - 16 * i - 4 * four : 0);
+                                              8 * h < left ? 2 * a.d - 16 * i - 4 * four : 0);
+    };
+    wait_for_previous();
+    load_input(next, input, row_bytes, cells_left, octets - four);
+    load_field(cells_left);
+    norm_coefficients(a.in, sample, scale, shift, tid, THREADS);
+    __syncthreads();
+
+    for (; cells_left + row > 0; cells_left -= step) {
+        uint4 now[GROUPS][2];
 #pragma unroll
         for (int j = 0; j < GROUPS; j++) {
             now[j][0] = next[j][0];
@@ -199,6 +202,7 @@ __global__ void __launch_bounds__(THREADS, COLUMNS16 *GROUPS == 1 ? 4
             }
         }
         psi += (size_t)step * 2 * a.d;
+        load_field(cells_left - step);
     }
 #endif
 }

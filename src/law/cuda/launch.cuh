@@ -4,21 +4,31 @@
 
 #include "law/cuda/kernels.h"
 
-/* `a` is the kernel's only parameter. overlap: programmatic dependent launch. */
+/* `a` is the kernel's only parameter. overlap: programmatic dependent launch. cluster: blocks along x that
+ * share memory. */
 template <class A>
 static cudaError_t launch_kernel(const void *kernel, dim3 grid, int threads, size_t smem, const A *a,
-                                 int overlap, cudaStream_t stream)
+                                 int overlap, cudaStream_t stream, int cluster = 1)
 {
-    cudaLaunchAttribute attribute = {};
-    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attribute.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchAttribute attributes[2] = {};
+    unsigned n = 0;
+    if (overlap) {
+        attributes[n].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+        attributes[n++].val.programmaticStreamSerializationAllowed = 1;
+    }
+    if (cluster > 1) {
+        attributes[n].id = cudaLaunchAttributeClusterDimension;
+        attributes[n].val.clusterDim.x = (unsigned)cluster;
+        attributes[n].val.clusterDim.y = attributes[n].val.clusterDim.z = 1;
+        n++;
+    }
     cudaLaunchConfig_t launch = {};
     launch.gridDim = grid;
     launch.blockDim = dim3((unsigned)threads);
     launch.dynamicSmemBytes = smem;
     launch.stream = stream;
-    launch.attrs = &attribute;
-    launch.numAttrs = overlap ? 1 : 0;
+    launch.attrs = attributes;
+    launch.numAttrs = n;
     void *args[1] = {const_cast<A *>(a)};
     return cudaLaunchKernelExC(&launch, kernel, args);
 }

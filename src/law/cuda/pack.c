@@ -264,8 +264,10 @@ static enum ic_status find_device(struct ic_law_packed *p, struct ic_err *err)
     p->overlap = prop.major >= 9;
     if (p->type != IC_CU_F32 && (e = ic_cu_conv_init(p->type, p->smem_max)) != cudaSuccess)
         return ic_cu_fail(err, e, "this build's kernels on this device");
-    p->wide =
-        p->type != IC_CU_F32 && prop.major == 9 && ic_cu_wide_init(p->type, p->smem_max) == cudaSuccess;
+    p->wide = p->type != IC_CU_F32 && prop.major == 9 &&
+              ic_cu_wide_init(p->type, p->smem_max) == cudaSuccess &&
+              ic_cu_split_init(p->type, p->smem_max) == cudaSuccess &&
+              ic_cu_fold_init(p->type, p->smem_max) == cudaSuccess;
     return IC_OK;
 }
 

@@ -1,0 +1,393 @@
+/* A decoder's first convolution with the transposed convolution before it folded in. Nothing stands between
+ * the two, so that an output is linear in the smaller tensor below: of each of the four places that an
+ * output can have in its 2x2 cells (its phase) it reads 2x2 cells of that tensor, with weights that are
+ * sums of products of both convolutions' (fold.cu), and 3x3 cells of the skip. The up-sampled tensor, the
+ * largest of all, is never made, and the whole takes two thirds of the multiplications.
+ *
+ * A thread block owns a tile of the smaller tensor's cells ("cells" below), eight wide, all four phases of
+ * them, and 64 output channels, or 32 (PAIR). Its operands lie in shared memory as in wide.cuh, but the
+ * product is the other way round: its 64 rows are output channels of a phase, its columns all cells of the
+ * tile. With cells as rows and few channels as columns the same work reads shared memory all the time, and
+ * loading starves. Of the skip the four phases lie apart, so that eight neighbours of a phase are a core
+ * matrix. A warpgroup multiplies the two phases of an upper or a lower row. PAIR: the 64 rows are 32
+ * channels of both, with zeros where a spot in shared memory is none of a phase's taps.
+ *
+ * LOAD warpgroups only load: their last warp asks for weights, the others bring and normalise the inputs,
+ * 16 channels or a few times that at a time (a chunk), in teams, each for a buffer of its own: what is
+ * written for wgmma must be fenced, which waits for all that a warp has under way, so that a warp cannot
+ * bring its next chunk meanwhile. The two others only multiply and store. */
+#ifndef IC_LAW_CUDA_FOLD_CUH
+#define IC_LAW_CUDA_FOLD_CUH
+
+#include "law/cuda/wide.cuh"
+
+#if IC_CU_WGMMA
+/* 8x8 matrices of rows and columns, written as rows of columns. */
+__device__ inline void store_turned(uint32_t at, uint32_t a, uint32_t b, uint32_t c, uint32_t d)
+{
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(at), "r"(a),
+                 "r"(b), "r"(c), "r"(d)
+                 : "memory");
+}
+#endif
+
+struct yes {
+    static constexpr bool value = true;
+};
+struct no {
+    static constexpr bool value = false;
+};
+
+/* ---- The kernel ------------------------------------------------------------------------------------ */
+
+template <class T, int CELLS_N, int PAIR, int LOAD, int BLOCKS>
+__global__ void __launch_bounds__((2 + LOAD) * 128, BLOCKS)
+    fold_kernel(const __grid_constant__ ic_cu_fold a)
+{
+#if IC_CU_WGMMA
+    constexpr int WM = 2, THREADS = (WM + LOAD) * 128, BUFFERS = IC_CU_FOLD_BUFFERS,
+                  TEAM = (LOAD * 4 - 1) / BUFFERS;
+    constexpr int N = PAIR ? 32 : 64, N8 = N / 8, PHASES = PAIR ? 1 : 2; /* of a warpgroup's products */
+    constexpr int HALVES = CELLS_N > 128 ? 2 : 1, PRODUCT_N = CELLS_N / HALVES, HALF_H = PRODUCT_N / 8;
+    constexpr int TILE_W = 8, TILE_H = CELLS_N / TILE_W;
+    constexpr int LOW_W = TILE_W + 2, LOW_CELLS = LOW_W * (TILE_H + 2);
+    constexpr int SKIP_W = TILE_W + 1, SKIP_ONE = SKIP_W * (TILE_H + 1), SKIP_CELLS = 4 * SKIP_ONE;
+    constexpr int AT_ONCE = TEAM * 16, LOW_TURNS = (LOW_CELLS + AT_ONCE - 1) / AT_ONCE,
+                  SKIP_TURNS = (SKIP_CELLS + AT_ONCE - 1) / AT_ONCE;
+    static_assert(SKIP_TURNS <= 64, "a bit each");
+    constexpr int A = 8 * UNIT; /* bytes of weights of a product */
+    constexpr int LOW_STEPS = PAIR ? 6 : 8,
+                  SKIP_STEPS = PAIR ? 4 : 6; /* products of a warpgroup and stage */
+    constexpr int LOW_STAGE = 2 * LOW_STEPS * A, SKIP_STAGE = 2 * SKIP_STEPS * A, SLOT = LOW_STAGE;
+    constexpr int OUT_ROW = 48;
+    extern __shared__ __align__(128) char smem[];
+    const int tid = threadIdx.x, lane = tid & 31, w4 = tid >> 5 & 3;
+    const int warp = __shfl_sync(~0u, tid >> 5, 0), wg = warp >> 2; /* wg: also a phase's row */
+    const int sample = blockIdx.z, column0 = blockIdx.y * N;
+
+    const ic_cu_io io = a.io[sample];
+    let_next_start();
+    if (!io.psi)
+        return;
+
+    float *scale = reinterpret_cast<float *>(smem + a.scale_at), *shift = scale + (a.low16 + a.skip16) * 16;
+    float *sums = reinterpret_cast<float *>(smem + a.sums_at); /* [warp][2] (sum, square) */
+    const uint32_t bars = shared_address(smem), ring = shared_address(smem + a.ring_at);
+    auto full = [&](int slot) { return bars + slot * 16; };
+    auto empty = [&](int slot) { return bars + slot * 16 + 8; };
+    auto tile_full = [&](int buffer) { return full(a.ring + buffer); };
+    auto tile_empty = [&](int buffer) { return empty(a.ring + buffer); };
+    if (tid < a.ring) {
+        barrier_init(full(tid), 1);
+        barrier_init(empty(tid), WM * 4);
+    }
+    if (tid < BUFFERS) {
+        barrier_init(tile_full(tid), TEAM);
+        barrier_init(tile_empty(tid), WM * 4);
+    }
+    /* where cells of the tile in shared memory lie in the grid, seen from the tile's first: y << 16 | x */
+    int *table = reinterpret_cast<int *>(smem + a.table_at);
+    for (int cell = tid; cell < LOW_CELLS + SKIP_CELLS; cell += THREADS) {
+        int y = cell / LOW_W, x = cell - y * LOW_W;
+        if (cell >= LOW_CELLS) {
+            const int phase = (cell - LOW_CELLS) / SKIP_ONE, rest = cell - LOW_CELLS - phase * SKIP_ONE;
+            y = rest / SKIP_W;
+            x = 2 * (rest - y * SKIP_W) + (phase & 1);
+            y = 2 * y + (phase >> 1);
+        }
+        table[cell] = y << 16 | x;
+    }
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    __syncthreads();
+
+    const int tile0 = blockIdx.x * a.tiles_per_block,
+              tiles = min(a.tiles_per_block, a.tiles_x * a.tiles_y - tile0);
+    const int low_chunks = divided(a.low16 + a.low_chunk - 1, a.low_chunk), chunks = low_chunks + a.skip16;
+
+    /* ---- weights: one stage after another, as they lie in memory ---- */
+    const int stages = a.low16 + 3 * a.skip16;
+    const char *weight0 = static_cast<const char *>(a.weight) +
+                          (size_t)blockIdx.y * (a.low16 * LOW_STAGE + a.skip16 * 3 * SKIP_STAGE);
+    const char *weight = weight0;
+    int fill_left = tiles * stages, fill_stage = 0, fill_slot = 0, fill_turn = 0;
+    auto fill = [&]() {
+        const int bytes = fill_stage < a.low16 ? LOW_STAGE : SKIP_STAGE;
+        if (fill_turn > 0)
+            barrier_wait(empty(fill_slot), (fill_turn - 1) & 1);
+        if (lane == 0) {
+            barrier_expect(full(fill_slot), bytes);
+            copy_bulk(ring + fill_slot * SLOT, weight, bytes, full(fill_slot));
+        }
+        fill_left--;
+        weight += bytes;
+        if (++fill_stage == stages) {
+            fill_stage = 0;
+            weight = weight0;
+        }
+        if (++fill_slot == a.ring) {
+            fill_slot = 0;
+            fill_turn++;
+        }
+    };
+    const bool asks = warp == WM * 4 + LOAD * 4 - 1;
+    if (asks)
+        for (int i = 0; i < a.ring && fill_left > 0; i++)
+            fill();
+
+    /* ---- inputs: item i is a chunk of a tile, in buffer i % BUFFERS ---- */
+    auto buffer_at = [&](int buffer) { return smem + a.area_at + buffer * a.buffer_bytes; };
+    /* Brings an item and normalises it; outside the grid it stays zero, after the activation. A turn of a
+     * warp is 16 cells of 16 channels: eight lanes are eight cells of an octet. */
+    auto bring = [&](auto is_low, int ti, int c0, int nc, int buffer) {
+        constexpr bool LOW = decltype(is_low)::value;
+        constexpr int CELLS = LOW ? LOW_CELLS : SKIP_CELLS, TURNS = LOW ? LOW_TURNS : SKIP_TURNS;
+        const ic_cu_src &in = a.in[LOW ? 0 : 1];
+        const int ty = divided(ti, a.tiles_x), octet = lane >> 3 & 1, height = (LOW ? 1 : 2) * a.height,
+                  width = (LOW ? 1 : 2) * a.width, y0 = ty * TILE_H * (LOW ? 1 : 2) - 1,
+                  x0 = (ti - ty * a.tiles_x) * TILE_W * (LOW ? 1 : 2) - 1;
+        const int first = (warp - WM * 4) % TEAM * 16 + (lane & 7) + (lane >> 4) * 8;
+        const char *from =
+            static_cast<const char *>(in.p) + (size_t)sample * in.stride + 32 * c0 + 16 * octet;
+        uint4 *to = reinterpret_cast<uint4 *>(buffer_at(buffer)) + octet * CELLS + first;
+        const int *where = table + (LOW ? 0 : LOW_CELLS) + first;
+        uint64_t in_grid = 0;
+#pragma unroll 4
+        for (int t = 0; t < TURNS; t++) {
+            if ((t + 1) * AT_ONCE > CELLS && first + t * AT_ONCE >= CELLS)
+                break;
+            const int at = where[t * AT_ONCE], y = y0 + (at >> 16), x = x0 + (at & 0xffff);
+            const bool inside = (unsigned)y < (unsigned)height && (unsigned)x < (unsigned)width;
+            const char *cell = from + (inside ? (size_t)(unsigned)(y * width + x) * (2 * in.cpad) : 0);
+            in_grid |= (uint64_t)inside << t;
+#pragma unroll
+            for (int k = 0; k < (LOW ? IC_CU_FOLD_CHUNK : 1); k++)
+                if (k < nc)
+                    copy16_or_zero(shared_address(to + t * AT_ONCE + 2 * k * CELLS), cell + 32 * k, inside);
+        }
+        copies_commit();
+        copies_wait<0>();
+        const float *times = scale + (LOW ? 0 : a.low16 * 16) + 16 * c0 + 8 * octet,
+                    *plus = times + (a.low16 + a.skip16) * 16;
+#pragma unroll 1
+        for (int k = 0; k < nc; k++, to += 2 * CELLS, times += 16, plus += 16) {
+            norm_octet<T> norm;
+            norm.take(times, plus);
+            constexpr int PACE = 3; /* at a time: their latencies overlap (more was no faster) */
+#pragma unroll 1
+            for (int t = 0; t < TURNS; t += PACE) {
+                uint4 v[PACE];
+#pragma unroll
+                for (int i = 0; i < PACE; i++)
+                    v[i] = to[min(t + i, TURNS - 1) * AT_ONCE];
+#pragma unroll
+                for (int i = 0; i < PACE; i++)
+                    v[i] = norm(v[i]);
+#pragma unroll
+                for (int i = 0; i < PACE; i++)
+                    if (t + i < TURNS && in_grid >> (t + i) & 1)
+                        to[(t + i) * AT_ONCE] = v[i];
+            }
+        }
+    };
+
+    wait_for_previous();
+    norm_coefficients(a.in[0], sample, scale, shift, tid, THREADS);
+    norm_coefficients(a.in[1], sample, scale + a.low16 * 16, shift + a.low16 * 16, tid, THREADS);
+    __syncthreads();
+
+    if (wg >= WM) {
+        if constexpr (PHASES * CELLS_N == 256)
+            asm volatile("setmaxnreg.dec.sync.aligned.u32 72;");
+        if (asks) {
+            while (fill_left > 0)
+                fill();
+            return;
+        }
+        const int team = (warp - WM * 4) / TEAM;
+        if (team >= BUFFERS)
+            return;
+        int tile = 0, chunk = team;
+        for (int turn = 0;; turn++, chunk += BUFFERS) {
+            while (chunk >= chunks) {
+                chunk -= chunks;
+                tile++;
+            }
+            if (tile >= tiles)
+                break;
+            if (turn > 0)
+                barrier_wait(tile_empty(team), (turn - 1) & 1);
+            if (chunk < low_chunks)
+                bring(yes(), tile0 + tile, chunk * a.low_chunk,
+                      min(a.low_chunk, a.low16 - chunk * a.low_chunk), team);
+            else
+                bring(no(), tile0 + tile, chunk - low_chunks, 1, team);
+            fence_writes();
+            __syncwarp();
+            if (lane == 0)
+                barrier_arrive(tile_full(team));
+        }
+        return;
+    }
+    if constexpr (PHASES * CELLS_N == 256)
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 184;");
+
+    float acc[PHASES * HALVES][PRODUCT_N / 2];
+    /* (sum, square) of this warp's two eights of channels, this lane's part */
+    float keep[4] = {0, 0, 0, 0};
+    int slot = 0, buffer = 0;
+    uint32_t phase = 0, buffer_phase = 0;
+
+    for (int tile = 0; tile < tiles; tile++) {
+        int add = 0, held = -1, held_tile = -1; /* what the products before the last ones read */
+        auto release = [&]() {
+            __syncwarp();
+            if (lane == 0 && held >= 0)
+                barrier_arrive(empty(held));
+            if (lane == 0 && held_tile >= 0)
+                barrier_arrive(tile_empty(held_tile));
+            held_tile = -1;
+        };
+        /* Where this warpgroup's of the next stage are, once they have come. */
+        auto weights = [&](int steps) {
+            barrier_wait(full(slot), phase);
+            products_begin();
+            return matrix_low((ring + slot * SLOT + wg * steps * A) / 16, 128 / 16);
+        };
+        auto done = [&]() {
+            add = 1;
+            products_commit();
+            products_wait<1>();
+            release();
+            held = slot;
+            if (++slot == a.ring) {
+                slot = 0;
+                phase ^= 1;
+            }
+        };
+        settle(acc);
+        for (int chunk = 0; chunk < chunks; chunk++) {
+            const uint32_t at = shared_address(buffer_at(buffer)) / 16;
+            barrier_wait(tile_full(buffer), buffer_phase);
+            if (chunk < low_chunks) {
+                uint32_t cells = matrix_low(at + wg * LOW_W, LOW_CELLS);
+                const int nc = min(a.low_chunk, a.low16 - chunk * a.low_chunk);
+                for (int k = 0; k < nc; k++, cells += 2 * LOW_CELLS) {
+                    const uint32_t w = weights(LOW_STEPS);
+#pragma unroll
+                    for (int t = 0; t < LOW_STEPS; t++) {
+                        /* PAIR: [2 rows][3 columns]; else [2 rows][2 columns][phase] */
+                        const int p = PAIR ? 0 : t & 1, y = PAIR ? t / 3 : t >> 2,
+                                  x = PAIR ? t % 3 : (t >> 1 & 1) + p;
+#pragma unroll
+                        for (int h = 0; h < HALVES; h++)
+                            product<UNIT / 16, LOW_W>(acc[p * HALVES + h], w + t * A / 16,
+                                                      cells + (y + h * HALF_H) * LOW_W + x,
+                                                      t < PHASES ? add : 1, T());
+                    }
+                    done();
+                }
+            } else {
+                const uint32_t cells = matrix_low(at, SKIP_CELLS);
+#pragma unroll 1
+                for (int ky = 0; ky < 3; ky++) {
+                    const int y = wg + ky;
+                    const uint32_t w = weights(SKIP_STEPS),
+                                   row = cells + (y & 1) * 2 * SKIP_ONE + (y >> 1) * SKIP_W;
+#pragma unroll
+                    for (int t = 0; t < SKIP_STEPS; t++) { /* PAIR: [4 columns]; else [3 columns][phase] */
+                        const int p = PAIR ? 0 : t & 1, x = PAIR ? t : (t >> 1) + p;
+#pragma unroll
+                        for (int h = 0; h < HALVES; h++)
+                            product<UNIT / 16, SKIP_W>(
+                                acc[p * HALVES + h], w + t * A / 16,
+                                row + (x & 1) * SKIP_ONE + (x >> 1) + h * HALF_H * SKIP_W, 1, T());
+                    }
+                    done();
+                }
+            }
+            held_tile = buffer; /* free when the last stage is */
+            if (++buffer == BUFFERS) {
+                buffer = 0;
+                buffer_phase ^= 1;
+            }
+        }
+        products_wait<0>();
+        settle(acc);
+        release();
+
+        /* ---- epilogue: this warp has 16 channels, of which this lane two, lane / 4 and that + 8 ---- */
+        const int ti = tile0 + tile, ty = divided(ti, a.tiles_x), y0 = ty * TILE_H,
+                  x0 = (ti - ty * a.tiles_x) * TILE_W, xa = x0 + (lane & 3) * 2; /* its cells: xa, xa + 1 */
+        const int channel = column0 + (PAIR ? w4 & 1 : w4) * 16;
+        const int cell_bytes = 2 * a.cpad, row_bytes = cell_bytes * 2 * a.width;
+        char *mine = smem + a.out_at + warp * 16 * OUT_ROW;
+        const uint32_t to =
+            shared_address(mine) + ((lane >> 4) * 8 + (lane & 7)) * OUT_ROW + (lane >> 3 & 1) * 16;
+        const bool in[2] = {xa < a.width, xa + 1 < a.width};
+#pragma unroll
+        for (int p = 0; p < PHASES; p++) {
+            const int px = PAIR ? w4 >> 1 : p, edge = wg == 0 ? 0 : a.height - 1; /* its biases differ */
+            float bias[2][2][2]; /* [at the edge][cell][channel] */
+#pragma unroll
+            for (int e = 0; e < 2; e++)
+#pragma unroll
+                for (int c = 0; c < 2; c++) {
+                    const int bx = px == 0 ? (xa + c == 0 ? 0 : 1) : (xa + c == a.width - 1 ? 2 : 1),
+                              by = e == 0 ? 1 : 2 * wg;
+                    const float *b = a.bias + (by * 3 + bx) * a.cpad + channel + lane / 4;
+                    bias[e][c][0] = __ldg(b);
+                    bias[e][c][1] = __ldg(b + 8);
+                }
+            char *out = static_cast<char *>(a.out) + (size_t)sample * a.out_stride + 2 * channel +
+                        (lane & 1) * 16 + wg * row_bytes + px * cell_bytes +
+                        (x0 + (lane >> 1 & 7)) * 2 * cell_bytes;
+#pragma unroll
+            for (int j = 0; j < TILE_H; j += 2) { /* two rows of cells */
+                uint32_t packed[4];
+#pragma unroll
+                for (int h = 0; h < 2; h++) {
+                    const int y = y0 + j + h;
+                    const bool at_edge = y == edge;
+                    const float *sum = &acc[p * HALVES + j / HALF_H][4 * ((j + h) % HALF_H)];
+                    float v[4]; /* [channel][cell] */
+#pragma unroll
+                    for (int i = 0; i < 4; i++) {
+                        v[i] = sum[i] + (at_edge ? bias[1][i & 1][i >> 1] : bias[0][i & 1][i >> 1]);
+                        if (in[i & 1] && y < a.height) {
+                            keep[i >> 1 << 1] += v[i];
+                            keep[(i >> 1 << 1) + 1] = fmaf(v[i], v[i], keep[(i >> 1 << 1) + 1]);
+                        }
+                    }
+                    packed[2 * h] = T::pack(v[0], v[1]);
+                    packed[2 * h + 1] = T::pack(v[2], v[3]);
+                }
+                store_turned(to, packed[0], packed[1], packed[2], packed[3]);
+                __syncwarp();
+                const int y = y0 + j + (lane >> 4);
+                if (y < a.height && x0 + (lane >> 1 & 7) < a.width)
+                    *reinterpret_cast<uint4 *>(out + 2 * y * row_bytes) =
+                        *reinterpret_cast<const uint4 *>(mine + (lane >> 1) * OUT_ROW + (lane & 1) * 16);
+                __syncwarp();
+            }
+        }
+    }
+    sum_many<4>(keep, lane);
+    if ((lane & 7) == 0)
+        sums[warp * 4 + lane / 8] = keep[0];
+    asm volatile("bar.sync 1, %0;" ::"n"(WM * 128) : "memory"); /* of the warps that multiply */
+    if (tid < N8) {
+        float2 v = make_float2(0, 0);
+#pragma unroll
+        for (int i = 0; i < (PAIR ? 4 : 2); i++) { /* the warps that have these eight channels */
+            const int w = tid / 2 + (PAIR ? i * 2 : i * 4);
+            v.x += sums[w * 4 + tid % 2 * 2];
+            v.y += sums[w * 4 + tid % 2 * 2 + 1];
+        }
+        reinterpret_cast<float2 *>(
+            a.stats)[(size_t)sample * a.stats_stride + (size_t)(column0 / 8 + tid) * a.slots + blockIdx.x] =
+            v;
+    }
+#endif
+}
+
+#endif
