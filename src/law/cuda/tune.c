@@ -1,0 +1,370 @@
+/* What each convolution is cut into: every sensible cut is timed once, when a plan is opened. See exec_int.h. */
+#include "law/cuda/exec_int.h"
+
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/clock.h"
+
+#define FOLD_TILES_MAX 256 /* of a thread block there */
+#define TUNE_LAUNCHES 8    /* of a candidate, between two events, */
+#define TUNE_ROUND_MS 0.4f /* or fewer that take so long */
+#define TUNE_ROUNDS 3
+#define TUNE_CELLS (64 * 64 * 64) /* of a large batch so many are enough to see what is hopeless */
+#define TUNE_MOST_MS 800          /* a convolution; then the best so far is taken */
+#define TUNE_HOPELESS 1.5f        /* times as slow as the best, after what a lone launch adds of its own */
+#define TUNE_LONE_MS 0.006f       /* at most */
+#define KNOWN_MAX 1024            /* cuts of convolutions that are remembered */
+
+struct choice {
+    int config, chunk16, resident, tiles;
+    int buffers, passes; /* wide.cuh */
+    int cluster_shift;   /* split.cuh */
+};
+
+static bool shape(struct ic_cu_conv *c, const struct ic_law_packed *p, struct choice k, int taps)
+{
+    if (k.config >= IC_CU_SPLIT_FIRST)
+        return ic_cu_split_shape(c, k.config - IC_CU_SPLIT_FIRST, taps, k.cluster_shift, p->smem_max) &&
+               c->slots <= SLOTS_MAX;
+    if (k.config >= IC_CU_CONFIG_COUNT) {
+        const struct ic_cu_wide_cut cut = {k.chunk16, k.resident, k.tiles, k.passes, k.buffers};
+        return ic_cu_wide_shape(c, k.config - IC_CU_CONFIG_COUNT, taps, &cut, p->smem_max) &&
+               c->slots <= SLOTS_MAX;
+    }
+    return ic_cu_conv_shape(c, k.config, taps, k.chunk16, k.resident, k.tiles, p->smem_max) &&
+           c->slots <= SLOTS_MAX;
+}
+
+cudaError_t ic_cu_launch_run(const struct ic_law_exec *e, const struct launch *l, int n)
+{
+    const enum ic_cu_type type = e->packed->type;
+    const int overlap = e->packed->overlap;
+    switch (l->kind) {
+    case CONV: return ic_cu_conv_run(&l->a.conv, type, l->config, l->taps, n, overlap, e->stream);
+    case FOLD: return ic_cu_fold_run(&l->a.fold, type, l->config, n, overlap, e->stream);
+    case LAST: return ic_cu_last_run(&l->a.last, type, n, overlap, e->stream);
+    case LSTM: return ic_cu_lstm_run(&l->a.lstm, type, n, e->stream);
+    case UPDATE: return ic_cu_update_run(&l->a.update, type, n, e->stream);
+    case OP32: break;
+    }
+    return ic_cu_op32_run(&l->a.op32, n, e->stream);
+}
+
+struct stopwatch {
+    cudaEvent_t ev[2];
+    float best, best_sample; /* ms of the whole batch, and of what is enough; < 0: none yet */
+};
+
+static bool timed(struct ic_law_exec *e, const struct launch *l, unsigned n, int launches,
+                  const cudaEvent_t ev[2], float *ms)
+{
+    cudaEventRecord(ev[0], e->stream);
+    for (int i = 0; i < launches; i++)
+        if (ic_cu_launch_run(e, l, (int)n) != cudaSuccess)
+            return false;
+    cudaEventRecord(ev[1], e->stream);
+    if (cudaEventSynchronize(ev[1]) != cudaSuccess || cudaEventElapsedTime(ms, ev[0], ev[1]) != cudaSuccess)
+        return false;
+    *ms /= (float)launches;
+    return true;
+}
+
+/* Milliseconds of one launch; < 0: it failed, or a single launch of a part of a large batch shows it to be
+ * far from the best. */
+static float measure(struct ic_law_exec *e, const struct launch *l, struct stopwatch *w)
+{
+    const unsigned batch = e->plan->batch, enough = TUNE_CELLS / (e->plan->height * e->plan->width) + 1,
+                   n = batch < enough ? batch : enough;
+    float mine = -1, sample, ms;
+    if (!timed(e, l, n, 1, w->ev, &sample) ||
+        !timed(e, l, n, 1, w->ev, &sample)) /* the first one warms up */
+        return -1;
+    if (w->best >= 0 && sample > TUNE_HOPELESS * w->best_sample + TUNE_LONE_MS)
+        return -1;
+    const float fit = TUNE_ROUND_MS / sample * (float)n / (float)batch;
+    const int launches = fit < 1 ? 1 : fit < TUNE_LAUNCHES ? (int)fit : TUNE_LAUNCHES;
+    for (int round = 0; round < TUNE_ROUNDS; round++) {
+        if (!timed(e, l, batch, launches, w->ev, &ms))
+            return -1;
+        mine = mine < 0 || ms < mine ? ms : mine;
+    }
+    if (w->best < 0 || mine < w->best) {
+        w->best = mine;
+        w->best_sample = sample;
+    }
+    return mine;
+}
+
+/* Calls try_one for every sensible cut of wide.cuh's. */
+static void each_wide(const struct ic_law_exec *e, const struct ic_cu_conv *c, int taps,
+                      void (*try_one)(void *, const struct ic_cu_conv *, struct choice), void *ctx)
+{
+    static const int chunks[] = {0, 8, 4, 2};
+    for (int config = 0; config < IC_CU_WIDE_COUNT; config++) {
+        const struct ic_cu_config *k = ic_cu_wide_config(config);
+        const int column_blocks = (c->columns + k->columns - 1) / k->columns;
+        if (k->columns >= 2 * c->columns && k->columns > 32)
+            continue;
+        for (int i = 0; i < 4 * 2 * 3; i++) /* chunk, resident, buffers */
+            for (int tiles = 1; tiles <= 32; tiles *= 2)
+                for (int passes = 1; passes <= (tiles > 1 ? 1 : column_blocks); passes *= 2) {
+                    struct ic_cu_conv t = *c;
+                    const struct choice ch = {.config = IC_CU_CONFIG_COUNT + config,
+                                              .chunk16 = chunks[i / 6],
+                                              .resident = i / 3 % 2,
+                                              .tiles = tiles,
+                                              .buffers = 1 + i % 3,
+                                              .passes = passes};
+                    if (ch.chunk16 >= c->c16 || !shape(&t, e->packed, ch, taps))
+                        continue;
+                    const long blocks = (long)t.slots * (column_blocks / passes) * (long)e->plan->batch;
+                    if (tiles * passes > 1 && 2 * blocks < e->packed->sms)
+                        break; /* fewer, longer blocks would leave multiprocessors idle */
+                    try_one(ctx, &t, ch);
+                }
+    }
+}
+
+/* The same of split.cuh's. */
+static void each_split(const struct ic_law_exec *e, const struct ic_cu_conv *c, int taps,
+                       void (*try_one)(void *, const struct ic_cu_conv *, struct choice), void *ctx)
+{
+    for (int config = IC_CU_SPLIT_FIRST; config < IC_CU_SPLIT_FIRST + IC_CU_SPLIT_COUNT; config++)
+        for (int shift = 0; 1 << shift <= IC_CU_CLUSTER_MAX; shift++) {
+            struct ic_cu_conv t = *c;
+            const struct choice ch = {.config = config, .cluster_shift = shift};
+            if (shape(&t, e->packed, ch, taps) &&
+                (long)t.slots * (t.columns / ic_cu_config(config)->columns) * (long)e->plan->batch <=
+                    8L * e->packed->sms)
+                try_one(ctx, &t, ch);
+        }
+}
+
+/* Calls try_one for every sensible cut. */
+static void each_choice(const struct ic_law_exec *e, const struct ic_cu_conv *c, int taps,
+                        void (*try_one)(void *, const struct ic_cu_conv *, struct choice), void *ctx)
+{
+    static const int chunks[] = {0, 16, 8, 4, 2};
+    if (e->packed->wide)
+        each_wide(e, c, taps, try_one, ctx);
+    if (e->packed->wide && e->plan->batch <= SPLIT_BATCH)
+        each_split(e, c, taps, try_one, ctx);
+    for (int config = 0; config < IC_CU_CONFIG_COUNT; config++) {
+        const struct ic_cu_config *k = ic_cu_config(config);
+        if (k->columns >= 2 * c->columns && k->columns > 16 && config != 0)
+            continue;
+        for (size_t i = 0; i < sizeof chunks / sizeof chunks[0]; i++)
+            for (int resident = 0; resident <= (i == 0); resident++)
+                for (int tiles = 1; tiles <= 256; tiles *= 2) {
+                    struct ic_cu_conv t = *c;
+                    const struct choice ch = {config, chunks[i], resident, tiles, 1, 1, 0};
+                    if (chunks[i] >= c->c16 || !shape(&t, e->packed, ch, taps))
+                        continue;
+                    try_one(ctx, &t, ch);
+                    const long blocks =
+                        (long)t.slots * ((c->columns + k->columns - 1) / k->columns) * (long)e->plan->batch;
+                    if (blocks < 2L * e->packed->sms)
+                        break; /* fewer, longer blocks would leave multiprocessors idle */
+                }
+    }
+}
+
+struct tuning {
+    struct ic_law_exec *e;
+    int taps;
+    struct stopwatch watch;
+    float best_ms;
+    struct choice best;
+    int tried;
+    int64_t until; /* ic_now_ns */
+};
+
+static void time_one(void *ctx, const struct ic_cu_conv *c, struct choice ch)
+{
+    struct tuning *t = ctx;
+    if (t->best_ms >= 0 && ic_now_ns() > t->until)
+        return;
+    const struct launch l = {.kind = CONV, .config = ch.config, .taps = t->taps, .a.conv = *c};
+    const float ms = measure(t->e, &l, &t->watch);
+    t->tried++;
+    if (ms >= 0 && (t->best_ms < 0 || ms < t->best_ms)) {
+        t->best_ms = ms;
+        t->best = ch;
+    }
+}
+
+/* IC_LAW_CUDA_CUT=N, for tests: of every convolution the N-th of its cuts or so instead of the fastest (all
+ * must compute the same), with an even N one of wide.cuh's or split.cuh's if there is any. */
+struct picking {
+    unsigned wanted, count, wide;
+    struct choice found;
+};
+
+static void pick_one(void *ctx, const struct ic_cu_conv *c, struct choice ch)
+{
+    struct picking *p = ctx;
+    (void)c;
+    if (p->count++ == p->wanted)
+        p->found = ch;
+    p->wide += ch.config >= IC_CU_CONFIG_COUNT;
+}
+
+static bool pick(struct ic_law_exec *e, const struct launch *l, struct tuning *t)
+{
+    const char *cut = getenv("IC_LAW_CUDA_CUT");
+    struct picking p = {.wanted = ~0u};
+    if (!cut)
+        return false;
+    each_choice(e, &l->a.conv, l->taps, pick_one, &p);
+    const unsigned n = (unsigned)strtoul(cut, NULL, 10), of = n % 2 == 0 && p.wide ? p.wide : p.count;
+    if (of == 0)
+        return false;
+    p.wanted = (n + 1) * 2654435761u % of;
+    p.count = 0;
+    each_choice(e, &l->a.conv, l->taps, pick_one, &p);
+    t->best = p.found;
+    t->best_ms = 0;
+    t->tried = (int)p.count;
+    return true;
+}
+
+/* What was chosen before in this process: plans of the same sizes must compute the same bits. */
+struct known {
+    int key[19];
+    struct choice choice;
+};
+static struct known known[KNOWN_MAX];
+static size_t known_count;
+static pthread_mutex_t known_lock = PTHREAD_MUTEX_INITIALIZER;
+
+static struct known key_of(const struct ic_law_exec *e, const struct launch *l)
+{
+    const struct ic_cu_conv *c = &l->a.conv;
+    return (struct known){.key = {e->packed->device, (int)e->packed->type, c->nf4.codes != NULL, l->taps,
+                                  c->c16, c->columns, c->height, c->width, (int)e->plan->batch, c->epilogue,
+                                  c->in[0].load, c->in[1].load, c->in[0].cpad, c->stats_gran,
+                                  c->in[0].channels, c->in[0].gran, c->in[0].group_size, c->in[1].channels,
+                                  c->in[1].gran}};
+}
+
+static bool recall(struct known *k)
+{
+    bool found = false;
+    pthread_mutex_lock(&known_lock);
+    for (size_t i = 0; i < known_count && !found; i++)
+        if (memcmp(known[i].key, k->key, sizeof k->key) == 0) {
+            k->choice = known[i].choice;
+            found = true;
+        }
+    pthread_mutex_unlock(&known_lock);
+    return found;
+}
+
+static void remember(const struct known *k)
+{
+    pthread_mutex_lock(&known_lock);
+    if (known_count < KNOWN_MAX)
+        known[known_count++] = *k;
+    pthread_mutex_unlock(&known_lock);
+}
+
+/* Times every sensible cut of a convolution on this device. Reads and writes the arena, whose content does
+ * not matter yet, and the places of the batch. */
+enum ic_status ic_cu_choose(struct ic_law_exec *e, struct launch *l, struct ic_err *err)
+{
+    struct tuning t = {.e = e,
+                       .taps = l->taps,
+                       .best_ms = -1,
+                       .watch.best = -1,
+                       .until = ic_now_ns() + TUNE_MOST_MS * (int64_t)1000000};
+    struct known k = key_of(e, l);
+    if (recall(&k) && shape(&l->a.conv, e->packed, k.choice, l->taps)) {
+        l->config = k.choice.config;
+        return IC_OK;
+    }
+    TRY(cudaEventCreate(&t.watch.ev[0]), "an event");
+    TRY(cudaEventCreate(&t.watch.ev[1]), "an event");
+    if (!pick(e, l, &t))
+        each_choice(e, &l->a.conv, l->taps, time_one, &t);
+    cudaEventDestroy(t.watch.ev[0]);
+    cudaEventDestroy(t.watch.ev[1]);
+    cudaError_t bad = cudaGetLastError();
+    if (t.best_ms < 0)
+        return bad != cudaSuccess
+                   ? ic_cu_fail(err, bad, l->label)
+                   : ic_fail(err, IC_TOO_LARGE, "%s does not fit the GPU's shared memory", l->label);
+    l->config = t.best.config;
+    k.choice = t.best;
+    remember(&k);
+    (void)shape(&l->a.conv, e->packed, t.best, l->taps);
+    if (getenv("IC_LAW_CUDA_VERBOSE"))
+        fprintf(stderr,
+                "%-34s %3d -> %3d taps %d: %8.2f us %7.1f TFLOP/s  config %d (%dx%d) chunk %d resident %d "
+                "tiles %d "
+                "buffers %d passes %d cluster %d blocks %dx%d smem %d, of %d\n",
+                l->label, l->a.conv.c16 * 16, l->a.conv.columns, l->taps, (double)t.best_ms * 1e3,
+                l->flops * e->plan->batch / ((double)t.best_ms * 1e9), t.best.config,
+                ic_cu_config(l->config)->rows, ic_cu_config(l->config)->columns, t.best.chunk16,
+                t.best.resident, t.best.tiles, t.best.buffers, t.best.passes, 1 << t.best.cluster_shift,
+                l->a.conv.slots,
+                (l->a.conv.columns + ic_cu_config(l->config)->columns - 1) /
+                    ic_cu_config(l->config)->columns,
+                l->a.conv.smem, t.tried);
+    return IC_OK;
+}
+
+/* ---- Folded ones --------------------------------------------------------------------------------- */
+
+static bool shape_fold(struct launch *l, const struct ic_law_packed *p, struct choice k)
+{
+    l->config = k.config;
+    return ic_cu_fold_shape(&l->a.fold, k.config, k.tiles, p->smem_max) && l->a.fold.slots <= SLOTS_MAX;
+}
+
+/* Times each cut; what is chosen is remembered as convolutions' cuts are. IC_LAW_CUDA_CUT as there. */
+enum ic_status ic_cu_choose_fold(struct ic_law_exec *e, struct launch *l, struct ic_err *err)
+{
+    const struct ic_cu_fold *a = &l->a.fold;
+    const char *cut = getenv("IC_LAW_CUDA_CUT");
+    const int taps = 2; /* no convolution has so many: the keys are apart */
+    struct known k = {.key = {e->packed->device, (int)e->packed->type, 0, taps, a->low16, a->skip16,
+                              a->cpad, a->height, a->width, (int)e->plan->batch, a->in[0].group_size,
+                              a->in[1].group_size}};
+    struct stopwatch watch = {.best = -1};
+    float best_ms = -1;
+    unsigned n = cut ? (unsigned)strtoul(cut, NULL, 10) : 0;
+    if (recall(&k) && shape_fold(l, e->packed, k.choice))
+        return IC_OK;
+    TRY(cudaEventCreate(&watch.ev[0]), "an event");
+    TRY(cudaEventCreate(&watch.ev[1]), "an event");
+    for (int config = 0; config < IC_CU_FOLD_COUNT; config++)
+        for (int tiles = 1; tiles <= FOLD_TILES_MAX; tiles *= 2) {
+            const struct choice c = {.config = config, .tiles = tiles};
+            struct launch t = *l;
+            if (!shape_fold(&t, e->packed, c) ||
+                (tiles > 1 && 2 * ic_cu_fold_blocks(&t.a.fold) * (long)e->plan->batch < e->packed->sms))
+                continue; /* or fewer, longer blocks would leave multiprocessors idle */
+            const float ms = cut ? (float)(n++ * 2654435761u % 1024) : measure(e, &t, &watch);
+            if (ms < 0 || (best_ms >= 0 && ms >= best_ms))
+                continue;
+            best_ms = ms;
+            k.choice = c;
+        }
+    cudaEventDestroy(watch.ev[0]);
+    cudaEventDestroy(watch.ev[1]);
+    cudaError_t bad = cudaGetLastError();
+    if (best_ms < 0)
+        return bad != cudaSuccess
+                   ? ic_cu_fail(err, bad, l->label)
+                   : ic_fail(err, IC_TOO_LARGE, "%s does not fit the GPU's shared memory", l->label);
+    remember(&k);
+    (void)shape_fold(l, e->packed, k.choice);
+    if (getenv("IC_LAW_CUDA_VERBOSE"))
+        fprintf(stderr, "%-34s %3d + %3d -> %3d: %8.2f us %7.1f TFLOP/s  fold %d tiles %d smem %d\n",
+                l->label, a->low16 * 16, a->skip16 * 16, a->cpad, (double)best_ms * 1e3,
+                l->flops * e->plan->batch / ((double)best_ms * 1e9), l->config, k.choice.tiles, a->smem);
+    return IC_OK;
+}
