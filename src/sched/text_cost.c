@@ -89,7 +89,7 @@ int32_t ic_text_cost_slice(const struct ic_text_cost *c, int32_t n_decode, int32
         double ns = at_most(c, n);
         if (slice <= IC_SLICE_MIN)
             break;
-        if (ns > 0 && ns <= bound)
+        if (ns > 0 && ns <= IC_GAP_AIM * bound)
             return slice;
     }
     return IC_SLICE_MIN < room ? IC_SLICE_MIN : room;

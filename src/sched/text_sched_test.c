@@ -379,7 +379,7 @@ static void a_long_prompt_stretches_gaps_by_a_bounded_factor(void **state)
             CHECK(most <= IC_GAP_FACTOR * alone + cost[i].row);
         CHECK(slice >= IC_SLICE_MIN && slice <= 255);
         /* And the room is used: by the true price of a row, so that the prompt is read as soon as can be. */
-        double ideal = (double)((IC_GAP_FACTOR - 1) * alone) / (double)cost[i].row;
+        double ideal = (IC_GAP_AIM * IC_GAP_FACTOR - 1) * (double)alone / (double)cost[i].row;
         ideal = ideal > 255 ? 255 : ideal < IC_SLICE_MIN ? IC_SLICE_MIN : ideal;
         CHECK(ticks <=
               4 + 1.2 * (1 + 1.0 / IC_LOOK_EVERY) * 901 / ideal); /* some to learn it, some to look */
