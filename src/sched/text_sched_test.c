@@ -362,7 +362,7 @@ static void a_long_prompt_stretches_gaps_by_a_bounded_factor(void **state)
         tick(w);
         CHECK(w->f.last_n == 256); /* nobody is disturbed: a whole batch */
         run_dry(w);
-        struct client_req *stream = endless(submit_prompt(w, "s", 700)); /* longer than the other is read */
+        struct client_req *stream = endless(submit_prompt(w, "s", 990)); /* longer than the other is read */
         for (int k = 0; k < 10; k++)
             tick(w);
         struct client_req *late = submit_prompt(w, letters(text, 900), 1);
@@ -382,7 +382,7 @@ static void a_long_prompt_stretches_gaps_by_a_bounded_factor(void **state)
         double ideal = (IC_GAP_AIM * IC_GAP_FACTOR - 1) * (double)alone / (double)cost[i].row;
         ideal = ideal > 255 ? 255 : ideal < IC_SLICE_MIN ? IC_SLICE_MIN : ideal;
         CHECK(ticks <=
-              4 + 1.2 * (1 + 1.0 / IC_LOOK_EVERY) * 901 / ideal); /* some to learn it, some to look */
+              4 + 1.4 * (1 + 1.0 / IC_LOOK_EVERY) * 901 / ideal); /* some to learn it, some to look */
         run_dry(w);
         world_free(w);
     }
