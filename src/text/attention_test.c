@@ -126,10 +126,10 @@ static bool one_cell(const struct scene *s, int64_t row, int64_t cell)
 static void as_ggml(void **state)
 {
     static const struct scene scenes[] = {
-        {64, 32, 4, 20, 1280, 2, causal}, {64, 32, 4, 1, 512, 2, all},     {64, 32, 4, 63, 512, 1, causal},
-        {128, 16, 8, 8, 768, 2, own},     {80, 8, 8, 5, 512, 2, causal},   {256, 8, 1, 3, 512, 2, all},
-        {8, 8, 4, 7, 512, 1, own},        {64, 8, 2, 4, 768, 2, window},   {96, 64, 1, 9, 512, 2, causal},
-        {64, 4, 4, 6, 512, 2, one_cell},  {64, 40, 8, 12, 512, 2, window},
+        {64, 32, 4, 20, 1280, 2, causal}, {64, 32, 4, 1, 1280, 2, all},     {64, 32, 4, 63, 1280, 1, causal},
+        {128, 16, 8, 8, 1536, 2, own},     {80, 8, 8, 5, 1280, 2, causal},   {256, 8, 1, 3, 1280, 2, all},
+        {8, 8, 4, 7, 1280, 1, own},        {64, 8, 2, 4, 1536, 2, window},   {96, 64, 1, 9, 1280, 2, causal},
+        {64, 4, 4, 6, 1280, 2, one_cell},  {64, 40, 8, 12, 1280, 2, window},
     };
 
     (void)state;
@@ -156,7 +156,7 @@ static void as_ggml(void **state)
 /* By the formula, in doubles: closer than ggml is. */
 static void as_defined(void **state)
 {
-    const struct scene s = {64, 8, 2, 6, 768, 2, causal};
+    const struct scene s = {64, 8, 2, 6, 1536, 2, causal};
     struct made m = make(&s);
     double worst = 0;
 
@@ -166,7 +166,7 @@ static void as_defined(void **state)
     for (int64_t r = 0; r < s.rows; r++)
         for (int64_t h = 0; h < s.heads; h++) {
             const float *q = (float *)m.q->data + (h * s.rows + r) * s.d;
-            double p[768], sum = 0, out[64] = {0};
+            double p[1536], sum = 0, out[64] = {0};
             for (int64_t c = 0; c < s.cells; c++) {
                 const ggml_fp16_t *k = (ggml_fp16_t *)m.k->data + (h / 4 * s.cells + c) * s.d;
                 double dot = 0;
@@ -191,7 +191,7 @@ static void as_defined(void **state)
 /* Another sequence's cells may hold anything: a row that must not see them is what it is without. */
 static void hidden_cells_have_no_part(void **state)
 {
-    const struct scene s = {64, 8, 2, 4, 512, 2, own};
+    const struct scene s = {64, 8, 2, 4, 1280, 2, own};
     struct made m = make(&s);
 
     (void)state;
@@ -214,7 +214,7 @@ static void hidden_cells_have_no_part(void **state)
 /* A row is the same to the last bit whoever is computed beside it, and with any number of threads. */
 static void company_does_not_matter(void **state)
 {
-    const struct scene many = {64, 32, 4, 24, 768, 1, causal};
+    const struct scene many = {64, 32, 4, 24, 1536, 1, causal};
     struct made m = make(&many);
 
     (void)state;
@@ -248,14 +248,14 @@ static void company_does_not_matter(void **state)
 
 static void others_are_left_alone(void **state)
 {
-    const struct scene fits = {64, 8, 4, 4, 512, 2, all};
+    const struct scene fits = {64, 8, 4, 4, 1280, 2, all};
     struct scene s[6];
 
     (void)state;
     for (int i = 0; i < 6; i++)
         s[i] = fits;
     s[0].rows = 64;
-    s[1].cells = 256;
+    s[1].cells = 1024;
     s[2].d = 264;
     s[3].d = 12;
     s[4].heads = 512, s[4].groups = 4;
@@ -295,7 +295,7 @@ static int set_up(void **state)
     *(void **)&set_threads =
         ggml_backend_reg_get_proc_address(ggml_backend_dev_backend_reg(dev), "ggml_backend_set_n_threads");
     cpu = ggml_backend_dev_init(dev, NULL);
-    struct scene s = {64, 8, 4, 4, 512, 2, all};
+    struct scene s = {64, 8, 4, 4, 1280, 2, all};
     if (!cpu || !set_threads)
         return -1;
     struct made m = make(&s);
