@@ -22,7 +22,7 @@ struct ggml_tensor;
 /* Fewer cells than these, used or not (llama.cpp counts in 256s), are left to ggml, so that short texts come out as its own
  * tools', and as before when others' cells come and go: the sums round otherwise, by which a word changes at a near tie. With 512
  * the same seed said another thing beside three others in a test. */
-#define IC_ATTENTION_CELLS_MIN 1280
+#define IC_ATTENTION_CELLS_MIN 1024
 #define IC_ATTENTION_ROWS_MAX 63 /* from 64 rows on ggml goes by tiles itself */
 
 /* Makes `node` a custom operation if it is attention (ggml_flash_attn_ext) of a kind that is computed here: f16 keys and

@@ -255,7 +255,7 @@ static void others_are_left_alone(void **state)
     for (int i = 0; i < 6; i++)
         s[i] = fits;
     s[0].rows = 64;
-    s[1].cells = 1024;
+    s[1].cells = 768;
     s[2].d = 264;
     s[3].d = 12;
     s[4].heads = 512, s[4].groups = 4;
