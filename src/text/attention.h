@@ -19,9 +19,8 @@
 
 struct ggml_tensor;
 
-/* Fewer cells than these, used or not (llama.cpp counts in 256s), are left to ggml, so that short texts come out as its own
- * tools', and as before when others' cells come and go: the sums round otherwise, by which a word changes at a near tie. With 512
- * the same seed said another thing beside three others in a test. */
+/* Fewer cells than these, used or not (llama.cpp counts in 256s), are left to ggml: short texts come out as its own tools',
+ * and do not go from its sums to ours, by which a word can change at a near tie, when others' cells come and go. */
 #define IC_ATTENTION_CELLS_MIN 1024
 #define IC_ATTENTION_ROWS_MAX 63 /* from 64 rows on ggml goes by tiles itself */
 
