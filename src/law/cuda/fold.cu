@@ -139,11 +139,6 @@ static const void *kernel_of(enum ic_cu_type type, int config)
     return type == IC_CU_F16 ? configs[config].f16 : configs[config].bf16;
 }
 
-static int rounded(int a)
-{
-    return (a + 127) / 128 * 128;
-}
-
 #define SMEM_OF_ALL                                                                                        \
     (228 * 1024) /* of a multiprocessor's blocks together, 1024 bytes of each for the system */
 
@@ -191,9 +186,7 @@ cudaError_t ic_cu_fold_init(enum ic_cu_type type, int smem_max)
 {
     cudaError_t e = cudaSuccess;
     for (int i = 0; i < IC_CU_FOLD_COUNT && e == cudaSuccess; i++)
-        e = kernel_of(type, i) ? cudaFuncSetAttribute(kernel_of(type, i),
-                                                      cudaFuncAttributeMaxDynamicSharedMemorySize, smem_max)
-                               : cudaErrorNoKernelImageForDevice;
+        e = allow_smem(kernel_of(type, i), smem_max);
     cudaGetLastError(); /* not to have them is no failure */
     return e;
 }

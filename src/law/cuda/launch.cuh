@@ -40,6 +40,42 @@ static inline void share_lanes(struct ic_cu_src *s, int threads)
         ;
 }
 
+/* A kernel of a family may use so much shared memory; NULL: it is not built. */
+static inline cudaError_t allow_smem(const void *kernel, int smem_max)
+{
+    return kernel ? cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, smem_max)
+                  : cudaErrorNoKernelImageForDevice;
+}
+
+/* kernel_of(type, taps, config) of a family for Hopper, whose kernels are built by type and taps; NULL where it is not. */
+#if IC_CU_WIDE
+#define KERNELS_BY_TYPE_AND_TAPS(family)                                                                   \
+    extern "C" {                                                                                           \
+    const void *ic_cu_##family##_f16_9(int config);                                                        \
+    const void *ic_cu_##family##_f16_1(int config);                                                        \
+    const void *ic_cu_##family##_bf16_9(int config);                                                       \
+    const void *ic_cu_##family##_bf16_1(int config);                                                       \
+    }                                                                                                      \
+    static const void *kernel_of(enum ic_cu_type type, int taps, int config)                               \
+    {                                                                                                      \
+        if (type == IC_CU_F16)                                                                             \
+            return taps == 9 ? ic_cu_##family##_f16_9(config) : ic_cu_##family##_f16_1(config);            \
+        return taps == 9 ? ic_cu_##family##_bf16_9(config) : ic_cu_##family##_bf16_1(config);              \
+    }
+#else
+#define KERNELS_BY_TYPE_AND_TAPS(family)                                                                   \
+    static const void *kernel_of(enum ic_cu_type, int, int)                                                \
+    {                                                                                                      \
+        return nullptr;                                                                                    \
+    }
+#endif
+
+/* Bytes of shared memory, up to where the next part may begin. */
+static inline int rounded(int a)
+{
+    return (a + 127) / 128 * 128;
+}
+
 static inline int larger(int a, int b)
 {
     return a > b ? a : b;

@@ -1,27 +1,7 @@
 /* Shapes and launches of split.cuh's convolutions. */
 #include "law/cuda/launch.cuh"
 
-#if IC_CU_WIDE
-#define FAMILY(type, taps) const void *ic_cu_split_##type##_##taps(int config);
-extern "C" {
-FAMILY(f16, 9)
-FAMILY(f16, 1)
-FAMILY(bf16, 9)
-FAMILY(bf16, 1)
-}
-
-static const void *kernel_of(enum ic_cu_type type, int taps, int config)
-{
-    if (type == IC_CU_F16)
-        return taps == 9 ? ic_cu_split_f16_9(config) : ic_cu_split_f16_1(config);
-    return taps == 9 ? ic_cu_split_bf16_9(config) : ic_cu_split_bf16_1(config);
-}
-#else
-static const void *kernel_of(enum ic_cu_type, int, int)
-{
-    return nullptr;
-}
-#endif
+KERNELS_BY_TYPE_AND_TAPS(split)
 
 #define THREADS 256 /* SPLIT_THREADS */
 
@@ -42,11 +22,6 @@ static bool takes(const struct ic_cu_src *s)
     const bool norm = s->load == IC_CU_LOAD_NORM || s->load == IC_CU_LOAD_POOL;
     return s->stride >> 31 == 0 &&
            (!norm || (s->channels == s->cpad && s->gran == 8 && s->group_size == 8));
-}
-
-static int rounded(int a)
-{
-    return (a + 127) / 128 * 128;
 }
 
 int ic_cu_split_shape(struct ic_cu_conv *c, int config, int taps, int cluster_shift, int smem_max)
@@ -85,11 +60,8 @@ int ic_cu_split_shape(struct ic_cu_conv *c, int config, int taps, int cluster_sh
 cudaError_t ic_cu_split_init(enum ic_cu_type type, int smem_max)
 {
     cudaError_t e = cudaSuccess;
-    for (int i = 0; i < 2 * IC_CU_SPLIT_COUNT && e == cudaSuccess; i++) {
-        const void *kernel = kernel_of(type, i & 1 ? 9 : 1, i / 2);
-        e = kernel ? cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, smem_max)
-                   : cudaErrorNoKernelImageForDevice;
-    }
+    for (int i = 0; i < 2 * IC_CU_SPLIT_COUNT && e == cudaSuccess; i++)
+        e = allow_smem(kernel_of(type, i & 1 ? 9 : 1, i / 2), smem_max);
     cudaGetLastError(); /* not to have them is no failure */
     return e;
 }

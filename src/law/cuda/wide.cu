@@ -1,27 +1,7 @@
 /* Shapes and launches of wide.cuh's convolutions. */
 #include "law/cuda/launch.cuh"
 
-#if IC_CU_WIDE
-#define FAMILY(type, taps) const void *ic_cu_wide_##type##_##taps(int config);
-extern "C" {
-FAMILY(f16, 9)
-FAMILY(f16, 1)
-FAMILY(bf16, 9)
-FAMILY(bf16, 1)
-}
-
-static const void *kernel_of(enum ic_cu_type type, int taps, int config)
-{
-    if (type == IC_CU_F16)
-        return taps == 9 ? ic_cu_wide_f16_9(config) : ic_cu_wide_f16_1(config);
-    return taps == 9 ? ic_cu_wide_bf16_9(config) : ic_cu_wide_bf16_1(config);
-}
-#else
-static const void *kernel_of(enum ic_cu_type, int, int)
-{
-    return nullptr;
-}
-#endif
+KERNELS_BY_TYPE_AND_TAPS(wide)
 
 struct config {
     struct ic_cu_config shared;
@@ -38,11 +18,6 @@ static const struct config configs[IC_CU_WIDE_COUNT] = {
 const struct ic_cu_config *ic_cu_wide_config(int i)
 {
     return &configs[i].shared;
-}
-
-static int rounded(int a)
-{
-    return (a + 127) / 128 * 128;
 }
 
 int ic_cu_wide_shape(struct ic_cu_conv *c, int config, int taps, const struct ic_cu_wide_cut *cut,
@@ -106,11 +81,8 @@ int ic_cu_wide_shape(struct ic_cu_conv *c, int config, int taps, const struct ic
 cudaError_t ic_cu_wide_init(enum ic_cu_type type, int smem_max)
 {
     cudaError_t e = cudaSuccess;
-    for (int i = 0; i < 2 * IC_CU_WIDE_COUNT && e == cudaSuccess; i++) {
-        const void *kernel = kernel_of(type, i & 1 ? 9 : 1, i / 2);
-        e = kernel ? cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, smem_max)
-                   : cudaErrorNoKernelImageForDevice;
-    }
+    for (int i = 0; i < 2 * IC_CU_WIDE_COUNT && e == cudaSuccess; i++)
+        e = allow_smem(kernel_of(type, i & 1 ? 9 : 1, i / 2), smem_max);
     cudaGetLastError(); /* not to have them is no failure */
     return e;
 }
