@@ -8,8 +8,8 @@
 
 #define IC_EMBED_INPUTS_MAX 2048 /* as OpenAI's */
 #define IC_EMBED_AT_ONCE 32      /* of one exchange */
-#define IC_EMBED_ANSWER_MAX                                                                                \
-    (4 << 20)           /* bytes: the loop writes it, and everybody waits for that, some 70 ms */
+/* bytes: the loop writes it, and everybody waits for that, some 70 ms */
+#define IC_EMBED_ANSWER_MAX (4 << 20)
 #define NUMBER_BYTES 16 /* "-1.23456789e-05," */
 #define ENTRY_BYTES 64  /* of what stands around a vector */
 #define FORMAT_MAX 16   /* bytes of encoding_format */

@@ -24,8 +24,8 @@ enum ic_watch {
     IC_WATCH_REBUILT, /* its thread was left behind, a new one goes on */
     IC_WATCH_LOST     /* nothing more can be done in this process */
 };
-#define IC_ABORT_GRACE_NS                                                                                  \
-    INT64_C(5000000000)   /* from being told to being left behind; the stall's limit where that is less */
+/* from being told to being left behind; the stall's limit where that is less */
+#define IC_ABORT_GRACE_NS INT64_C(5000000000)
 #define IC_REBUILDS_MAX 3 /* without a sign of life in between */
 
 /* The watch over one thread. One thread, about once a second. */

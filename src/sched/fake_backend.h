@@ -18,8 +18,8 @@
 #define FAKE_CTX 1024
 #define FAKE_BOS 99
 #define FAKE_BYTE 100 /* a prompt's byte b is token 100 + b */
-#define FAKE_ROLE                                                                                          \
-    360 /* a turn begins with 360 + the first letter of its role, and ends with FAKE_TURN_END */
+/* a turn begins with 360 + the first letter of its role, and ends with FAKE_TURN_END */
+#define FAKE_ROLE 360
 #define FAKE_TURN_END 490
 #define FAKE_VOCAB 500
 #define FAKE_EMBD 3

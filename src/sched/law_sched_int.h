@@ -6,8 +6,8 @@
 #include "base/clock.h"
 #include "sched/law_sched.h"
 
-#define PERIOD_MAX_NS                                                                                      \
-    (365LL * 86400 * 1000 * IC_MS) /* rarer than once a year is as good as never, and never overflows */
+/* rarer than once a year is as good as never, and never overflows */
+#define PERIOD_MAX_NS (365LL * 86400 * 1000 * IC_MS)
 
 struct sim {
     struct sim *next_all, *next; /* of all; in the line */

@@ -13,9 +13,9 @@
 #include "sched/spill.h"
 
 #define IC_SPILL_DISK_QUEUE 8 /* parts that wait to be written */
-#define IC_SPILL_DISK_QUEUE_BYTES                                                                          \
-    ((size_t)64 << 20)          /* of them together, in host memory; a larger one waits alone */
-#define IC_SPILL_DISK_FAILED 64 /* that could not be written, until the spill is told */
+/* of them together, in host memory; a larger one waits alone */
+#define IC_SPILL_DISK_QUEUE_BYTES ((size_t)64 << 20)
+#define IC_SPILL_DISK_FAILED 64               /* that could not be written, until the spill is told */
 #define IC_SPILL_DISK_PIECE ((size_t)1 << 20) /* bytes written at once: the end waits for one */
 #define IC_SPILL_DISK_STOP_MS 2000 /* a disk that hangs longer than this is left behind with its thread */
 #define IC_SPILL_DISK_WARN_NS INT64_C(60000000000)

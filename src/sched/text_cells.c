@@ -14,8 +14,8 @@
 
 #define NS_PER_BYTE_GUESS 1.0      /* of restoring, before one has been seen: slow */
 #define DISK_NS_PER_BYTE_GUESS 1.0 /* of reading a file, likewise */
-#define DISK_FORGIVEN                                                                                      \
-    0.9 /* of its price is left each time that it was too dear: a disk that was slow once gets another chance */
+/* of its price is left each time that it was too dear: a disk that was slow once gets another chance */
+#define DISK_FORGIVEN 0.9
 
 static bool is_idle(const struct slot *sl)
 {

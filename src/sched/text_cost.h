@@ -7,8 +7,8 @@
 
 #include <stdint.h>
 
-#define IC_COST_SIZES                                                                                      \
-    89 /* numbers of rows told apart: each up to 16, then eight to the octave, up to 8192 */
+/* numbers of rows told apart: each up to 16, then eight to the octave, up to 8192 */
+#define IC_COST_SIZES 89
 
 struct ic_text_cost {
     double ns[IC_COST_SIZES]; /* moving averages, 0: not seen yet */
@@ -21,16 +21,16 @@ double ic_text_cost_row(const struct ic_text_cost *c);
 /* A tick of n rows took ns. */
 void ic_text_cost_learn(struct ic_text_cost *c, double ns, int32_t n);
 /* Rows of prompts that may join n_decode streams without stretching their gaps beyond bound_ns, or where that is
- * 0 beyond IC_GAP_FACTOR times the gap of n_usual streams (as many at least); SLICE_MIN at least, `room` at most; with room for ticks that are
- * dearer than their mean. A size
- * that has not been seen is taken for as dear by the row as the next smaller one, so slices grow as it turns out that they may. */
+ * 0 beyond IC_GAP_FACTOR times the gap of n_usual streams (as many at least); SLICE_MIN at least, `room` at most; with
+ * room for ticks that are dearer than their mean. A size that has not been seen is taken for as dear by the row as the
+ * next smaller one, so slices grow as it turns out that they may. */
 int32_t ic_text_cost_slice(const struct ic_text_cost *c, int32_t n_decode, int32_t n_usual, int32_t room,
                            double bound_ns);
 
 /* Prompt tokens of a tick at least, however slow: somebody has to get on. */
 #define IC_SLICE_MIN 1
 #define IC_GAP_FACTOR 3 /* a stream's gap while somebody's prompt is read, over its gap without */
-#define IC_GAP_AIM                                                                                         \
-    (2.0 / 3) /* of that for a tick's price, a mean: of 378 ticks the dearest took 1.5 times the mean */
+/* of that for a tick's price, a mean: of 378 ticks the dearest took 1.5 times the mean */
+#define IC_GAP_AIM (2.0 / 3)
 
 #endif

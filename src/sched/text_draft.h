@@ -23,16 +23,16 @@
 #define IC_DRAFT_PROBE 2       /* proposals of a try */
 #define IC_DRAFT_REST_MIN 32   /* ticks with a token of the stream, between two tries */
 #define IC_DRAFT_REST_MAX 2048
-#define IC_DRAFT_PLAIN                                                                                     \
-    32 /* one tick in so many has no proposals: what the others cost without is to be known */
+/* one tick in so many has no proposals: what the others cost without is to be known */
+#define IC_DRAFT_PLAIN 32
 #define IC_DRAFT_STAKE 0.02 /* of all time may be lost */
 #define IC_DRAFT_LOAN 16.0  /* decodes of one stream: credit at the start */
 #define IC_DRAFT_DEBT_MAX 8.0
 #define IC_DRAFT_CREDIT_MAX 256.0
-#define IC_DRAFT_EXPECTED                                                                                  \
-    256 /* tokens of a stream without a bound of its own, when asked what reading it may bring */
-#define IC_DRAFT_READ_SHARE                                                                                \
-    0.25 /* of the time of a stream's tokens to come, that reading what it lacks may take */
+/* tokens of a stream without a bound of its own, when asked what reading it may bring */
+#define IC_DRAFT_EXPECTED 256
+/* of the time of a stream's tokens to come, that reading what it lacks may take */
+#define IC_DRAFT_READ_SHARE 0.25
 
 /* Of one stream. */
 struct ic_draft_stream {

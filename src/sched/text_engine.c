@@ -21,8 +21,8 @@
  * (docs/benchmarks.md), but where they leave beside streams these go on in their cells, out of order, and sums in f16 then round
  * otherwise: with 128, a seed often said another thing than a moment before (wire_sampling under load: 6 of 20 runs; with 1024 none). */
 #define IDLE_CELLS 1024
-#define HAND_OVER_NS                                                                                       \
-    IC_MS /* longer, and a loop that is busy with something else would slow down every stream */
+/* longer, and a loop that is busy with something else would slow down every stream */
+#define HAND_OVER_NS IC_MS
 #define OFFER_NS                                                                                           \
     (IC_MS /                                                                                               \
      4) /* tokens of one tick are written together, but none waits longer for the others to be drawn */

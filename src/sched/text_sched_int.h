@@ -13,20 +13,20 @@
 #include "text/pooling.h"
 #include "text/stream.h"
 
-#define IC_RESERVE_PER_RUN                                                                                 \
-    16 /* cells kept free for each run at admission, so that it does not come to preemption at once */
+/* cells kept free for each run at admission, so that it does not come to preemption at once */
+#define IC_RESERVE_PER_RUN 16
 #define IC_GO_ON_MIN 4 /* tokens of its own session: fewer (a BOS, say) are not worth a copy */
 /* Tokens in common with another's prompt: fewer are not worth a wait. And what is computed in another batch may differ in the
  * last bit, of which a 2-bit model makes another word: a chat template (TinyLlama's begins with 7 tokens) must not do
  * that to short questions. */
 #define IC_SHARE_MIN 32
-#define IC_LOOK_EVERY                                                                                      \
-    16 /* ticks with prompts beside streams, then one without: what streams cost by themselves may have changed */
+/* ticks with prompts beside streams, then one without: what streams cost by themselves may have changed */
+#define IC_LOOK_EVERY 16
 #define IC_SPILL_MIN 16 /* tokens: fewer are computed sooner than copied twice */
-#define IC_TRIM_CELLS                                                                                      \
-    256 /* idle cells that go to host memory at once, about: whoever streams or comes waits for the copy */
-#define IC_TRIM_SPARE                                                                                      \
-    8 /* of host memory so much (one in …) is not filled by them: what lies there would have to go */
+/* idle cells that go to host memory at once, about: whoever streams or comes waits for the copy */
+#define IC_TRIM_CELLS 256
+/* of host memory so much (one in …) is not filled by them: what lies there would have to go */
+#define IC_TRIM_SPARE 8
 #define IC_CLIENTS_MAX 1024 /* whose balance is remembered while they ask nothing */
 #define IC_TURN_TOKENS 512  /* quantum of the round robin between clients */
 

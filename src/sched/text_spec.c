@@ -1,8 +1,8 @@
 #include "sched/text_spec.h"
 
 #define KEEP 0.75 /* of what was known of a stream's hits */
-#define MARGIN                                                                                             \
-    1.05 /* gain that makes up for what is not counted: sampling, events, guesses that go wrong in rows */
+/* gain that makes up for what is not counted: sampling, events, guesses that go wrong in rows */
+#define MARGIN 1.05
 #define NEARLY_SURE 0.75
 #define RELAX 0.998 /* of hope, per tick in which the price forbids what is nearly sure */
 #define HOPE_MIN 0.5

@@ -15,9 +15,8 @@
 #define QUERIES 64    /* rows times heads of a group, at a time: 64 KiB of each array below at most */
 #define HEAD_MAX 256  /* elements of a head */
 #define HIDDEN 0xfc00 /* -inf in 16 bits: what the mask says of a cell that a row must not see */
-#define SCALE_AT                                                                                           \
-    (GGML_MAX_OP_PARAMS / sizeof(int32_t) -                                                                \
-     1) /* the last word of op_params: a custom operation's own are the first */
+/* the last word of op_params: a custom operation's own are the first */
+#define SCALE_AT (GGML_MAX_OP_PARAMS / sizeof(int32_t) - 1)
 #define KERNEL static __attribute__((target("avx2,fma,f16c")))
 
 /* What one thread computes with, on its stack. Rows of `d` elements, `d` being that of the head. */

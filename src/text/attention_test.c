@@ -126,10 +126,12 @@ static bool one_cell(const struct scene *s, int64_t row, int64_t cell)
 static void as_ggml(void **state)
 {
     static const struct scene scenes[] = {
-        {64, 32, 4, 20, 1280, 2, causal}, {64, 32, 4, 1, 1280, 2, all},     {64, 32, 4, 63, 1280, 1, causal},
-        {128, 16, 8, 8, 1536, 2, own},     {80, 8, 8, 5, 1280, 2, causal},   {256, 8, 1, 3, 1280, 2, all},
-        {8, 8, 4, 7, 1280, 1, own},        {64, 8, 2, 4, 1536, 2, window},   {96, 64, 1, 9, 1280, 2, causal},
-        {64, 4, 4, 6, 1280, 2, one_cell},  {64, 40, 8, 12, 1280, 2, window},
+        {64, 32, 4, 20, 1280, 2, causal}, {64, 32, 4, 1, 1280, 2, all},
+        {64, 32, 4, 63, 1280, 1, causal}, {128, 16, 8, 8, 1536, 2, own},
+        {80, 8, 8, 5, 1280, 2, causal},   {256, 8, 1, 3, 1280, 2, all},
+        {8, 8, 4, 7, 1280, 1, own},       {64, 8, 2, 4, 1536, 2, window},
+        {96, 64, 1, 9, 1280, 2, causal},  {64, 4, 4, 6, 1280, 2, one_cell},
+        {64, 40, 8, 12, 1280, 2, window},
     };
 
     (void)state;

@@ -21,8 +21,8 @@
 /* Flash attention on the CPU sums in half precision and in the cells' order, so the same text in other cells gives logits that
  * differ by up to 0.006 (seen). */
 #define NEAR 0.03f
-#define NEAR_OTHERWISE                                                                                     \
-    0.8f /* quantised, in other batches or other cells: 0.38 seen; both weights and cache round coarsely */
+/* quantised, in other batches or other cells: 0.38 seen; both weights and cache round coarsely */
+#define NEAR_OTHERWISE 0.8f
 
 static struct ic_text_model *m;
 static int32_t token[N + 1];

@@ -21,8 +21,8 @@
 #define RANK 4
 #define V 512
 #define EXACT 1e-5f /* the same sums; adding nothing to them changes nothing */
-#define ROUNDED                                                                                            \
-    3e-2f /* the same numbers in another order, through five layers and a KV cache in f16 (kv_test.c) */
+/* the same numbers in another order, through five layers and a KV cache in f16 (kv_test.c) */
+#define ROUNDED 3e-2f
 #define CHANGED 1e-1f
 
 static char dir[] = "/tmp/ic_lora_test.XXXXXX";

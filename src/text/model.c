@@ -25,8 +25,8 @@
  * a tenth of a second, which is stolen from the Law M engine when both take turns. */
 #define THREADPOOL_POLL 1
 
-static _Thread_local char
-    complaint[IC_ERR_MSG_MAX]; /* what llama.cpp logged last as an error on this thread */
+/* what llama.cpp logged last as an error on this thread */
+static _Thread_local char complaint[IC_ERR_MSG_MAX];
 
 static void to_log(enum ggml_log_level level, const char *text, void *arg)
 {

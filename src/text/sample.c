@@ -68,8 +68,8 @@ static enum ic_status build_chain(struct ic_sampler *s, const struct ic_text_par
     } else {
         if (!p->has_seed && getrandom(&seed, sizeof seed, 0) != sizeof seed)
             return ic_fail(err, IC_INTERNAL, "no random seed to be had");
-        if (seed ==
-            LLAMA_DEFAULT_SEED) /* llama.cpp's mark for "random": keep the promise of a given seed */
+        /* llama.cpp's mark for "random": keep the promise of a given seed */
+        if (seed == LLAMA_DEFAULT_SEED)
             seed = 0;
         if (p->top_k > 0)
             chain_add(s, llama_sampler_init_top_k(p->top_k), &ok);
@@ -103,8 +103,8 @@ enum ic_status ic_sampler_open(struct ic_sampler **out, const struct ic_text_mod
         goto fail;
     }
     if (p->grammar) {
-        ic_log_mute_stderr(
-            true); /* the parser prints what is wrong with a client's text there, and the text */
+        /* the parser prints what is wrong with a client's text there, and the text */
+        ic_log_mute_stderr(true);
         s->grammar = llama_sampler_init_grammar(m->vocab, p->grammar, "root");
         ic_log_mute_stderr(false);
         if (!s->grammar) {

@@ -8,8 +8,8 @@
 typedef float ic_vec __attribute__((vector_size(32)));
 typedef int32_t ic_ivec __attribute__((vector_size(32)));
 #define IC_LANES 8
-#define IC_WITHIN                                                                                          \
-    static inline __attribute__((always_inline)) /* built for whatever processor its caller is */
+/* built for whatever processor its caller is */
+#define IC_WITHIN static inline __attribute__((always_inline))
 
 IC_WITHIN void ic_vec_greater(ic_vec *a, const ic_vec *b) /* *a = *b > *a ? *b : *a, by lanes */
 {

@@ -12,7 +12,7 @@ echo '#include <cuda_runtime_api.h>' >"$out/probe.cu"
 headers=$("$nvcc" -M "$out/probe.cu" 2>/dev/null | tr ' ' '\n' | sed -n 's|/cuda_runtime_api\.h$||p' | head -1)
 [ -n "$headers" ] || { echo "skipped: nvcc without cuda_runtime_api.h"; exit 77; }
 newest=$("$nvcc" --list-gpu-arch | sed -n 's/^compute_\([0-9][0-9]\)$/\1/p' | awk '$1 <= 90' | sort -n | tail -1)
-for file in pack exec; do
+for file in pack exec build tune states; do
     cc -std=gnu17 -O2 -Wall -Wextra -Wshadow -Wconversion -Wstrict-prototypes -Werror -D_GNU_SOURCE -fPIC -Isrc \
         -isystem "$headers" -c src/law/cuda/$file.c -o "$out/$file.o"
 done
