@@ -1,5 +1,5 @@
-// Guessing ahead on and off, in turns, one server at a time: a text that is quoted back, and free text. Prints tokens a second
-// (medians) and what share of the guesses was right.
+// Guessing ahead on and off, in turns, one server at a time: a text that is quoted back, free text, which may repeat itself, and
+// wild text, which does not. Prints tokens a second (medians) and what share of the guesses was right.
 //
 //   node bench/spec.mjs        MODEL=FILE.gguf BUILD=build THREADS=2 TURNS=5 DRAFT=FILE.gguf (it guesses, not the text itself)
 import { spawn } from 'node:child_process';
@@ -21,6 +21,7 @@ def volume(width, height, depth):
 const texts = {
   'quoted back': { prompt: `# file one\n${code}# file one again\n${code}# file one again\n`, temperature: 0 },
   'free text': { prompt: 'The old lighthouse keeper opened the door and', temperature: 0.8, seed: 1 },
+  'wild text': { prompt: 'The old lighthouse keeper opened the door and', temperature: 1.5, seed: 1 }, // never says a thing twice
 };
 
 async function serve(on) {
@@ -54,21 +55,27 @@ async function ask(port, params) {
   return ((n - 1) * 1000) / (last - first);
 }
 
+async function counted(port) {
+  const m = await (await fetch(`http://127.0.0.1:${port}/metrics`)).text();
+  return ['drafted', 'accepted'].map((what) => Number(m.match(new RegExp(`^ic_text_${what}_tokens_total (\\d+)`, 'm'))[1]));
+}
+
 const median = (v) => v.toSorted((a, b) => a - b)[Math.floor(v.length / 2)];
 const speed = {}, ratio = {};
-let drafted = 0, accepted = 0;
+const guesses = {}; // of each text: made, right
 for (let i = 0; i < turns; i++) {
   const now = {};
   for (const on of i % 2 ? ['1', '0'] : ['0', '1']) {
     const s = await serve(on);
     await ask(s.port, { prompt: 'warm', temperature: 0 });
+    let before = await counted(s.port);
     for (const [name, params] of Object.entries(texts)) {
       now[name + on] = await ask(s.port, params);
       (speed[name + on] ??= []).push(now[name + on]);
-      if (on === '1' && name === 'quoted back') {
-        const m = await (await fetch(`http://127.0.0.1:${s.port}/metrics`)).text();
-        drafted += Number(m.match(/^ic_text_drafted_tokens_total (\d+)/m)[1]);
-        accepted += Number(m.match(/^ic_text_accepted_tokens_total (\d+)/m)[1]);
+      if (on === '1') {
+        const after = await counted(s.port);
+        guesses[name] = (guesses[name] ?? [0, 0]).map((n, i) => n + after[i] - before[i]);
+        before = after;
       }
     }
     await s.stop();
@@ -76,6 +83,5 @@ for (let i = 0; i < turns; i++) {
   for (const name of Object.keys(texts)) (ratio[name] ??= []).push(now[`${name}1`] / now[`${name}0`]);
 }
 console.log(`model ${model.split('/').at(-1)}, ${threads} threads, medians of ${turns} turns, load ${os.loadavg().map((x) => x.toFixed(2)).join(' ')}`);
-for (const [name, bar] of [['quoted back', 1.5], ['free text', 0.97]])
-  console.log(`${name}: ${median(speed[`${name}1`]).toFixed(2)} tokens/s with guesses, ${median(speed[`${name}0`]).toFixed(2)} without: ${median(ratio[name]).toFixed(3)} (bar ${bar}) ${median(ratio[name]) >= bar ? 'met' : 'MISSED'}`);
-console.log(`guesses that were right: ${accepted} of ${drafted}`);
+for (const [name, bar] of [['quoted back', 1.5], ['free text', 0.97], ['wild text', 0.97]])
+  console.log(`${name}: ${median(speed[`${name}1`]).toFixed(2)} tokens/s with guesses, ${median(speed[`${name}0`]).toFixed(2)} without: ${median(ratio[name]).toFixed(3)} (bar ${bar}) ${median(ratio[name]) >= bar ? 'met' : 'MISSED'}; ${guesses[name][1]} of ${guesses[name][0]} guesses were right`);
