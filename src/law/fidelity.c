@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "law/cpu/pool.h"
 #include "law/init.h"
 #include "law/metrics.h"
 #include "law/stats.h"
@@ -55,6 +56,7 @@ struct run {
     unsigned planned, in_batch[BATCHES];  /* samples in all; of each batch */
     size_t floats, memory;                /* of psi; of each of h, c */
     struct row row[ROWS];
+    struct ic_cpu_pool *pool; /* computes metrics */
     struct ic_law_io from[SEEDS], to[SEEDS]; /* scratch: the float32 state, and where a row takes it */
     FILE *csv;
 };
@@ -152,21 +154,27 @@ static void put_csv(const struct run *r, const struct row *w, const char *what, 
         fprintf(r->csv, "%u,%s,%s,%s,%d,%u,%.9g\n", r->grid, w->name, what, metric, seed, step, value);
 }
 
+/* Unit: a row's seed. What a sample adds belongs to it alone. */
+static void sample_one(void *ctx, unsigned unit, unsigned worker)
+{
+    struct run *r = ctx;
+    struct row *w = &r->row[unit / r->o->seeds];
+    const unsigned s = unit % r->o->seeds, batch = r->samples * r->batches / r->planned;
+    const struct ic_law_shape shape = {r->grid, r->grid, w->law->d};
+    struct ic_law_metrics m;
+    (void)worker;
+    if (ic_law_metrics_compute(w->io[s].psi, NULL, shape, 0, &m, NULL) != IC_OK)
+        return;
+    for (size_t k = 0; k < JUDGED; k++)
+        w->sum[k][s][batch] += *(const double *)(const void *)((const char *)&m + judged[k].at);
+}
+
 static void sample_metrics(struct run *r)
 {
-    const struct ic_law *law = r->row[0].law;
-    const struct ic_law_shape shape = {r->grid, r->grid, law->d};
-    const unsigned batch = r->samples * r->batches / r->planned;
-    for (unsigned i = 0; i < r->rows; i++)
-        for (unsigned s = 0; s < r->o->seeds; s++) {
-            struct ic_law_metrics m;
-            if (ic_law_metrics_compute(r->row[i].io[s].psi, NULL, shape, 0, &m, NULL) != IC_OK)
-                continue;
-            for (size_t k = 0; k < JUDGED; k++)
-                r->row[i].sum[k][s][batch] +=
-                    *(const double *)(const void *)((const char *)&m + judged[k].at);
-        }
-    r->in_batch[batch]++;
+    ic_cpu_pool_take(r->pool);
+    ic_cpu_pool_run(r->pool, sample_one, r, r->rows * r->o->seeds);
+    ic_cpu_pool_release(r->pool);
+    r->in_batch[r->samples * r->batches / r->planned]++;
     r->samples++;
 }
 
@@ -288,20 +296,36 @@ static void plan_samples(struct run *r)
     r->batches = r->planned < BATCHES ? r->planned : BATCHES;
 }
 
+/* Whether the one-step error of step t is taken. */
+static bool takes_one_step(const struct run *r, unsigned t)
+{
+    const unsigned steps = r->o->steps, every = (steps / 2) / ONE_STEPS + 1;
+    return t > steps / 2 && (steps - t) % every == 0;
+}
+
+static bool samples(const struct run *r, unsigned t)
+{
+    return t > r->spin_up && (r->o->steps - t) % r->every == 0;
+}
+
+/* From one step that is looked at to the next; in between a device keeps its states to itself. */
 static enum ic_status step_through(struct run *r, struct ic_err *err)
 {
-    const unsigned steps = r->o->steps, one = (steps / 2) / ONE_STEPS + 1;
     enum ic_status st = IC_OK;
     plan_samples(r);
-    for (unsigned t = 1, next = 0; t <= steps && st == IC_OK; t++) {
-        const bool take = t > steps / 2 && (steps - t) % one == 0;
+    for (unsigned done = 0, next = 0; done < r->o->steps && st == IC_OK;) {
+        const bool take = takes_one_step(r, done + 1);
+        unsigned t = done + 1; /* the last step is looked at: samples() */
+        while (!samples(r, t) && t != r->time[next] && !takes_one_step(r, t) && !takes_one_step(r, t + 1))
+            t++;
         for (unsigned s = 0; take && s < r->o->seeds; s++)
             io_copy(r, &r->from[s], &r->row[0].io[s]);
         for (unsigned i = 0; i < r->rows && st == IC_OK; i++)
-            st = ic_law_exec_run(r->o->backend, r->row[i].exec, r->row[i].io, r->o->seeds, 1, err);
+            st = ic_law_exec_run(r->o->backend, r->row[i].exec, r->row[i].io, r->o->seeds, t - done, err);
+        done = t;
         if (take && st == IC_OK)
             st = one_steps(r, t, err);
-        if (t > r->spin_up && (steps - t) % r->every == 0)
+        if (samples(r, t))
             sample_metrics(r);
         if (next < r->times && t == r->time[next])
             take_overlaps(r, next++);
@@ -503,9 +527,12 @@ static enum ic_status run_grid(struct run *r, FILE *plot, unsigned which,
         s = row_open(r, &r->row[i], i ? &r->o->row[i - 1].policy : &fp32, err);
     }
     if (s == IC_OK)
+        s = ic_cpu_pool_open(r->o->threads, &r->pool, err);
+    if (s == IC_OK)
         s = start(r, err);
     if (s == IC_OK)
         s = step_through(r, err);
+    ic_cpu_pool_close(&r->pool);
     if (s == IC_OK) {
         judge(r);
         const enum ic_law_fidelity_verdict v = print_grid(r);
