@@ -136,7 +136,7 @@ static void check_random(enum ic_law_arch arch, unsigned d, unsigned b, unsigned
     static const struct {
         const char *name;
         double bound;
-    } all[] = {{"cuda-fp32", 2e-5}, {"cuda", BOUND_F16}, {"cuda-bf16", BOUND_BF16}};
+    } all[] = {{"cuda-fp32", 2e-5}, {"cuda-fp16", BOUND_F16}, {"cuda-bf16", BOUND_BF16}};
     struct ic_law *law = synth_law(arch, d, b, 11 + d);
     struct ic_law_policy policy;
     struct ic_err err = {0};
@@ -180,6 +180,27 @@ static void check_random(enum ic_law_arch arch, unsigned d, unsigned b, unsigned
         rig_close(&r);
     }
     rig_close(&ref);
+    synth_free(law);
+}
+
+/* The back end "cuda" computes a law in what its weights are kept in. */
+static void check_choice(enum ic_law_arch arch, const char *precision, const char *same_as)
+{
+    struct ic_law *law = synth_law(arch, 4, 16, 5);
+    struct ic_law_policy policy;
+    struct ic_err err = {0};
+    if (!law || ic_law_policy_parse(precision, NULL, &policy, &err) != IC_OK ||
+        !synth_requantise(law, &policy))
+        die("a law", &err);
+    struct rig chosen = rig_open(law, "cuda", 32, 32, 1), named = rig_open(law, same_as, 32, 32, 1);
+    steps(&chosen, 1, 3);
+    steps(&named, 1, 3);
+    const bool same = memcmp(chosen.io[0].psi, named.io[0].psi, named.plan->psi_bytes) == 0;
+    printf("cuda, %s kept in %s: %s %s  ", ic_law_arch_info(arch)->name, precision, same ? "as" : "NOT as",
+           same_as);
+    verdict(same ? 0 : 1, 0.5);
+    rig_close(&chosen);
+    rig_close(&named);
     synth_free(law);
 }
 
@@ -343,7 +364,7 @@ static void compare_frame(struct rig *r, struct ic_view_ctx *ctx, unsigned i, co
 static void check_frames(unsigned d, unsigned grid_h, unsigned grid_w)
 {
     struct ic_law *law = synth_law(IC_LAW_UNET_UNITARY, d, 16, 3);
-    struct rig r = rig_open(law, "cuda", grid_h, grid_w, 4);
+    struct rig r = rig_open(law, "cuda-fp16", grid_h, grid_w, 4);
     const size_t row = 2 * (size_t)d, cells = (size_t)grid_h * grid_w;
     struct ic_view_ctx *ctx;
     struct ic_err err = {0};
@@ -440,7 +461,7 @@ static double *read_f64(const struct ic_tensors *set, const char *name, size_t *
 
 static void check_golden(const char *root, const char *folder, const char *checkpoint, const char *arch)
 {
-    static const char *const names[] = {"cuda-fp32", "cuda", "cuda-bf16"};
+    static const char *const names[] = {"cuda-fp32", "cuda-fp16", "cuda-bf16"};
     char path[1024];
     struct ic_err err = {0};
     struct ic_law *law;
@@ -510,13 +531,18 @@ static int check(const char *root)
     check_random(IC_LAW_UNET_UNITARY, 5, 20, 20, 12, "all=nf4");
     check_random(IC_LAW_UNET_CONVLSTM, 4, 16, 16, 16, "all=nf4");
     check_random(IC_LAW_UNET_UNITARY, 8, 32, 32, 32, "all=fp16");
-    check_many("cuda");
+    check_choice(IC_LAW_UNET_UNITARY, "fp32", "cuda-fp32");
+    check_choice(IC_LAW_UNET_UNITARY, "fp16", "cuda-fp16");
+    check_choice(IC_LAW_UNET_UNITARY, "bf16", "cuda-bf16");
+    check_choice(IC_LAW_UNET_UNITARY, "nf4", "cuda-fp16");
+    check_choice(IC_LAW_SNN_UNET, "nf4", "cuda-fp32");
+    check_many("cuda-fp16");
     check_many("cuda-fp32");
     for (int arch = 0; arch < IC_LAW_ARCH_COUNT; arch++)
         check_resident("cuda-fp32", (enum ic_law_arch)arch, 4, 16, 16);
-    check_resident("cuda", IC_LAW_UNET_UNITARY, 8, 32, 64);
-    check_resident("cuda", IC_LAW_UNET_CONVLSTM, 4, 16, 32);
-    check_resident("cuda", IC_LAW_MLP, 5, 10, 20);
+    check_resident("cuda-fp16", IC_LAW_UNET_UNITARY, 8, 32, 64);
+    check_resident("cuda-fp16", IC_LAW_UNET_CONVLSTM, 4, 16, 32);
+    check_resident("cuda-fp16", IC_LAW_MLP, 5, 10, 20);
     check_resident("cuda-bf16", IC_LAW_DEEP_QCA, 4, 16, 32);
     check_frames(8, 64, 64);
     check_frames(1, 12, 20);
@@ -540,7 +566,7 @@ static int quick(void)
 static int small(void)
 {
     struct ic_law *law = synth_law(IC_LAW_UNET_UNITARY, 4, 16, 3);
-    static const char *const names[] = {"cuda", "cuda-fp32"};
+    static const char *const names[] = {"cuda-fp16", "cuda-fp32"};
     for (int i = 0; i < 2; i++) {
         struct rig r = rig_open(law, names[i], 16, 16, 2);
         steps(&r, 2, 2);
@@ -621,7 +647,7 @@ static int serve(unsigned grid, unsigned batch)
                 {"a u8 density frame of each, every step", SERVE_FRAMES, 1},
                 {"the same, every 10 steps", SERVE_FRAMES, 10}};
     struct ic_law *law = synth_law(IC_LAW_UNET_UNITARY, 8, 32, 1);
-    struct rig r = rig_open(law, "cuda", grid, grid, batch);
+    struct rig r = rig_open(law, "cuda-fp16", grid, grid, batch);
     struct ic_err err = {0};
     double device[3];
     const size_t plan_bytes = r.be->exec_bytes(r.exec);
@@ -710,7 +736,7 @@ static void time_case(const struct options *o, const struct ic_law *law, unsigne
 
 static int timing(int argc, char **argv)
 {
-    struct options o = {.backend = "cuda", .d = 8, .b = 32};
+    struct options o = {.backend = "cuda-fp16", .d = 8, .b = 32};
     struct ic_law_policy policy;
     struct ic_err err = {0};
     for (int i = 0; i + 1 < argc; i += 2) {

@@ -398,9 +398,9 @@ static enum ic_status fb_delta(struct ic_law_exec *e, unsigned place, float *out
 
 /* ---- the table ------------------------------------------------------------------------------- */
 
-static size_t tensor_bytes(unsigned channels, unsigned height, unsigned width)
+static size_t tensor_bytes(const struct ic_law *law, unsigned channels, unsigned height, unsigned width)
 {
-    return first->tensor_bytes(channels, height, width);
+    return first->tensor_bytes(law, channels, height, width);
 }
 
 static void fb_unpack(struct ic_law_packed **packed)

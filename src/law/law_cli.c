@@ -35,7 +35,8 @@ static const char usage[] =
     "and the output in fp32. fidelity also knows fp32~: fp32 from starts nudged by a millionth. It ends "
     "with\n"
     "1 where a precision fails, 0 where each passes or more seeds would have to tell.\n"
-    "B is cpu (the default), ref, or on a GPU cuda, cuda-bf16 or cuda-fp32, from the plug-in\n"
+    "B is cpu (the default), ref, or on a GPU cuda (it computes in P; fp16 for nf4) or\n"
+    "cuda-fp16, cuda-bf16, cuda-fp32 whatever P is, from the plug-in\n"
     "libic-law-cuda.so beside this program or installed, or else from --law-plugin FILE.\n";
 
 static int usage_error(const char *what, const char *value)

@@ -16,8 +16,10 @@ const char *ic_law_op_name(enum ic_law_op_kind kind)
     return (unsigned)kind < IC_LAW_OP_COUNT ? op_names[kind] : "?";
 }
 
-size_t ic_law_tensor_bytes_nchw(unsigned channels, unsigned height, unsigned width)
+size_t ic_law_tensor_bytes_nchw(const struct ic_law *law, unsigned channels, unsigned height,
+                                unsigned width)
 {
+    (void)law;
     return (size_t)channels * height * width * sizeof(float);
 }
 
@@ -36,7 +38,7 @@ static int tensor(struct builder *b, const char *label, unsigned c, unsigned h, 
 {
     struct ic_law_plan *p = b->p;
     IC_ASSERT(p->tensor_count < IC_LAW_PLAN_TENSORS_MAX);
-    size_t stride = (b->bytes(c, h, w) + IC_LAW_ALIGN - 1) / IC_LAW_ALIGN * IC_LAW_ALIGN;
+    size_t stride = (b->bytes(b->law, c, h, w) + IC_LAW_ALIGN - 1) / IC_LAW_ALIGN * IC_LAW_ALIGN;
     p->tensors[p->tensor_count] =
         (struct ic_law_tensor){.channels = c, .height = h, .width = w, .stride = stride, .label = label};
     return (int)p->tensor_count++;

@@ -103,9 +103,10 @@ struct ic_law_op {
 #define IC_LAW_PLAN_TENSORS_MAX 64
 #define IC_LAW_ARENA_MAX ((uint64_t)1 << 40) /* bytes; a plan that needs more is refused */
 
-/* Bytes of one sample of a logical tensor in the back end's layout; rounded up to IC_LAW_ALIGN by
- * the plan. Must not depend on anything but its arguments. */
-typedef size_t (*ic_law_tensor_bytes_fn)(unsigned channels, unsigned height, unsigned width);
+/* Bytes of one sample of a logical tensor in the back end's layout, which may go by the law's precision;
+ * rounded up to IC_LAW_ALIGN by the plan. Must not depend on anything but its arguments and the device. */
+typedef size_t (*ic_law_tensor_bytes_fn)(const struct ic_law *law, unsigned channels, unsigned height,
+                                         unsigned width);
 
 struct ic_law_plan {
     const struct ic_law *law; /* borrowed */
@@ -142,8 +143,9 @@ struct ic_law_packed;
 void ic_law_plan_report(const struct ic_law_plan *plan, const struct ic_law_backend *be,
                         const struct ic_law_packed *packed, struct ic_buf *out);
 
-/* Plain float32 NCHW: channels * height * width * 4. */
-size_t ic_law_tensor_bytes_nchw(unsigned channels, unsigned height, unsigned width);
+/* Plain float32 NCHW: channels * height * width * 4; the law does not matter. */
+size_t ic_law_tensor_bytes_nchw(const struct ic_law *law, unsigned channels, unsigned height,
+                                unsigned width);
 
 /* ---- Back ends ------------------------------------------------------------------------------- */
 

@@ -10,7 +10,7 @@
 
 #include "law/plan.h"
 
-#define IC_LAW_PLUGIN_ABI 2
+#define IC_LAW_PLUGIN_ABI 3
 #define IC_LAW_PLUGIN_FILE "libic-law-cuda.so"
 #define IC_LAW_PLUGIN_LIB "../lib/inference-core" /* where `cmake --install` puts it */
 #define IC_LAW_PLUGIN_SYMBOL "ic_law_plugin"

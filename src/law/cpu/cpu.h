@@ -16,7 +16,8 @@
 extern const struct ic_law_backend ic_law_backend_cpu;
 
 /* Bytes of [ceil(channels/16)][height*width][16] float32. */
-size_t ic_law_cpu_tensor_bytes(unsigned channels, unsigned height, unsigned width);
+size_t ic_law_cpu_tensor_bytes(const struct ic_law *law, unsigned channels, unsigned height,
+                               unsigned width);
 
 struct ic_law_cpu_opts {
     const char *isa;      /* NULL: IC_LAW_ISA, else the best */

@@ -146,6 +146,7 @@ static inline bool synth_requantise(struct ic_law *law, const struct ic_law_poli
         const float *x = w->data;
         ic_law_weight_place(w, p[i], policy->twice, data + at);
         at += ic_law_weight_room(p[i], policy->twice, w->count);
+        law->precision = p[i] > law->precision ? p[i] : law->precision;
         good = ic_law_weight_fill(w, x, &err) == IC_OK && good;
     }
     if (!data)

@@ -20,8 +20,9 @@
 
 #define GRAPH_STEPS 8 /* steps of the long graph */
 
-size_t ic_cu_tensor_bytes(unsigned channels, unsigned height, unsigned width)
+size_t ic_cu_tensor_bytes(const struct ic_law *law, unsigned channels, unsigned height, unsigned width)
 {
+    (void)law;
     return (size_t)ic_cu_pad(channels) * height * width * 2;
 }
 
@@ -432,7 +433,13 @@ static bool cu_memory(uint64_t *bytes, uint64_t *total)
     return true;
 }
 
+/* what: the type it computes in, of `law`. */
 #define BACKEND(tag, id, what)                                                                             \
+    static size_t bytes_##tag(const struct ic_law *law, unsigned c, unsigned h, unsigned w)                \
+    {                                                                                                      \
+        return (what) == IC_CU_F32 ? ic_law_tensor_bytes_nchw(law, c, h, w)                                \
+                                   : ic_cu_tensor_bytes(law, c, h, w);                                     \
+    }                                                                                                      \
     static enum ic_status pack_##tag(const struct ic_law *law, unsigned threads,                           \
                                      struct ic_law_packed **out, struct ic_err *err)                       \
     {                                                                                                      \
@@ -441,7 +448,7 @@ static bool cu_memory(uint64_t *bytes, uint64_t *total)
     }                                                                                                      \
     static const struct ic_law_backend backend_##tag = {                                                   \
         .name = id,                                                                                        \
-        .tensor_bytes = what == IC_CU_F32 ? ic_law_tensor_bytes_nchw : ic_cu_tensor_bytes,                 \
+        .tensor_bytes = bytes_##tag,                                                                       \
         .pack = pack_##tag,                                                                                \
         .unpack = ic_cu_unpack,                                                                            \
         .packed_bytes = cu_packed_bytes,                                                                   \
@@ -462,7 +469,8 @@ static bool cu_memory(uint64_t *bytes, uint64_t *total)
         .delta = ic_cu_delta,                                                                              \
     };
 
-BACKEND(f16, "cuda", IC_CU_F16)
+BACKEND(any, "cuda", ic_cu_type_of(law))
+BACKEND(f16, "cuda-fp16", IC_CU_F16)
 BACKEND(bf16, "cuda-bf16", IC_CU_BF16)
 BACKEND(f32, "cuda-fp32", IC_CU_F32)
 
@@ -471,7 +479,7 @@ __attribute__((visibility("default"))) const struct ic_law_plugin ic_law_plugin 
     .backend_size = sizeof(struct ic_law_backend),
     .plan_size = sizeof(struct ic_law_plan),
     .law_size = sizeof(struct ic_law),
-    .backends = {&backend_f16, &backend_bf16, &backend_f32},
+    .backends = {&backend_any, &backend_f16, &backend_bf16, &backend_f32},
     .set_states = set_states,
     .time_steps = time_steps,
     .launches = launches,

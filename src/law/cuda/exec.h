@@ -30,10 +30,14 @@ static inline unsigned ic_cu_pad(unsigned channels)
 }
 
 /* Bytes of one sample of a tensor: 16-bit, [y][x][ic_cu_pad(channels)]. */
-size_t ic_cu_tensor_bytes(unsigned channels, unsigned height, unsigned width);
+size_t ic_cu_tensor_bytes(const struct ic_law *law, unsigned channels, unsigned height, unsigned width);
 
 /* What a CUDA call's failure means to the caller; `what` says what was tried. */
 enum ic_status ic_cu_fail(struct ic_err *err, cudaError_t e, const char *what);
+
+/* What the back end "cuda" computes a law in: what its weights are kept in. NF4's are expanded to fp16;
+ * spikes (SNN_UNET) need float32, and devices before 8.0 have nothing else. */
+enum ic_cu_type ic_cu_type_of(const struct ic_law *law);
 
 /* IC_UNAVAILABLE: no driver, no device, or one that is too old for `type`. */
 enum ic_status ic_cu_pack(const struct ic_law *law, enum ic_cu_type type, struct ic_law_packed **out,

@@ -20,6 +20,7 @@
 #define UNIT 128  /* values of a unit */
 #define BLOCK 128 /* columns that lie together */
 #define SMALLEST_GRID 16
+#define HALF_MAJOR 8 /* compute capability from which conv.cuh runs */
 
 /* Which of PyTorch's channels stands at a padded place; -1: none. */
 struct side {
@@ -254,7 +255,7 @@ static enum ic_status find_device(struct ic_law_packed *p, struct ic_err *err)
     if ((e = cudaGetDevice(&p->device)) != cudaSuccess ||
         (e = cudaGetDeviceProperties(&prop, p->device)) != cudaSuccess)
         return ic_cu_fail(err, e, "looking at the device");
-    if (p->type != IC_CU_F32 && prop.major < 8)
+    if (p->type != IC_CU_F32 && prop.major < HALF_MAJOR)
         return ic_fail(
             err, IC_UNAVAILABLE,
             "%s has compute capability %d.%d; the 16-bit back ends need 8.0, cuda-fp32 runs on any",
@@ -269,6 +270,18 @@ static enum ic_status find_device(struct ic_law_packed *p, struct ic_err *err)
               ic_cu_split_init(p->type, p->smem_max) == cudaSuccess &&
               ic_cu_fold_init(p->type, p->smem_max) == cudaSuccess;
     return IC_OK;
+}
+
+enum ic_cu_type ic_cu_type_of(const struct ic_law *law)
+{
+    int device, major = HALF_MAJOR; /* where none answers, pack says so */
+    if (law->precision == IC_LAW_FP32 || law->arch == IC_LAW_SNN_UNET)
+        return IC_CU_F32;
+    if (cudaGetDevice(&device) == cudaSuccess)
+        cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+    if (major < HALF_MAJOR)
+        return IC_CU_F32;
+    return law->precision == IC_LAW_BF16 ? IC_CU_BF16 : IC_CU_F16;
 }
 
 enum ic_status ic_cu_pack(const struct ic_law *law, enum ic_cu_type type, struct ic_law_packed **out,
