@@ -1,13 +1,19 @@
-/* Every operation of a plan in float32, NCHW, one plain kernel each: what the tensor core path is compared
- * with on the device, the only path for spiking laws (a rounding would flip a spike) and for GPUs without
- * bfloat16 tensor cores. Sums of a convolution run in float32 over all taps and channels with fused
+/* Every operation of a plan in float32, NCHW, one kernel each: for laws that are kept in float32, for spiking
+ * ones (a rounding would flip a spike), for GPUs without bfloat16 tensor cores, and what the tensor core path
+ * is compared with. Sums of a convolution run in float32 over all taps and channels with fused
  * multiply-adds; norms' statistics in float64. No fast-math. */
 #define _Noreturn __attribute__((noreturn)) /* plan.h is C */
 #include "law/cuda/kernels.h"
 #include "law/plan.h"
 
-#define OUTS 8 /* output channels of a thread */
-#define BLOCK 128
+#define BLOCK 128 /* threads; of convolutions and norms below */
+#define NORM_BLOCK 1024
+#define OUTS 8  /* outputs of a thread of a convolution */
+#define CELLS 4 /* cells, side by side */
+#define TILE 16 /* side of a block's */
+#define TILE_THREADS (TILE * TILE / CELLS)
+#define CHUNK 8           /* input channels in shared memory */
+#define BLOCKS_ENOUGH 264 /* two for each multiprocessor of the largest GPUs */
 
 __device__ static float activate(const ic_cu_op32 &a, float x)
 {
@@ -31,53 +37,103 @@ __global__ static void input32(const __grid_constant__ ic_cu_op32 a)
     }
 }
 
-template <int SIDE> __global__ static void conv32(const __grid_constant__ ic_cu_op32 a)
+/* A convolution, or (UP) a transposed one as a 1x1 convolution of the smaller tensor with an output for each
+ * of the four places that a cell grows into. A block: 16x16 cells, 8 * GROUPS outputs; a thread: 4 cells of a
+ * row, 8 outputs. Inputs and weights come CHUNK channels at a time; each sum runs over channels, then taps,
+ * whatever GROUPS is. */
+template <int SIDE, bool UP, int GROUPS>
+__global__ static void __launch_bounds__(TILE_THREADS *GROUPS) conv32(const __grid_constant__ ic_cu_op32 a)
 {
-    const int cells = a.height * a.width, i = blockIdx.x * BLOCK + threadIdx.x, s = blockIdx.z,
-              o0 = blockIdx.y * OUTS, x = i % a.width, y = i / a.width, all = a.cin[0] + a.cin[1];
-    if (!a.io[s].psi || i >= cells)
+    constexpr int TAPS = SIDE * SIDE, HALO = SIDE / 2, ROWS = TILE + 2 * HALO, ROW = (ROWS + 3) / 4 * 4,
+                  THREADS = TILE_THREADS * GROUPS, OUTPUTS = OUTS * GROUPS;
+    __shared__ __align__(16) float in[CHUNK][ROWS][ROW];
+    __shared__ __align__(16) float weight[CHUNK][TAPS][OUTPUTS];
+    const int height = UP ? a.height / 2 : a.height, width = UP ? a.width / 2 : a.width,
+              across = (width + TILE - 1) / TILE, x0 = (int)blockIdx.x % across * TILE,
+              y0 = (int)blockIdx.x / across * TILE, s = blockIdx.z, all = a.cin[0] + a.cin[1],
+              outputs = UP ? 4 * a.cout : a.cout, first = (int)blockIdx.y * OUTPUTS,
+              group = (int)threadIdx.x / TILE_THREADS, quad = (int)threadIdx.x % TILE_THREADS,
+              tx = quad % (TILE / CELLS) * CELLS, ty = quad / (TILE / CELLS);
+    if (!a.io[s].psi)
         return;
-    float acc[OUTS];
-    for (int o = 0; o < OUTS; o++)
-        acc[o] = a.bias && o0 + o < a.cout ? a.bias[o0 + o] : 0.0f;
-    for (int c = 0; c < all; c++) {
-        const int which = c >= a.cin[0], local = which ? c - a.cin[0] : c;
-        const float *in = a.in[which] + s * a.in_stride[which] + (size_t)local * cells;
-        for (int t = 0; t < SIDE * SIDE; t++) {
-            const int yy = y + t / SIDE - SIDE / 2, xx = x + t % SIDE - SIDE / 2;
-            if ((unsigned)yy >= (unsigned)a.height || (unsigned)xx >= (unsigned)a.width)
-                continue;
-            const float v = in[yy * a.width + xx];
+    float acc[CELLS][OUTS];
+    for (int o = 0; o < OUTS; o++) {
+        const int out = first + group * OUTS + o;
+        const float bias = a.bias && out < outputs ? a.bias[UP ? out / 4 : out] : 0.0f;
+        for (int i = 0; i < CELLS; i++)
+            acc[i][o] = bias;
+    }
+    for (int c0 = 0; c0 < all; c0 += CHUNK) {
+        const int chunk = min(CHUNK, all - c0);
+        for (int i = (int)threadIdx.x; i < chunk * ROWS * ROWS; i += THREADS) {
+            const int c = i / (ROWS * ROWS), y = i / ROWS % ROWS, x = i % ROWS, yy = y0 + y - HALO,
+                      xx = x0 + x - HALO, which = c0 + c >= a.cin[0],
+                      local = which ? c0 + c - a.cin[0] : c0 + c;
+            const bool there = (unsigned)yy < (unsigned)height && (unsigned)xx < (unsigned)width;
+            in[c][y][x] =
+                there ? a.in[which][s * a.in_stride[which] + ((size_t)local * height + yy) * width + xx]
+                      : 0.0f;
+        }
+        for (int i = (int)threadIdx.x; i < chunk * TAPS * OUTPUTS; i += THREADS) {
+            const int o = i % OUTPUTS, t = i / OUTPUTS % TAPS, c = i / (OUTPUTS * TAPS), out = first + o;
+            const size_t at =
+                UP ? (size_t)(c0 + c) * outputs + out : ((size_t)out * all + c0 + c) * TAPS + t;
+            weight[c][t][o] = out < outputs ? __ldg(a.weight + at) : 0.0f;
+        }
+        __syncthreads();
+        for (int c = 0; c < chunk; c++)
 #pragma unroll
-            for (int o = 0; o < OUTS; o++)
-                if (o0 + o < a.cout)
-                    acc[o] =
-                        fmaf(v, __ldg(a.weight + ((size_t)(o0 + o) * all + c) * SIDE * SIDE + t), acc[o]);
+            for (int dy = 0; dy < SIDE; dy++) {
+                float v[CELLS + 2 * HALO];
+#pragma unroll
+                for (int i = 0; i < CELLS + 2 * HALO; i++)
+                    v[i] = in[c][ty + dy][tx + i];
+#pragma unroll
+                for (int dx = 0; dx < SIDE; dx++)
+#pragma unroll
+                    for (int o = 0; o < OUTS; o++) {
+                        const float w = weight[c][dy * SIDE + dx][group * OUTS + o];
+#pragma unroll
+                        for (int i = 0; i < CELLS; i++)
+                            acc[i][o] = fmaf(v[i + dx], w, acc[i][o]);
+                    }
+            }
+        __syncthreads();
+    }
+    const int y = y0 + ty;
+    for (int o = 0; o < OUTS; o++) {
+        const int out = first + group * OUTS + o, channel = UP ? out / 4 : out;
+        for (int i = 0; i < CELLS; i++) {
+            const int x = x0 + tx + i;
+            if (out >= outputs || y >= height || x >= width)
+                continue;
+            const size_t cell =
+                UP ? (size_t)(2 * y + out % 4 / 2) * a.width + 2 * x + out % 2 : (size_t)y * width + x;
+            a.out[s * a.out_stride + (size_t)channel * a.height * a.width + cell] = activate(a, acc[i][o]);
         }
     }
-    for (int o = 0; o < OUTS && o0 + o < a.cout; o++)
-        a.out[s * a.out_stride + (size_t)(o0 + o) * cells + i] = activate(a, acc[o]);
 }
 
-/* A thread an output cell and OUTS channels. */
-__global__ static void convt32(const __grid_constant__ ic_cu_op32 a)
+/* More outputs a block read the input less often; fewer make more blocks, for small batches. */
+template <int SIDE, bool UP> static void run_conv32(const ic_cu_op32 &a, int samples, cudaStream_t stream)
 {
-    const int cells = a.height * a.width, i = blockIdx.x * BLOCK + threadIdx.x, s = blockIdx.z,
-              o0 = blockIdx.y * OUTS, x = i % a.width, y = i / a.width, w = a.width / 2,
-              tap = (y & 1) * 2 + (x & 1);
-    if (!a.io[s].psi || i >= cells)
-        return;
-    float acc[OUTS];
-    for (int o = 0; o < OUTS; o++)
-        acc[o] = a.bias && o0 + o < a.cout ? a.bias[o0 + o] : 0.0f;
-    for (int c = 0; c < a.cin[0]; c++) {
-        const float v = a.in[0][s * a.in_stride[0] + (size_t)c * (cells / 4) + (y / 2) * w + x / 2];
-        for (int o = 0; o < OUTS; o++)
-            if (o0 + o < a.cout)
-                acc[o] = fmaf(v, __ldg(a.weight + ((size_t)c * a.cout + o0 + o) * 4 + tap), acc[o]);
-    }
-    for (int o = 0; o < OUTS && o0 + o < a.cout; o++)
-        a.out[s * a.out_stride + (size_t)(o0 + o) * cells + i] = activate(a, acc[o]);
+    const int outputs = UP ? 4 * a.cout : a.cout, height = UP ? a.height / 2 : a.height,
+              width = UP ? a.width / 2 : a.width;
+    const unsigned tiles = (unsigned)((width + TILE - 1) / TILE * ((height + TILE - 1) / TILE)),
+                   n = (unsigned)samples;
+    const auto grid = [&](int groups) {
+        return dim3(tiles, (unsigned)((outputs + OUTS * groups - 1) / (OUTS * groups)), n);
+    };
+    const auto enough = [&](int groups) {
+        const dim3 g = grid(groups);
+        return outputs > OUTS * groups / 2 && g.x * g.y * g.z >= BLOCKS_ENOUGH;
+    };
+    if (enough(4))
+        conv32<SIDE, UP, 4><<<grid(4), TILE_THREADS * 4, 0, stream>>>(a);
+    else if (enough(2))
+        conv32<SIDE, UP, 2><<<grid(2), TILE_THREADS * 2, 0, stream>>>(a);
+    else
+        conv32<SIDE, UP, 1><<<grid(1), TILE_THREADS, 0, stream>>>(a);
 }
 
 __device__ static double block_sum(double v, double *shared)
@@ -89,7 +145,7 @@ __device__ static double block_sum(double v, double *shared)
         shared[threadIdx.x / 32] = v;
     __syncthreads();
     double sum = 0;
-    for (int i = 0; i < BLOCK / 32; i++)
+    for (int i = 0; i < NORM_BLOCK / 32; i++)
         sum += shared[i];
     return sum;
 }
@@ -97,7 +153,7 @@ __device__ static double block_sum(double v, double *shared)
 /* A block a group: the mean, then the squared deviations, then the values. */
 __global__ static void norm32(const __grid_constant__ ic_cu_op32 a)
 {
-    __shared__ double shared[BLOCK / 32];
+    __shared__ double shared[NORM_BLOCK / 32];
     const int s = blockIdx.z, g = blockIdx.x, per = a.cout / a.groups, cells = a.height * a.width;
     if (!a.io[s].psi)
         return;
@@ -106,15 +162,15 @@ __global__ static void norm32(const __grid_constant__ ic_cu_op32 a)
     const bool rms = a.kind == IC_LAW_OP_RMSNORM;
     double sum = 0, sq = 0;
     if (!rms) {
-        for (size_t i = threadIdx.x; i < n; i += BLOCK)
+        for (size_t i = threadIdx.x; i < n; i += NORM_BLOCK)
             sum += x[i];
         sum = block_sum(sum, shared) / (double)n;
     }
-    for (size_t i = threadIdx.x; i < n; i += BLOCK)
+    for (size_t i = threadIdx.x; i < n; i += NORM_BLOCK)
         sq += (x[i] - sum) * (x[i] - sum);
     sq = block_sum(sq, shared) / (double)n;
     const float mean = (float)sum, r = (float)(1.0 / sqrt(sq + (double)a.eps));
-    for (size_t i = threadIdx.x; i < n; i += BLOCK) {
+    for (size_t i = threadIdx.x; i < n; i += NORM_BLOCK) {
         const int c = g * per + (int)(i / cells);
         x[i] = activate(a, (x[i] - mean) * r * a.weight[c] + (a.bias ? a.bias[c] : 0.0f));
     }
@@ -224,15 +280,14 @@ __global__ static void update32(const __grid_constant__ ic_cu_op32 a)
 cudaError_t ic_cu_op32_run(const struct ic_cu_op32 *a, int samples, cudaStream_t stream)
 {
     const unsigned blocks = (unsigned)(a->height * a->width + BLOCK - 1) / BLOCK, n = (unsigned)samples;
-    const dim3 cells(blocks, 1, n), planes(blocks, (unsigned)a->cout, n),
-        outs(blocks, (unsigned)(a->cout + OUTS - 1) / OUTS, n), groups((unsigned)a->groups, 1, n);
+    const dim3 cells(blocks, 1, n), planes(blocks, (unsigned)a->cout, n), groups((unsigned)a->groups, 1, n);
     switch (a->kind) {
     case IC_LAW_OP_INPUT: input32<<<cells, BLOCK, 0, stream>>>(*a); break;
-    case IC_LAW_OP_CONV3X3: conv32<3><<<outs, BLOCK, 0, stream>>>(*a); break;
-    case IC_LAW_OP_CONV1X1: conv32<1><<<outs, BLOCK, 0, stream>>>(*a); break;
-    case IC_LAW_OP_CONVT2X2: convt32<<<outs, BLOCK, 0, stream>>>(*a); break;
+    case IC_LAW_OP_CONV3X3: run_conv32<3, false>(*a, samples, stream); break;
+    case IC_LAW_OP_CONV1X1: run_conv32<1, false>(*a, samples, stream); break;
+    case IC_LAW_OP_CONVT2X2: run_conv32<1, true>(*a, samples, stream); break;
     case IC_LAW_OP_GROUPNORM:
-    case IC_LAW_OP_RMSNORM: norm32<<<groups, BLOCK, 0, stream>>>(*a); break;
+    case IC_LAW_OP_RMSNORM: norm32<<<groups, NORM_BLOCK, 0, stream>>>(*a); break;
     case IC_LAW_OP_MAXPOOL2: pool32<<<planes, BLOCK, 0, stream>>>(*a); break;
     case IC_LAW_OP_RESIZE_HALF: resize32<<<planes, BLOCK, 0, stream>>>(*a); break;
     case IC_LAW_OP_MEM_IN: mem_in32<<<planes, BLOCK, 0, stream>>>(*a); break;
