@@ -56,7 +56,7 @@ struct run {
     unsigned planned, in_batch[BATCHES];  /* samples in all; of each batch */
     size_t floats, memory;                /* of psi; of each of h, c */
     struct row row[ROWS];
-    struct ic_cpu_pool *pool; /* computes metrics */
+    struct ic_cpu_pool *pool;                /* computes metrics */
     struct ic_law_io from[SEEDS], to[SEEDS]; /* scratch: the float32 state, and where a row takes it */
     FILE *csv;
 };

@@ -399,7 +399,8 @@ static size_t ref_exec_bytes(const struct ic_law_exec *e)
 static void ref_net_out(const struct ic_law_exec *e, unsigned i, float *out)
 {
     const struct ic_law_tensor *t = &e->plan->tensors[e->plan->net_out];
-    memcpy(out, sample(e, e->plan->net_out, i), ic_law_tensor_bytes_nchw(e->plan->law, t->channels, t->height, t->width));
+    memcpy(out, sample(e, e->plan->net_out, i),
+           ic_law_tensor_bytes_nchw(e->plan->law, t->channels, t->height, t->width));
 }
 
 const struct ic_law_backend ic_law_backend_ref = {
