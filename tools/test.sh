@@ -48,7 +48,7 @@ if [[ " $* " == *" release "* ]]; then
   IC_TEST_MODEL=$(tools/fetch-model.sh)
   export IC_TEST_MODEL
 fi
-export UBSAN_OPTIONS=print_stacktrace=1
+export UBSAN_OPTIONS=print_stacktrace=1 TSAN_OPTIONS=suppressions=$PWD/tools/tsan.supp
 for preset in "$@"; do
   run_preset "$preset"
 done
