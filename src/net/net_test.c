@@ -461,6 +461,32 @@ static void ws_stuck_client(void **state)
     close(fd);
 }
 
+static void ws_pings_at_once(void **state)
+{
+    (void)state;
+    /* more than pongs are kept for: some go unanswered, the latest never (RFC 6455, 5.5.3) */
+    uint8_t frames[300 * 16] = {0};
+    char name[16], *got;
+    size_t at = 0, len;
+    long last = -1;
+    int fd = cl_ws_open(srv.port, "/x", "");
+    for (int i = 0; i < 300; i++) {
+        int n = snprintf(name, sizeof name, "%d", i);
+        frames[at] = 0x89;
+        frames[at + 1] = (uint8_t)(0x80 | n);
+        memcpy(frames + at + 6, name, (size_t)n); /* the mask is 0 */
+        at += 6 + (size_t)n;
+    }
+    cl_write(fd, frames, at);
+    while (last < 299) {
+        assert_int_equal(cl_ws_next(fd, &got, &len), 0x8a);
+        assert_true(strtol(got, NULL, 10) > last);
+        last = strtol(got, NULL, 10);
+        free(got);
+    }
+    close(fd);
+}
+
 static void ws_idle(void **state)
 {
     (void)state;
@@ -530,6 +556,7 @@ int main(void)
         cmocka_unit_test(ws_outbox),
         cmocka_unit_test(ws_frames_dropped),
         cmocka_unit_test(ws_stuck_client),
+        cmocka_unit_test(ws_pings_at_once),
         cmocka_unit_test(ws_idle),
         cmocka_unit_test(close_all),
     };
