@@ -56,7 +56,7 @@ static void http_basics(void **state)
     cl_puts(fd, "POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc"
                 "GET /sse HTTP/1.1\r\nHost: x\r\n\r\n"
                 "POST /echo HTTP/1.1\nHost: x\nTransfer-Encoding: "
-                "chunked\n\n3;e=1\r\nabc\r\n2\r\nde\r\n0\r\nT: x\r\n\r\n");
+                "chunked\n\n3;e=1\r\nabc\r\n2\t;e\r\nde\r\n0\r\nT: x\r\n\r\n");
     assert_int_equal(cl_answer(fd, &a, false), 200);
     assert_string_equal(a.body, "abc");
     assert_int_equal(cl_answer(fd, &a, false), 200);
@@ -112,6 +112,11 @@ static void http_bad_requests(void **state)
         {400, "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n"},
         {400, "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n"},
         {400, "POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n"},
+        /* a line that two parties end at different bytes is one that they read differently */
+        {400, "POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\rX\n"},
+        {400, "POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\r\n"},
+        {400, "POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\r\n"},
+        {400, "GET / HTTP/1.x\r\nHost: x\r\n\r\n"},
         {413, "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100001\r\n\r\n"},
         {413, "POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n400000\r\nxxxxx"},
         {501, "POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip\r\n\r\n"},
