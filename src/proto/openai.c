@@ -106,10 +106,15 @@ static enum ic_status translate(json_t *o, struct completion *q, struct ic_err *
         json_object_set(o, "max_tokens", max);
     if (format && !json_is_null(format)) {
         const char *type = json_string_value(json_object_get(format, "type"));
-        json_t *schema = json_object_get(json_object_get(format, "json_schema"), "schema");
-        if (type && !strcmp(type, "json_schema") && schema && !json_is_null(schema))
+        bool object = type && !strcmp(type, "json_object"),
+             by_schema = type && !strcmp(type, "json_schema");
+        json_t *schema =
+            by_schema ? json_object_get(json_object_get(format, "json_schema"), "schema") : NULL;
+        if (!schema || json_is_null(schema)) /* where llama-server's clients put it, for both types */
+            schema = json_object_get(format, "schema");
+        if ((object || by_schema) && schema && !json_is_null(schema))
             json_object_set(o, "json_schema", schema);
-        else if (type && !strcmp(type, "json_object"))
+        else if (object)
             json_object_set_new(o, "json_schema", json_pack("{s:s}", "type", "object"));
         else if (!type || strcmp(type, "text") != 0)
             return ic_fail(err, IC_BAD_REQUEST,
