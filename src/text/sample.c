@@ -15,6 +15,7 @@ struct ic_sampler {
     struct llama_sampler *grammar; /* NULL: none */
     llama_token_data *cand;        /* n_vocab, refilled for every draw */
     int32_t n_vocab, logprobs;
+    bool by_token;      /* the grammar names tokens, so it may name control tokens */
     bool greedy, plain; /* plain: greedy with nothing in the way, an argmax is enough */
     const struct llama_vocab *vocab;
     /* with a grammar: [0, tail) what has been said of a character that is not complete; behind it, scratch */
@@ -65,7 +66,8 @@ static enum ic_status build_chain(struct ic_sampler *s, const struct ic_text_par
                   llama_sampler_init_penalties(s->n_vocab, IC_REPEAT_LAST_N, p->repeat_penalty,
                                                p->frequency_penalty, p->presence_penalty),
                   &ok);
-    s->greedy = p->temp <= 0.0f;
+    /* Below, nothing but the largest logit would be left either, until the quotients overflow and anything is drawn. */
+    s->greedy = p->temp < 1e-10f;
     s->plain = s->greedy && !penal && !p->grammar;
     if (s->greedy) {
         chain_add(s, llama_sampler_init_greedy(), &ok);
@@ -87,6 +89,24 @@ static enum ic_status build_chain(struct ic_sampler *s, const struct ic_text_par
     return ok ? IC_OK : ic_fail(err, IC_OOM, "out of memory");
 }
 
+/* Whether GBNF speaks of tokens, <[17]> or <think>, beside characters. */
+static bool names_tokens(const char *g)
+{
+    char end = 0; /* of the string, class or remark that we are in */
+
+    for (; *g; g++) {
+        if (*g == '\\' && end && end != '\n' && g[1])
+            g++;
+        else if (end)
+            end = *g == end ? 0 : end;
+        else if (*g == '<')
+            return true;
+        else
+            end = *g == '"' ? '"' : *g == '[' ? ']' : *g == '#' ? '\n' : 0;
+    }
+    return false;
+}
+
 /* The grammar is llama.cpp's, and takes some tokens for what they do not say: a control token for its own spelling, which
  * nobody gets to see, and overlong forms, which are no UTF-8, for characters. False: the token is one of these. Else *tail gets
  * how many bytes of s->said would be left of a character. */
@@ -100,7 +120,7 @@ static bool says_so(struct ic_sampler *s, int32_t token, size_t *tail)
     ic_vocab_piece(s->vocab, token, &s->said);
     size_t whole = ic_utf8_whole(s->said.data, s->said.len);
     *tail = s->said.len - whole;
-    return s->said.len > s->tail && !s->said.failed && ic_utf8_valid(s->said.data, whole);
+    return (s->said.len > s->tail || s->by_token) && !s->said.failed && ic_utf8_valid(s->said.data, whole);
 }
 
 static void accept_in_grammar(struct ic_sampler *s, int32_t token)
@@ -134,6 +154,7 @@ enum ic_status ic_sampler_open(struct ic_sampler **out, const struct ic_text_mod
         goto fail;
     }
     if (p->grammar) {
+        s->by_token = names_tokens(p->grammar);
         /* the parser prints what is wrong with a client's text there, and the text */
         ic_log_mute_stderr(true);
         s->grammar = llama_sampler_init_grammar(m->vocab, p->grammar, "root");
@@ -303,7 +324,9 @@ enum ic_status ic_sampler_draw(struct ic_sampler *s, const float *logits, struct
         if (s->grammar && token >= 0 && !grammar_takes(s, token))
             token = apply(s, true, logits);
     }
-    if (token < 0 || (s->grammar && !grammar_takes(s, token)))
+    if (s->grammar && (token < 0 || !grammar_takes(s, token)))
+        return ic_fail(err, IC_BAD_REQUEST, "the grammar leaves none of the model's tokens here");
+    if (token < 0)
         return ic_fail(err, IC_INTERNAL, "no token is allowed here");
     if (s->grammar)
         accept_in_grammar(s, token);

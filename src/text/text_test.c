@@ -594,9 +594,14 @@ static void tiny_temperatures_are_greedy(void **state)
     for (int i = 0; i < V; i++)
         l[i] += 500;
     for (size_t i = 0; i < sizeof temps / sizeof *temps; i++)
-        for (uint32_t seed = 0; seed < 8; seed++) {
+        for (uint32_t seed = 0; seed < 16; seed++) {
             struct ic_text_params p;
             ic_text_params_init(&p);
+            if (seed % 2) { /* nothing that leaves one token before the temperature comes */
+                p.top_k = 0;
+                p.top_p = 1;
+                p.min_p = 0;
+            }
             p.temp = temps[i];
             p.has_seed = true;
             p.seed = seed;
@@ -655,6 +660,12 @@ static void a_grammar_is_obeyed(void **state)
         free(p.grammar);
     }
     ic_buf_deinit(&b);
+    /* Leads nowhere, which only shows on the way: the client's fault as well. */
+    p.grammar = "root ::= \"a\" [z-a]";
+    s = sampler(&p, NULL, 0);
+    struct ic_sampled d = draw(s, l);
+    assert_int_equal(ic_sampler_draw(s, l, &d, &err), IC_BAD_REQUEST);
+    ic_sampler_close(&s);
     static char *const bad[] = {"root ::= \"a",     "nothing",    "tree ::= \"x\"",
                                 "root ::= missing", "root ::= (", "\xFF"};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
@@ -676,6 +687,9 @@ static void a_grammar_is_obeyed_by_what_is_said(void **state)
         /* 1 is the control token <s>, 0 <unk>: neither says anything */
         {"root ::= \"<s>\"", {1, 1, 1}, "<s>"},
         {"root ::= \"<unk>\" [a-z]", {0, 3 + 'q', 3 + 'q'}, "<unk>q"},
+        {"root ::= <[1]> \"<#\" [^<\\]]",
+         {1, 3 + 'q', 3 + 'q'},
+         "<#q"}, /* where it names the token it wants it */
         {"root ::= [^x]{3}", {1, 3 + 'q', 3 + 'q'}, "qqq"},
         /* E0 80 and F0 80 begin overlong forms, ED A0 surrogates; an end inside a character is none */
         {"root ::= [^x]{2}", {3 + 0xE0, 3 + 0x80, 3 + 0xA1}, "\xE0\xA1\x80\xE0\xA1\x80"},
