@@ -156,7 +156,7 @@ static enum ic_status parse_create(const struct ic_server *s, const json_t *o, s
         cmd->opts.set |= IC_SET_SEED;
         if (getrandom(&cmd->opts.seed, sizeof cmd->opts.seed, 0) < 0)
             cmd->opts.seed = cmd->rid;
-        cmd->opts.seed &= INT64_MAX; /* so that it can be said in JSON and given back */
+        cmd->opts.seed &= IC_SEED_SAFE;
     }
     if (!(cmd->opts.set & IC_SET_INIT)) { /* as the law's own configuration says */
         cmd->opts.set |= IC_SET_INIT;
