@@ -255,6 +255,9 @@ test('a client’s tools act, a paused simulation shows it', async () => {
   await c.refused('sim_tool', { sim_id, tool: 'vortex', radius: -1 }, 'bad_request');
   await c.refused('sim_tool', { sim_id, tool: 'vortex', args: { blend: 2 } }, 'bad_request');
   await c.refused('sim_tool', { sim_id, tool: 'inject_energy', type: 'coffee' }, 'bad_request');
+  await c.refused('sim_tool', { sim_id, tool: 'inject_energy', type: 'coffee', args: { x: 4 } }, 'bad_request');
+  for (const bad of [{ x: '8' }, { x: true }, { args: { radius: [4] } }, { args: { chance: {} } }, { args: 5 }, { args: [] }])
+    assert.match((await c.refused('sim_tool', { sim_id, tool: 'vortex', ...bad }, 'bad_request')).message, /must be/);
   assert.deepEqual(await c.state(sim_id), zero, 'what was refused has changed nothing');
   await c.close();
 });
