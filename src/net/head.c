@@ -110,7 +110,8 @@ static int parse_request_line(struct ic_req *r, char *line, const char **why)
         return 400;
     *target++ = 0;
     *version++ = 0;
-    if (strlen(version) != 8 || strncmp(version, "HTTP/", 5) || version[6] != '.')
+    if (strlen(version) != 8 || strncmp(version, "HTTP/", 5) || version[6] != '.' ||
+        !strchr("0123456789", version[7]))
         return 400;
     if (version[5] != '1') {
         *why = "only HTTP/1.x is spoken here";
@@ -322,8 +323,8 @@ void ic_req_deinit(struct ic_req *r)
     *r = (struct ic_req){0};
 }
 
-/* Chunked coding:  SIZE [;EXT] LF  DATA  CR LF  …  0 LF  TRAILER* LF */
-enum { K_SIZE, K_EXT, K_DATA, K_DATA_END, K_TRAILER, K_TRAILER_LINE };
+/* Chunked coding:  SIZE [;EXT] [CR] LF  DATA  [CR] LF  …  0 [CR] LF  TRAILER* LF */
+enum { K_SIZE, K_EXT, K_SIZE_LF, K_DATA, K_DATA_END, K_DATA_LF, K_TRAILER, K_TRAILER_LINE };
 
 /* One byte outside the data. False: malformed. */
 static bool chunked_byte(struct ic_chunked *s, uint8_t b)
@@ -341,15 +342,24 @@ static bool chunked_byte(struct ic_chunked *s, uint8_t b)
     }
         /* fall through */
     case K_EXT:
-        if (b == '\n') {
-            s->state = s->left ? K_DATA : K_TRAILER;
-            s->digits = 0;
+        if (b == '\r') {
+            s->state = K_SIZE_LF;
             return true;
         }
-        return (b == '\r' || b == ';' || b == ' ' || s->extra) && ++s->extra < IC_HEAD_MAX;
+        if (b != '\n')
+            return (b == ';' || b == ' ' || b == '\t' || s->extra) && ++s->extra < IC_HEAD_MAX;
+        /* fall through */
+    case K_SIZE_LF:
+        s->state = s->left ? K_DATA : K_TRAILER;
+        s->digits = 0;
+        return b == '\n';
     case K_DATA_END:
-        if (b == '\r')
+        if (b == '\r') {
+            s->state = K_DATA_LF;
             return true;
+        }
+        /* fall through */
+    case K_DATA_LF:
         s->state = K_SIZE;
         s->extra = 0;
         return b == '\n';

@@ -35,7 +35,7 @@
 #define IC_NET_RX 65536           /* one read */
 #define IC_NET_TX_TLS 16384       /* one TLS record */
 #define IC_NET_LINGER_MS 1000     /* wait for the client's FIN after ours */
-#define IC_NET_PONGS_MAX 64       /* unsent pongs of one peer; the newest are dropped */
+#define IC_NET_PONGS_MAX 64       /* unsent pongs of one peer; the last answers all pings that come then */
 #define IC_NET_CLOSE_WAIT_MS 1000 /* wait for the client's close frame after ours left */
 
 /* HTTP:      HEAD -> BODY -> APP -> HEAD … (keep-alive) or LINGER
@@ -104,7 +104,8 @@ struct conn {
     size_t frames;
     size_t held; /* TLS: bytes lws keeps for itself after a partial write */
     unsigned pongs;
-    uint8_t *stash; /* read ahead of the answer under way */
+    struct out_msg *last_pong; /* valid while pongs > 0 */
+    uint8_t *stash;            /* read ahead of the answer under way */
     size_t stash_len;
     struct http_state http;
     struct ws_state ws;

@@ -56,7 +56,7 @@ static void http_basics(void **state)
     cl_puts(fd, "POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc"
                 "GET /sse HTTP/1.1\r\nHost: x\r\n\r\n"
                 "POST /echo HTTP/1.1\nHost: x\nTransfer-Encoding: "
-                "chunked\n\n3;e=1\r\nabc\r\n2\r\nde\r\n0\r\nT: x\r\n\r\n");
+                "chunked\n\n3;e=1\r\nabc\r\n2\t;e\r\nde\r\n0\r\nT: x\r\n\r\n");
     assert_int_equal(cl_answer(fd, &a, false), 200);
     assert_string_equal(a.body, "abc");
     assert_int_equal(cl_answer(fd, &a, false), 200);
@@ -112,6 +112,11 @@ static void http_bad_requests(void **state)
         {400, "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n"},
         {400, "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n"},
         {400, "POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n"},
+        /* a line that two parties end at different bytes is one that they read differently */
+        {400, "POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\rX\n"},
+        {400, "POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\r\n"},
+        {400, "POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\r\n"},
+        {400, "GET / HTTP/1.x\r\nHost: x\r\n\r\n"},
         {413, "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100001\r\n\r\n"},
         {413, "POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n400000\r\nxxxxx"},
         {501, "POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip\r\n\r\n"},
@@ -461,6 +466,32 @@ static void ws_stuck_client(void **state)
     close(fd);
 }
 
+static void ws_pings_at_once(void **state)
+{
+    (void)state;
+    /* more than pongs are kept for: some go unanswered, the latest never (RFC 6455, 5.5.3) */
+    uint8_t frames[300 * 16] = {0};
+    char name[16], *got;
+    size_t at = 0, len;
+    long last = -1;
+    int fd = cl_ws_open(srv.port, "/x", "");
+    for (int i = 0; i < 300; i++) {
+        int n = snprintf(name, sizeof name, "%d", i);
+        frames[at] = 0x89;
+        frames[at + 1] = (uint8_t)(0x80 | n);
+        memcpy(frames + at + 6, name, (size_t)n); /* the mask is 0 */
+        at += 6 + (size_t)n;
+    }
+    cl_write(fd, frames, at);
+    while (last < 299) {
+        assert_int_equal(cl_ws_next(fd, &got, &len), 0x8a);
+        assert_true(strtol(got, NULL, 10) > last);
+        last = strtol(got, NULL, 10);
+        free(got);
+    }
+    close(fd);
+}
+
 static void ws_idle(void **state)
 {
     (void)state;
@@ -530,6 +561,7 @@ int main(void)
         cmocka_unit_test(ws_outbox),
         cmocka_unit_test(ws_frames_dropped),
         cmocka_unit_test(ws_stuck_client),
+        cmocka_unit_test(ws_pings_at_once),
         cmocka_unit_test(ws_idle),
         cmocka_unit_test(close_all),
     };

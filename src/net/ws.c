@@ -21,7 +21,8 @@
 
 enum { OP_CONT = 0, OP_TEXT = 1, OP_BINARY = 2, OP_CLOSE = 8, OP_PING = 9, OP_PONG = 10 };
 
-#define KEEP_CAP 2048 /* a message buffer up to this size is kept for the next message */
+#define CONTROL_MAX 125 /* bytes of a control frame's payload */
+#define KEEP_CAP 2048   /* a message buffer up to this size is kept for the next message */
 
 /* ---- out ---- */
 
@@ -58,8 +59,33 @@ static void send_control(struct conn *c, uint8_t op, const void *data, size_t le
     }
     if (len)
         memcpy(payload, data, len);
-    m->kind = op == OP_PONG ? OUT_PONG : OUT_CONTROL;
+    m->kind = OUT_CONTROL;
     conn_queue(c, m);
+}
+
+/* Of pings that come faster than their answers leave, the latest has to be answered (RFC 6455, 5.5.3): where the outbox
+ * holds as many pongs as it may, the last of them, which cannot have begun to leave, takes up what the newest ping says. */
+static void send_pong(struct conn *c, const void *data, size_t len)
+{
+    bool full = c->pongs == IC_NET_PONGS_MAX;
+    uint8_t *payload;
+    struct out_msg *m = full ? c->last_pong : frame_new(OP_PONG, CONTROL_MAX, &payload);
+    if (!m) {
+        conn_dead(c);
+        return;
+    }
+    if (full)
+        c->pending -= m->len;
+    m->len = 2 + len;
+    m->data[1] = (uint8_t)len;
+    if (len)
+        memcpy(m->data + 2, data, len);
+    m->kind = OUT_PONG;
+    if (full)
+        c->pending += m->len;
+    else
+        conn_queue(c, m);
+    c->last_pong = m;
 }
 
 /* Drops frames that have not begun to leave, oldest first, until `need` bytes fit; none when they would not
@@ -254,8 +280,8 @@ static void control_done(struct conn *c)
     switch (w->hdr[0] & 15) {
     case OP_CLOSE: got_close(c); break;
     case OP_PING:
-        if (c->state == C_OPEN && c->pongs < IC_NET_PONGS_MAX)
-            send_control(c, OP_PONG, w->control, w->control_len);
+        if (c->state == C_OPEN)
+            send_pong(c, w->control, w->control_len);
         break;
     default: break;
     }

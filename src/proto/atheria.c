@@ -534,7 +534,7 @@ static void load(struct ic_server *s, struct conn *c, const json_t *args)
         cmd.opts.init = IC_LAW_INIT_COMPLEX_NOISE;
     if (getrandom(&cmd.opts.seed, sizeof cmd.opts.seed, 0) < 0)
         cmd.opts.seed = s->last_rid;
-    cmd.opts.seed &= INT64_MAX;
+    cmd.opts.seed &= IC_SEED_SAFE;
     if (a->has_gamma) {
         cmd.opts.set |= IC_SET_GAMMA;
         cmd.opts.gamma = a->gamma;
@@ -599,7 +599,7 @@ static void do_reset(struct ic_server *s, struct conn *c, const json_t *args)
     (void)args;
     if (getrandom(&cmd.opts.seed, sizeof cmd.opts.seed, 0) < 0)
         cmd.opts.seed = s->last_rid;
-    cmd.opts.seed &= INT64_MAX;
+    cmd.opts.seed &= IC_SEED_SAFE;
     if (*a->init && ic_law_init_parse(a->init, &cmd.opts.init, NULL) == IC_OK)
         cmd.opts.set |= IC_SET_INIT;
     on_sim(s, c, &cmd);

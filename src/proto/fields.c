@@ -40,6 +40,13 @@ json_t *ic_json_object(const char *data, size_t len, struct ic_err *err)
         return NULL;
     }
     json_t *o = json_loadb(data, len, 0, &je);
+    /* A whole number past 64 bits is JSON all the same, and how JavaScript writes 1e20. */
+    if (!o && json_error_code(&je) == json_error_numeric_overflow)
+        o = json_loadb(data, len, JSON_DECODE_INT_AS_REAL, &je);
+    if (!o && json_error_code(&je) == json_error_numeric_overflow) {
+        ic_fail(err, IC_BAD_REQUEST, "a number is too large (line %d, column %d)", je.line, je.column);
+        return NULL;
+    }
     if (!o && (json_error_code(&je) == json_error_null_character ||
                json_error_code(&je) == json_error_null_byte_in_key)) {
         ic_fail(err, IC_BAD_REQUEST, "\\u0000 is not taken in a string (line %d, column %d)", je.line,

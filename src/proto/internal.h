@@ -39,6 +39,8 @@ struct sim_call {
     char id[];
 };
 
+/* Of a seed that the server chooses: what every client can read in JSON and give back, JavaScript's too. */
+#define IC_SEED_SAFE ((UINT64_C(1) << 53) - 1)
 #define IC_SIM_CALLS_MAX 256 /* sim_* messages of one connection that wait for their answer */
 
 enum dialect { DIALECT_NATIVE, DIALECT_ATHERIA };

@@ -375,7 +375,8 @@ static void op_abort(struct ic_server *s, struct conn *c, const struct msg *m)
 {
     const char *session = NULL;
     struct ic_err err = {0};
-    bool any = false;
+    bool any = false,
+         named = json_is_string(field(m, "id")); /* "" names a request that is not there, not all of them */
 
     if (!authed(s, c, m))
         return;
@@ -387,7 +388,7 @@ static void op_abort(struct ic_server *s, struct conn *c, const struct msg *m)
     for (int i = 0; c->streams && i < s->cfg.requests_max; i++) {
         struct stream *st = &c->streams[i];
         enum ic_cancel none = IC_CANCEL_NONE;
-        if (!st->req || (m->id[0] && strcmp(m->id, st->id) != 0) ||
+        if (!st->req || (named && strcmp(m->id, st->id) != 0) ||
             (session && (!se || st->session != se->handle)))
             continue;
         atomic_compare_exchange_strong(&st->req->cancel, &none, IC_CANCEL_ABORT);
@@ -396,7 +397,7 @@ static void op_abort(struct ic_server *s, struct conn *c, const struct msg *m)
     if (any)
         ic_text_engine_kick(s->text);
     struct ic_buf *b = ic_reply(s, "abort");
-    if (m->id[0])
+    if (named)
         ic_json_kstr(b, "id", m->id);
     if (session)
         ic_json_kstr(b, "session_id", session);

@@ -9,6 +9,7 @@
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "base/utf8.h"
 
 /* Bytes or tokens of /tokenize and /detokenize. The loop does them itself and everybody waits for it: 70 ms for
  * the worst 16 KiB, but 1 s for the worst 64 KiB. */
@@ -41,10 +42,16 @@ static void free_completion(struct http_job *job)
 
 /* ---- reading ------------------------------------------------------------------------------------------------------ */
 
+/* Asks for nothing: not there, or empty. */
+static bool asks_nothing(const json_t *v)
+{
+    return !v || json_is_null(v) || (json_is_array(v) && json_array_size(v) == 0) ||
+           (json_is_object(v) && json_object_size(v) == 0);
+}
+
 /* What would be ignored silently is refused by name. */
 static enum ic_status refuse_unsupported(const json_t *o, bool chat, struct ic_err *err)
 {
-    const json_t *tools = json_object_get(o, "tools"), *functions = json_object_get(o, "functions");
     const json_t *suffix = json_object_get(o, "suffix");
     int64_t n = 1, best_of = 1;
     bool echo = false;
@@ -57,11 +64,11 @@ static enum ic_status refuse_unsupported(const json_t *o, bool chat, struct ic_e
     if (n != 1 || best_of != 1)
         return ic_fail(err, IC_BAD_REQUEST,
                        "n and best_of must be 1: send several requests, they share the decoding");
-    if (chat && (json_array_size(tools) > 0 || json_array_size(functions) > 0))
+    if (!asks_nothing(json_object_get(o, "tools")) || !asks_nothing(json_object_get(o, "functions")))
         return ic_fail(err, IC_BAD_REQUEST, "tools are not supported");
     if (!chat && suffix && !json_is_null(suffix))
         return ic_fail(err, IC_BAD_REQUEST, "suffix is not supported");
-    if (json_object_size(json_object_get(o, "logit_bias")) > 0)
+    if (!asks_nothing(json_object_get(o, "logit_bias")))
         return ic_fail(err, IC_BAD_REQUEST, "logit_bias is not supported");
     if (echo)
         return ic_fail(err, IC_BAD_REQUEST, "echo is not supported");
@@ -106,10 +113,15 @@ static enum ic_status translate(json_t *o, struct completion *q, struct ic_err *
         json_object_set(o, "max_tokens", max);
     if (format && !json_is_null(format)) {
         const char *type = json_string_value(json_object_get(format, "type"));
-        json_t *schema = json_object_get(json_object_get(format, "json_schema"), "schema");
-        if (type && !strcmp(type, "json_schema") && schema && !json_is_null(schema))
+        bool object = type && !strcmp(type, "json_object"),
+             by_schema = type && !strcmp(type, "json_schema");
+        json_t *schema =
+            by_schema ? json_object_get(json_object_get(format, "json_schema"), "schema") : NULL;
+        if (!schema || json_is_null(schema)) /* where llama-server's clients put it, for both types */
+            schema = json_object_get(format, "schema");
+        if ((object || by_schema) && schema && !json_is_null(schema))
             json_object_set(o, "json_schema", schema);
-        else if (type && !strcmp(type, "json_object"))
+        else if (object)
             json_object_set_new(o, "json_schema", json_pack("{s:s}", "type", "object"));
         else if (!type || strcmp(type, "text") != 0)
             return ic_fail(err, IC_BAD_REQUEST,
@@ -188,13 +200,18 @@ static void put_usage(struct ic_buf *b, const struct ic_text_stats *t)
                   t->prompt_tokens, t->tokens, t->prompt_tokens + t->tokens, t->cached_tokens);
 }
 
-static void put_bytes(struct ic_buf *b, const char *s, size_t n)
+static void put_byte_list(struct ic_buf *b, const char *s, size_t n)
 {
-    ic_json_key(b, "bytes");
     ic_buf_puts(b, "[");
     for (size_t i = 0; i < n; i++)
         ic_buf_printf(b, i ? ",%u" : "%u", (unsigned char)s[i]);
     ic_buf_puts(b, "]");
+}
+
+static void put_bytes(struct ic_buf *b, const char *s, size_t n)
+{
+    ic_json_key(b, "bytes");
+    put_byte_list(b, s, n);
 }
 
 /* JSON has no infinity; OpenAI writes this instead. */
@@ -517,40 +534,65 @@ void ic_openai_completion(struct ic_server *s, struct ic_peer *p, const struct i
 
 /* ---- /tokenize, /detokenize: llama-server's formats ------------------------------------------------------------------- */
 
+/* A token with its text, or with its bytes where they are no text by themselves. */
+static void put_piece(struct ic_buf *b, const struct ic_text_model *m, int32_t token)
+{
+    struct ic_buf piece = {0};
+
+    ic_text_piece(m, token, &piece);
+    ic_buf_printf(b, "{\"id\":%d", token);
+    ic_json_key(b, "piece");
+    if (ic_utf8_valid(piece.data, piece.len))
+        ic_json_str(b, piece.data ? piece.data : "", piece.len);
+    else
+        put_byte_list(b, piece.data, piece.len);
+    ic_buf_puts(b, "}");
+    b->failed |= piece.failed;
+    ic_buf_deinit(&piece);
+}
+
 void ic_openai_tokenize(struct ic_server *s, struct ic_peer *p, const struct ic_http_req *r)
 {
     const struct ic_text_model *m = s->text ? ic_text_engine_borrow(s->text) : NULL;
     struct ic_err err = {0};
     json_t *o = ic_json_object(r->body, r->len, &err);
     const char *content = NULL;
-    bool special = false;
+    bool special = false, parse = false, pieces = false;
     int32_t *tokens = NULL, n = 0;
     struct ic_buf *b = &s->out;
 
     if (o && ic_field_str(o, "content", TOKENIZE_MAX, &content, &err) == IC_OK &&
-        ic_field_bool(o, "add_special", &special, &err) == IC_OK) {
+        ic_field_bool(o, "add_special", &special, &err) == IC_OK &&
+        ic_field_bool(o, "parse_special", &parse, &err) == IC_OK &&
+        ic_field_bool(o, "with_pieces", &pieces, &err) == IC_OK) {
         if (!content)
             ic_fail(&err, IC_BAD_REQUEST, "content is missing");
         else if (!m)
             ic_fail(&err, IC_UNAVAILABLE, "no text model is loaded");
-        else if (ic_text_tokenize(m, content, strlen(content), special, false, TOKENIZE_MAX, &tokens, &n,
+        else if (ic_text_tokenize(m, content, strlen(content), special, parse, TOKENIZE_MAX, &tokens, &n,
                                   &err) == IC_TOO_LARGE)
             ic_fail(&err, IC_TOO_LARGE, "content has more than %d tokens", TOKENIZE_MAX);
     }
-    if (m)
-        ic_text_engine_give_back(s->text);
     json_decref(o);
-    if (err.code != IC_OK) {
-        ic_http_error(s, p, ic_status_http(err.code), err.code, err.msg, NULL);
-        return;
-    }
     ic_buf_clear(b);
     ic_buf_puts(b, "{\"tokens\":[");
-    for (int32_t i = 0; i < n; i++)
-        ic_buf_printf(b, i ? ",%d" : "%d", tokens[i]);
+    for (int32_t i = 0; err.code == IC_OK && i < n; i++) {
+        ic_buf_puts(b, i ? "," : "");
+        if (pieces)
+            put_piece(b, m, tokens[i]);
+        else
+            ic_buf_printf(b, "%d", tokens[i]);
+    }
     ic_buf_puts(b, "]}");
+    if (m)
+        ic_text_engine_give_back(s->text);
     free(tokens);
-    p->vt->reply(p, 200, "application/json", NULL, b->data, b->len);
+    if (b->failed || b->len > s->cfg.outbox_max)
+        ic_fail(&err, IC_TOO_LARGE, "the answer would be longer than %zu bytes", s->cfg.outbox_max);
+    if (err.code != IC_OK)
+        ic_http_error(s, p, ic_status_http(err.code), err.code, err.msg, NULL);
+    else
+        p->vt->reply(p, 200, "application/json", NULL, b->data, b->len);
 }
 
 void ic_openai_detokenize(struct ic_server *s, struct ic_peer *p, const struct ic_http_req *r)

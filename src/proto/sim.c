@@ -90,12 +90,14 @@ static enum ic_status parse_tool(const json_t *o, struct ic_sim_cmd *cmd, struct
     enum ic_status st = ic_field_str(o, "tool", 64, &tool, err);
 
     ic_law_tool_args_init(&cmd->tool_args);
+    if (args && !json_is_null(args) && !json_is_object(args) && st == IC_OK)
+        st = ic_fail(err, IC_BAD_REQUEST, "args must be an object");
     if (!json_is_object(args))
         args = o;
     if (st == IC_OK)
         st = ic_law_tool_parse(tool, &cmd->tool, err);
     if (st == IC_OK)
-        st = ic_field_str(args, "type", 64, &type, err);
+        st = ic_field_str(json_object_get(args, "type") ? args : o, "type", 64, &type, err);
     if (st == IC_OK && type && cmd->tool == IC_LAW_TOOL_INJECT_ENERGY)
         st = ic_law_inject_parse(type, &cmd->tool_args.type, err);
     if (getrandom(&cmd->tool_args.seed, sizeof cmd->tool_args.seed, 0) < 0)
@@ -104,11 +106,13 @@ static enum ic_status parse_tool(const json_t *o, struct ic_sim_cmd *cmd, struct
     {
         if (st != IC_OK)
             break;
-        if (json_is_number(v)) {
-            st = ic_law_tool_arg_set(&cmd->tool_args, key, json_number_value(v), err);
-            if (st == IC_NOT_FOUND) /* not one of the tool's numbers */
-                st = IC_OK;
-        }
+        if (json_is_null(v))
+            continue;
+        st = ic_law_tool_arg_set(&cmd->tool_args, key, json_number_value(v), err);
+        if (st == IC_NOT_FOUND) /* not one of the tool's numbers */
+            st = IC_OK;
+        else if (!json_is_number(v))
+            st = ic_fail(err, IC_BAD_REQUEST, "%s must be a number", key);
     }
     return st;
 }
@@ -156,7 +160,7 @@ static enum ic_status parse_create(const struct ic_server *s, const json_t *o, s
         cmd->opts.set |= IC_SET_SEED;
         if (getrandom(&cmd->opts.seed, sizeof cmd->opts.seed, 0) < 0)
             cmd->opts.seed = cmd->rid;
-        cmd->opts.seed &= INT64_MAX; /* so that it can be said in JSON and given back */
+        cmd->opts.seed &= IC_SEED_SAFE;
     }
     if (!(cmd->opts.set & IC_SET_INIT)) { /* as the law's own configuration says */
         cmd->opts.set |= IC_SET_INIT;

@@ -21,6 +21,9 @@ int32_t ic_logits_argmax(const float *l, int32_t n);
 /* ln Σ exp(l), which turns logits into log probabilities; `max`: the largest. */
 float ic_logits_log_sum_exp(const float *l, int32_t n, float max);
 
+/* Appends a token's text to `out`; a control token has none. (prompt.c) */
+void ic_vocab_piece(const struct llama_vocab *vocab, int32_t token, struct ic_buf *out);
+
 #define IC_TEXT_SEQS_MAX 256 /* llama.cpp's LLAMA_MAX_SEQ */
 
 struct ic_text_model {

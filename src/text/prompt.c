@@ -81,13 +81,18 @@ enum ic_status ic_text_tokenize_more(const struct ic_text_model *m, const char *
 
 void ic_text_piece(const struct ic_text_model *m, int32_t token, struct ic_buf *out)
 {
+    ic_vocab_piece(m->vocab, token, out);
+}
+
+void ic_vocab_piece(const struct llama_vocab *vocab, int32_t token, struct ic_buf *out)
+{
     char small[64];
-    int32_t n = llama_token_to_piece(m->vocab, token, small, sizeof small, 0, false);
+    int32_t n = llama_token_to_piece(vocab, token, small, sizeof small, 0, false);
 
     if (n >= 0) {
         ic_buf_put(out, small, (size_t)n);
     } else if (ic_buf_reserve(out, (size_t)-n)) {
-        n = llama_token_to_piece(m->vocab, token, out->data + out->len, -n, 0, false);
+        n = llama_token_to_piece(vocab, token, out->data + out->len, -n, 0, false);
         out->len += n > 0 ? (size_t)n : 0;
     }
 }

@@ -6,6 +6,7 @@
 #include <sys/random.h>
 
 #include "base/log.h"
+#include "base/utf8.h"
 #include "text/internal.h"
 #include "text/vec.h"
 
@@ -14,8 +15,12 @@ struct ic_sampler {
     struct llama_sampler *grammar; /* NULL: none */
     llama_token_data *cand;        /* n_vocab, refilled for every draw */
     int32_t n_vocab, logprobs;
+    bool by_token;      /* the grammar names tokens, so it may name control tokens */
     bool greedy, plain; /* plain: greedy with nothing in the way, an argmax is enough */
     const struct llama_vocab *vocab;
+    /* with a grammar: [0, tail) what has been said of a character that is not complete; behind it, scratch */
+    struct ic_buf said;
+    size_t tail;
 };
 
 void ic_text_params_init(struct ic_text_params *p)
@@ -61,7 +66,8 @@ static enum ic_status build_chain(struct ic_sampler *s, const struct ic_text_par
                   llama_sampler_init_penalties(s->n_vocab, IC_REPEAT_LAST_N, p->repeat_penalty,
                                                p->frequency_penalty, p->presence_penalty),
                   &ok);
-    s->greedy = p->temp <= 0.0f;
+    /* Below, nothing but the largest logit would be left either, until the quotients overflow and anything is drawn. */
+    s->greedy = p->temp < 1e-10f;
     s->plain = s->greedy && !penal && !p->grammar;
     if (s->greedy) {
         chain_add(s, llama_sampler_init_greedy(), &ok);
@@ -81,6 +87,51 @@ static enum ic_status build_chain(struct ic_sampler *s, const struct ic_text_par
         chain_add(s, llama_sampler_init_dist(seed), &ok);
     }
     return ok ? IC_OK : ic_fail(err, IC_OOM, "out of memory");
+}
+
+/* Whether GBNF speaks of tokens, <[17]> or <think>, beside characters. */
+static bool names_tokens(const char *g)
+{
+    char end = 0; /* of the string, class or remark that we are in */
+
+    for (; *g; g++) {
+        if (*g == '\\' && end && end != '\n' && g[1])
+            g++;
+        else if (end)
+            end = *g == end ? 0 : end;
+        else if (*g == '<')
+            return true;
+        else
+            end = *g == '"' ? '"' : *g == '[' ? ']' : *g == '#' ? '\n' : 0;
+    }
+    return false;
+}
+
+/* The grammar is llama.cpp's, and takes some tokens for what they do not say: a control token for its own spelling, which
+ * nobody gets to see, and overlong forms, which are no UTF-8, for characters. False: the token is one of these. Else *tail gets
+ * how many bytes of s->said would be left of a character. */
+static bool says_so(struct ic_sampler *s, int32_t token, size_t *tail)
+{
+    s->said.len = s->tail;
+    s->said.failed = false;
+    *tail = s->tail;
+    if (llama_vocab_is_eog(s->vocab, token))
+        return s->tail == 0;
+    ic_vocab_piece(s->vocab, token, &s->said);
+    size_t whole = ic_utf8_whole(s->said.data, s->said.len);
+    *tail = s->said.len - whole;
+    return (s->said.len > s->tail || s->by_token) && !s->said.failed && ic_utf8_valid(s->said.data, whole);
+}
+
+static void accept_in_grammar(struct ic_sampler *s, int32_t token)
+{
+    size_t tail;
+
+    llama_sampler_accept(s->grammar, token);
+    says_so(s, token, &tail);
+    if (tail)
+        memmove(s->said.data, s->said.data + s->said.len - tail, tail);
+    s->tail = tail;
 }
 
 enum ic_status ic_sampler_open(struct ic_sampler **out, const struct ic_text_model *m,
@@ -103,6 +154,7 @@ enum ic_status ic_sampler_open(struct ic_sampler **out, const struct ic_text_mod
         goto fail;
     }
     if (p->grammar) {
+        s->by_token = names_tokens(p->grammar);
         /* the parser prints what is wrong with a client's text there, and the text */
         ic_log_mute_stderr(true);
         s->grammar = llama_sampler_init_grammar(m->vocab, p->grammar, "root");
@@ -134,8 +186,9 @@ enum ic_status ic_sampler_rebind(struct ic_sampler *s, const struct ic_text_mode
     llama_sampler_free(s->grammar);
     if (!(s->grammar = llama_sampler_init_grammar(m->vocab, p->grammar, "root")))
         return ic_fail(err, IC_OOM, "out of memory");
+    s->tail = 0;
     for (int32_t i = 0; i < n; i++)
-        llama_sampler_accept(s->grammar, said[i]);
+        accept_in_grammar(s, said[i]);
     return IC_OK;
 }
 
@@ -149,6 +202,7 @@ void ic_sampler_close(struct ic_sampler **sp)
         llama_sampler_free(s->chain);
     if (s->grammar)
         llama_sampler_free(s->grammar);
+    ic_buf_deinit(&s->said);
     free(s->cand);
     free(s);
     *sp = NULL;
@@ -212,14 +266,18 @@ WIDE float ic_logits_log_sum_exp(const float *l, int32_t n, float max)
     return max + (float)log(sum);
 }
 
-static int32_t apply(struct ic_sampler *s, struct llama_sampler *first, const float *logits)
+static int32_t apply(struct ic_sampler *s, bool in_grammar, const float *logits)
 {
     llama_token_data_array arr = {s->cand, (size_t)s->n_vocab, -1, false};
+    size_t tail;
 
     for (int32_t i = 0; i < s->n_vocab; i++)
         s->cand[i] = (llama_token_data){i, logits[i], 0.0f};
-    if (first)
-        llama_sampler_apply(first, &arr);
+    if (in_grammar)
+        llama_sampler_apply(s->grammar, &arr);
+    for (int32_t i = 0; in_grammar && i < s->n_vocab; i++)
+        if (isfinite(s->cand[i].logit) && !says_so(s, i, &tail))
+            s->cand[i].logit = -INFINITY;
     llama_sampler_apply(s->chain, &arr);
     return arr.selected >= 0 && (size_t)arr.selected < arr.size ? arr.data[arr.selected].id : -1;
 }
@@ -230,8 +288,10 @@ static bool grammar_takes(struct ic_sampler *s, int32_t token)
     llama_token_data one = {token, 1.0f, 0.0f};
     llama_token_data_array arr = {&one, 1, -1, false};
 
+    size_t tail;
+
     llama_sampler_apply(s->grammar, &arr);
-    return isfinite(one.logit);
+    return isfinite(one.logit) && says_so(s, token, &tail);
 }
 
 static void fill_top(const float *l, int32_t n, float lse, int32_t want, struct ic_sampled *out)
@@ -260,14 +320,16 @@ enum ic_status ic_sampler_draw(struct ic_sampler *s, const float *logits, struct
     if (!isfinite(logits[best]))
         return ic_fail(err, IC_INTERNAL, "the model gave no usable logits");
     if (!s->plain) {
-        token = apply(s, NULL, logits);
+        token = apply(s, false, logits);
         if (s->grammar && token >= 0 && !grammar_takes(s, token))
-            token = apply(s, s->grammar, logits);
+            token = apply(s, true, logits);
     }
-    if (token < 0 || (s->grammar && !grammar_takes(s, token)))
+    if (s->grammar && (token < 0 || !grammar_takes(s, token)))
+        return ic_fail(err, IC_BAD_REQUEST, "the grammar leaves none of the model's tokens here");
+    if (token < 0)
         return ic_fail(err, IC_INTERNAL, "no token is allowed here");
     if (s->grammar)
-        llama_sampler_accept(s->grammar, token);
+        accept_in_grammar(s, token);
     llama_sampler_accept(s->chain, token);
 
     float lse = ic_logits_log_sum_exp(logits, s->n_vocab, logits[best]);

@@ -594,9 +594,14 @@ static void tiny_temperatures_are_greedy(void **state)
     for (int i = 0; i < V; i++)
         l[i] += 500;
     for (size_t i = 0; i < sizeof temps / sizeof *temps; i++)
-        for (uint32_t seed = 0; seed < 8; seed++) {
+        for (uint32_t seed = 0; seed < 16; seed++) {
             struct ic_text_params p;
             ic_text_params_init(&p);
+            if (seed % 2) { /* nothing that leaves one token before the temperature comes */
+                p.top_k = 0;
+                p.top_p = 1;
+                p.min_p = 0;
+            }
             p.temp = temps[i];
             p.has_seed = true;
             p.seed = seed;
@@ -655,6 +660,12 @@ static void a_grammar_is_obeyed(void **state)
         free(p.grammar);
     }
     ic_buf_deinit(&b);
+    /* Leads nowhere, which only shows on the way: the client's fault as well. */
+    p.grammar = "root ::= \"a\" [z-a]";
+    s = sampler(&p, NULL, 0);
+    struct ic_sampled d = draw(s, l);
+    assert_int_equal(ic_sampler_draw(s, l, &d, &err), IC_BAD_REQUEST);
+    ic_sampler_close(&s);
     static char *const bad[] = {"root ::= \"a",     "nothing",    "tree ::= \"x\"",
                                 "root ::= missing", "root ::= (", "\xFF"};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
@@ -663,6 +674,55 @@ static void a_grammar_is_obeyed(void **state)
             fail_msg("accepted: %s", bad[i]);
         assert_null(s);
     }
+}
+
+/* What a grammar takes llama.cpp's engine reads off the tokens; what is said has to be the same. */
+static void a_grammar_is_obeyed_by_what_is_said(void **state)
+{
+    static const struct {
+        const char *grammar;
+        int32_t first[3]; /* the likeliest tokens, in this order */
+        const char *want;
+    } t[] = {
+        /* 1 is the control token <s>, 0 <unk>: neither says anything */
+        {"root ::= \"<s>\"", {1, 1, 1}, "<s>"},
+        {"root ::= \"<unk>\" [a-z]", {0, 3 + 'q', 3 + 'q'}, "<unk>q"},
+        {"root ::= <[1]> \"<#\" [^<\\]]",
+         {1, 3 + 'q', 3 + 'q'},
+         "<#q"}, /* where it names the token it wants it */
+        {"root ::= [^x]{3}", {1, 3 + 'q', 3 + 'q'}, "qqq"},
+        /* E0 80 and F0 80 begin overlong forms, ED A0 surrogates; an end inside a character is none */
+        {"root ::= [^x]{2}", {3 + 0xE0, 3 + 0x80, 3 + 0xA1}, "\xE0\xA1\x80\xE0\xA1\x80"},
+        {"root ::= [^x]{2}", {3 + 0xF0, 3 + 0x80, 3 + 0x9F}, "\xF0\x9F\x80\x80\xF0\x9F\x80\x80"},
+        {"root ::= [^x]{2}", {3 + 0xED, 3 + 0xA0, 3 + 0x80}, "\xED\x80\xA0\xED\x80\xA0"},
+        {"root ::= [^x]{0,1}", {3 + 0xC3, 2, 3 + 0xA9}, "\xC3\xA9"},
+    };
+    struct ic_text_params p = greedy();
+    float l[V];
+
+    (void)state;
+    for (size_t i = 0; i < sizeof t / sizeof *t; i++)
+        for (int temp = 0; temp < 2; temp++) {
+            struct ic_buf b = {0};
+            struct ic_sampled d = {0};
+            slope(l, 300, 0.01f);
+            for (int k = 0; k < 3; k++)
+                l[t[i].first[k]] = 300 - 100 * (float)k;
+            p.temp = (float)temp;
+            p.has_seed = true;
+            p.grammar = strdup(t[i].grammar);
+            struct ic_sampler *s = sampler(&p, NULL, 0);
+            for (int k = 0; k < 20 && !d.eog; k++) {
+                d = draw(s, l);
+                ic_text_piece(m, d.token, &b);
+            }
+            ic_buf_put(&b, "", 1);
+            assert_true(d.eog);
+            assert_string_equal(b.data, t[i].want);
+            ic_sampler_close(&s);
+            free(p.grammar);
+            ic_buf_deinit(&b);
+        }
 }
 
 /* ---- decoding ---------------------------------------------------------------------------------------------------------- */
@@ -848,6 +908,7 @@ int main(void)
         cmocka_unit_test(tiny_temperatures_are_greedy),
         cmocka_unit_test(penalties_look_back_on_prompt_and_answer),
         cmocka_unit_test(a_grammar_is_obeyed),
+        cmocka_unit_test(a_grammar_is_obeyed_by_what_is_said),
         cmocka_unit_test(greedy_text_is_that_of_llama_cpp),
         cmocka_unit_test(a_cut_forgets_and_sequences_are_apart),
         cmocka_unit_test(an_abort_is_told_and_can_be_undone),

@@ -87,6 +87,10 @@ test('abort of what is not there: not_found', async () => {
   const s = await c.infer(STORY, { ...GREEDY, max_tokens: 3 }, { id: 'done' }).done();
   assert.equal((await c.ask({ op: 'abort', id: 'done' }, 'abort')).status, 'not_found', 'finished already');
   assert.equal(s.end.reason, 'length');
+  const lives = c.infer(STORY, { ...ENDLESS, max_tokens: 200 });
+  await lives.first();
+  assert.deepEqual(await c.ask({ op: 'abort', id: '' }, 'abort'), { op: 'abort', id: '', status: 'not_found' }, 'an empty id is not all of them');
+  assert.equal((await lives.done()).end.reason, 'length');
   await c.close();
 });
 

@@ -88,6 +88,16 @@ test('numbers out of range, huge, or none at all', async () => {
   await lives();
 });
 
+test('a number that no field of ours can hold is JSON all the same', async () => {
+  // How JavaScript writes 1e20. It was "not valid JSON", and so the error had no id.
+  assert.equal((await c.ask('{"op":"hello","since":100000000000000000000}', 'hello')).status, 'ready');
+  const e = await c.bad({ op: 'infer', id: 'big', prompt: 'x', params: { max_tokens: 1e20 } }, 'bad_request');
+  assert.equal(e.id, 'big');
+  const s = await c.infer('Once', { ...GREEDY, json_schema: { type: 'integer', minimum: 3, maximum: 1e20 }, max_tokens: 40 }, { id: 'bound' }).done();
+  assert.match(s.text, /^\d+$/);
+  assert.match((await c.bad('{"op":"hello","since":1e400}', 'bad_request')).message, /number is too large/);
+});
+
 test('whole numbers may be written as 5.0 and 5e0', async () => {
   for (const v of ['5.0', '5e0', '0.5e1'])
     assert.equal((await c.ask(`{"op":"infer","prompt":"Once","params":{"temp":0,"max_tokens":${v}}}`, 'end')).stats.tokens, 5);

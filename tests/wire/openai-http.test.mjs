@@ -168,13 +168,13 @@ const OK_TEXT = { prompt: PROMPT, temperature: 0, max_tokens: 2 };
 const both = [['temperature', ['hot', -1, 101, [], true]], ['top_p', [-0.1, 1.1, '1']], ['min_p', [2]], ['top_k', [-1, 1.5]], ['repeat_penalty', [0, '1']],
   ['frequency_penalty', [3, {}]], ['presence_penalty', [-3]], ['max_tokens', [-2, 1.5, '5', 1e99, []]], ['max_completion_tokens', ['5', -2]], ['seed', ['x', 1.5, -2]],
   ['stop', ['', [''], [1], 5, {}, ['a'.repeat(100_000)]]], ['n', [0, 2, 'x', 1.5]], ['best_of', [2, 'x']], ['stream', ['yes', 1, []]], ['stream_options', [{ include_usage: 'yes' }]],
-  ['logit_bias', [{ 5: 1 }]], ['echo', [true, 'x']], ['grammar', ['', 5, 'root ::= (', 'x ::= "y"']], ['json_schema', [5, 'x', { $ref: 'http://x/' }]],
+  ['logit_bias', [{ 5: 1 }, [[5, 1]], 'x']], ['tools', [[{ type: 'function' }], 'x', { a: 1 }]], ['functions', [[{ name: 'f' }]]], ['echo', [true, 'x']], ['grammar', ['', 5, 'root ::= (', 'x ::= "y"']], ['json_schema', [5, 'x', { $ref: 'http://x/' }]],
   ['response_format', ['json', 5, [], { type: 'xml' }, {}, { type: 'json_schema' }, { type: 'json_schema', json_schema: { name: 'x' } }, { type: 'json_schema', json_schema: { schema: null } },
     { type: 'json_schema', json_schema: { schema: 5 } }, { type: 'json_schema', json_schema: 'x' }]]];
 const chatOnly = [['messages', [undefined, null, [], {}, 'x', [5], [null], [[]], [{}], [{ role: 'user' }], [{ role: 'user', content: 5 }], [{ role: 'user', content: null }], [{ content: 'x' }],
   [{ role: 'boss', content: 'x' }], [{ role: 5, content: 'x' }], [{ role: 'user', content: ['x'] }], [{ role: 'user', content: [{ type: 'image_url', image_url: { url: 'x' } }] }],
   [{ role: 'user', content: [{ type: 'text' }] }]]],
-  ['tools', [[{ type: 'function' }]]], ['functions', [[{ name: 'f' }]]], ['logprobs', [5, 'x']], ['top_logprobs', [2]]];
+  ['logprobs', [5, 'x']], ['top_logprobs', [2]]];
 const textOnly = [['prompt', [undefined, null, '', [], [''], ['a', 'b'], [1, 2], [[1, 2]], 5, {}]], ['suffix', ['x', 5]], ['logprobs', [-1, 21, 'x', true]]];
 
 test('what is wrong is refused, with a status and a reason, and the connection lives', async () => {
@@ -252,6 +252,17 @@ test('add_special adds the beginning; control tokens that are written are text',
     assert.ok(got.length > 1 && !got.includes(1) && !got.includes(2), `${t} → ${got}`);
   }
   assert.equal(await content([1, 2]), '', 'and give no text themselves');
+});
+
+test('with_pieces and parse_special, as llama-server has them', async () => {
+  const list = await tokens('a 😀<s>', { with_pieces: true });
+  assert.deepEqual(list.map((t) => t.id), await tokens('a 😀<s>'));
+  const bytes = list.map((t) => Buffer.from(t.piece));
+  assert.equal(Buffer.concat(bytes).toString(), ' a 😀<s>');
+  assert.deepEqual(list.filter((t) => Array.isArray(t.piece)).flatMap((t) => t.piece), [...Buffer.from('😀')], 'a byte alone is no text');
+  assert.deepEqual(await tokens('<s>', { parse_special: true }), [1]);
+  assert.deepEqual(await tokens('<s>', { parse_special: true, with_pieces: true }), [{ id: 1, piece: '' }]);
+  for (const bad of [{ with_pieces: 1 }, { parse_special: 'x' }]) checkError(await post('/tokenize', { content: 'a', ...bad }), 400, 'bad_request');
 });
 
 test('a part of a character is told as U+FFFD', async () => {

@@ -250,6 +250,13 @@ test('response_format json_object parses, text changes nothing', async () => {
   assert.equal(await say({ response_format: null }), await say());
 });
 
+test('response_format may carry its schema beside the type, as clients of llama-server write it', async () => {
+  for (const type of ['json_object', 'json_schema']) {
+    assert.equal(await say({ response_format: { type, schema: { const: '42' } } }), '"42"');
+    await assert.rejects(say({ response_format: { type, schema: 123 } }), { status: 400 });
+  }
+});
+
 test("fields beyond OpenAI's: top_k, min_p, grammar, json_schema, repeat_penalty", async () => {
   const greedy = await say();
   assert.equal(await say({ temperature: 1, seed: 5, top_k: 1 }), greedy);

@@ -255,6 +255,9 @@ test('a client’s tools act, a paused simulation shows it', async () => {
   await c.refused('sim_tool', { sim_id, tool: 'vortex', radius: -1 }, 'bad_request');
   await c.refused('sim_tool', { sim_id, tool: 'vortex', args: { blend: 2 } }, 'bad_request');
   await c.refused('sim_tool', { sim_id, tool: 'inject_energy', type: 'coffee' }, 'bad_request');
+  await c.refused('sim_tool', { sim_id, tool: 'inject_energy', type: 'coffee', args: { x: 4 } }, 'bad_request');
+  for (const bad of [{ x: '8' }, { x: true }, { args: { radius: [4] } }, { args: { chance: {} } }, { args: 5 }, { args: [] }])
+    assert.match((await c.refused('sim_tool', { sim_id, tool: 'vortex', ...bad }, 'bad_request')).message, /must be/);
   assert.deepEqual(await c.state(sim_id), zero, 'what was refused has changed nothing');
   await c.close();
 });
@@ -274,8 +277,14 @@ test('the same seed is the same state; another is another; reset brings it back'
     assert.deepEqual(await c.state(a.sim_id), await c.state(d.sim_id));
     for (const x of [a, b, d]) await c.sim('sim_close', { sim_id: x.sim_id });
   }
-  const chosen = await c.sim('sim_create', { grid: 16 });
-  assert.ok(Number.isSafeInteger(chosen.seed) || chosen.seed > 0, 'a seed that was chosen for the client is told');
+  // A seed that was chosen for the client is told, and can be given back by one whose numbers are doubles.
+  for (let i = 0; i < 4; i++) {
+    const chosen = await c.sim('sim_create', { grid: 16 });
+    assert.ok(Number.isSafeInteger(chosen.seed), `${chosen.seed}`);
+    const again = await c.create({ seed: chosen.seed });
+    assert.ok((await c.state(chosen.sim_id)).equals(await c.state(again.sim_id)));
+    for (const s of [chosen, again]) await c.sim('sim_close', { sim_id: s.sim_id });
+  }
   await c.close();
 });
 
