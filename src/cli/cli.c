@@ -60,6 +60,14 @@ static int cli_help(int argc, char **argv)
     return IC_EXIT_OK;
 }
 
+/* What was printed and did not arrive (a full disk, a closed pipe) is no success. */
+static int finish(int code)
+{
+    if (code == IC_EXIT_OK && (fflush(stdout) || ferror(stdout)))
+        return ic_cli_fail(IC_EXIT_FAILED, "stdout could not be written");
+    return code;
+}
+
 int ic_cli_main(int argc, char **argv)
 {
     char text[160];
@@ -75,7 +83,7 @@ int ic_cli_main(int argc, char **argv)
         name = "version";
     for (size_t i = 0; i < N_COMMANDS; i++)
         if (!strcmp(name, commands[i].name))
-            return commands[i].run(argc - 1, argv + 1);
+            return finish(commands[i].run(argc - 1, argv + 1));
     snprintf(text, sizeof text, "unknown command %.100s (see inference-core help)", name);
     return ic_cli_fail(IC_EXIT_USAGE, text);
 }
