@@ -82,6 +82,9 @@ static void strides_and_offsets_are_honoured(void **state)
     set = open_one("FloatStorage", v, sizeof v, 8, 0, 2, V(0, 3), V(3, 1), &err); /* an empty tensor */
     assert_int_equal(ic_tensors_find(set, "w")->count, 0);
     ic_tensors_close(&set);
+    set = open_one("FloatStorage", v, 8, 2, 0, 2, V(3, 2), V(0, 1), &err); /* expanded */
+    expect(set, "w", (const float[]){0, 1, 0, 1, 0, 1}, 6);
+    ic_tensors_close(&set);
 }
 
 static void every_dtype_becomes_float32(void **state)

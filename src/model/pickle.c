@@ -36,6 +36,7 @@ static const char *opcode_name(unsigned op)
     X("__builtin__", "dict", DICT)                                                                         \
     X("torch._utils", "_rebuild_tensor_v2", TENSOR)                                                        \
     X("torch._utils", "_rebuild_parameter", PARAMETER)                                                     \
+    X("torch._utils", "_rebuild_parameter_with_state", PARAMETER)                                          \
     X("torch", "Size", TUPLE)                                                                              \
     X("torch", "device", OPAQUE)                                                                           \
     X("torch", "float32", NAME)                                                                            \
@@ -45,6 +46,10 @@ static const char *opcode_name(unsigned op)
     X("torch", "complex64", NAME)                                                                          \
     X("torch", "complex128", NAME)                                                                         \
     X("torch", "int64", NAME)                                                                              \
+    X("torch", "int32", NAME)                                                                              \
+    X("torch", "int16", NAME)                                                                              \
+    X("torch", "int8", NAME)                                                                               \
+    X("torch", "uint8", NAME)                                                                              \
     X("torch", "bool", NAME)                                                                               \
     X("builtins", "list", NAME)                                                                            \
     X("__builtin__", "list", NAME)                                                                         \
@@ -423,6 +428,14 @@ static struct ic_pval *rebuild_tensor(struct machine *m, const struct ic_pval *a
              IC_TENSOR_DIMS_MAX);
         return NULL;
     }
+    /* torch conjugates and negates lazily: its storage holds other values than the tensor has. */
+    for (uint32_t i = 0; args->list.len == 7 && a[6]->kind == IC_PVAL_DICT && i < a[6]->list.len; i += 2)
+        if (a[6]->list.items[i + 1]->kind == IC_PVAL_BOOL && a[6]->list.items[i + 1]->b) {
+            FAIL(m, IC_BAD_REQUEST,
+                 "a tensor conjugated or negated lazily: save it after resolve_conj() and "
+                 "resolve_neg()");
+            return NULL;
+        }
     t.storage = &a[0]->storage;
     t.offset = (uint64_t)a[1]->i;
     struct ic_pval *v = value(m, IC_PVAL_TENSOR);

@@ -154,10 +154,12 @@ static enum ic_status measure(struct ic_tensor *t, const char *name, struct ic_e
         return ic_fail(err, IC_BAD_REQUEST,
                        "tensor %s %s needs element %" PRIu64 " of a storage that holds %" PRIu64, name,
                        shape, last, held);
-    /* An expanded tensor (stride 0) could claim any size from a few bytes. */
-    if (count > held)
-        return ic_fail(err, IC_BAD_REQUEST, "tensor %s %s repeats its storage of %" PRIu64 " elements",
-                       name, shape, held);
+    /* An expanded tensor (stride 0) could claim any size from a few bytes: a bias may, a convolution may not. */
+    if (count > held && count > IC_TENSOR_EXPANDED_MAX)
+        return ic_fail(err, IC_BAD_REQUEST,
+                       "tensor %s %s repeats its storage of %" PRIu64
+                       " elements, past IC_TENSOR_EXPANDED_MAX (%d)",
+                       name, shape, held, IC_TENSOR_EXPANDED_MAX);
     return IC_OK;
 }
 

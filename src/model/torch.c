@@ -1,10 +1,12 @@
 #include "model/torch.h"
 
 #include <inttypes.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/buf.h"
 #include "model/pickle.h"
 #include "model/zip.h"
 
@@ -119,6 +121,56 @@ static enum ic_status add_dict(struct reader *r, const struct ic_pval *dict, str
     return IC_OK;
 }
 
+/* Plain values of a dict as a JSON object, dicts in it `deep` deep. *left entries at most are looked at: a dict
+ * that stands in many places costs its size in each. */
+static void put_object(struct ic_buf *b, const struct ic_pval *dict, int deep, int *left)
+{
+    char key[128];
+    ic_buf_puts(b, "{");
+    for (uint32_t i = 0; i < dict->list.len && (*left)-- > 0; i += 2) {
+        const struct ic_pval *k = dict->list.items[i], *v = dict->list.items[i + 1];
+        if (k->kind != IC_PVAL_STR || k->s.len >= sizeof key || memchr(k->s.p, 0, k->s.len))
+            continue;
+        memcpy(key, k->s.p, k->s.len);
+        key[k->s.len] = 0;
+        if (v->kind == IC_PVAL_STR) {
+            ic_json_key(b, key);
+            ic_json_str(b, v->s.p, v->s.len);
+        } else if (v->kind == IC_PVAL_INT)
+            ic_json_kint(b, key, v->i);
+        else if (v->kind == IC_PVAL_FLOAT && isfinite(v->f))
+            ic_json_knum(b, key, v->f);
+        else if (v->kind == IC_PVAL_BOOL)
+            ic_json_kbool(b, key, v->b);
+        else if (v->kind == IC_PVAL_DICT && deep) {
+            ic_json_key(b, key);
+            put_object(b, v, deep - 1, left);
+        }
+    }
+    ic_buf_puts(b, "}");
+}
+
+#define CONFIG_BYTES_MAX ((size_t)64 << 10)
+#define CONFIG_ENTRIES_MAX 1000
+
+/* Trainer v3 keeps the experiment's config.json as a dict beside the weights. */
+static enum ic_status keep_config(struct ic_tensors *set, const struct ic_pval *config, struct ic_err *err)
+{
+    struct ic_buf b = {.max = CONFIG_BYTES_MAX};
+    int left = CONFIG_ENTRIES_MAX;
+    put_object(&b, config, 2, &left);
+    ic_buf_put(&b, "", 1);
+    if (b.failed || left < 0) /* none of ours */
+        return ic_buf_deinit(&b), IC_OK;
+    set->meta = calloc(1, sizeof *set->meta);
+    if (!set->meta)
+        return ic_buf_deinit(&b), ic_fail(err, IC_OOM, "no memory for metadata");
+    set->meta_count = 1;
+    set->meta->value = ic_buf_take(&b, NULL);
+    set->meta->key = strdup(IC_TENSORS_META_PREFIX "config");
+    return set->meta->key ? IC_OK : ic_fail(err, IC_OOM, "no memory for metadata");
+}
+
 static enum ic_status read_root(struct reader *r, const struct ic_pval *root, struct ic_err *err)
 {
     struct ic_tensors *set = r->set;
@@ -134,6 +186,8 @@ static enum ic_status read_root(struct reader *r, const struct ic_pval *root, st
     const struct ic_pval *dict = ic_pval_get(root, form), *v;
     if (!dict)
         dict = ic_pval_get(root, form = "state_dict");
+    if (!dict && (v = ic_pval_get(root, "model")) && v->kind == IC_PVAL_DICT)
+        dict = v, form = "model";
     if (!dict)
         dict = root, form = "bare state dict";
     if (dict->kind != IC_PVAL_DICT)
@@ -143,6 +197,11 @@ static enum ic_status read_root(struct reader *r, const struct ic_pval *root, st
         set->episode = v->i;
     if ((v = ic_pval_get(root, "loss")) && v->kind == IC_PVAL_FLOAT)
         set->loss = v->f;
+    if ((v = ic_pval_get(root, "config")) && v->kind == IC_PVAL_DICT) {
+        enum ic_status s = keep_config(set, v, err);
+        if (s != IC_OK)
+            return s;
+    }
     return add_dict(r, dict, err);
 }
 
