@@ -1,7 +1,9 @@
 #include "cli/cli.h"
 
+#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/buf.h"
 #include "cli/options.h"
@@ -60,6 +62,18 @@ static int cli_help(int argc, char **argv)
     return IC_EXIT_OK;
 }
 
+/* Of stdin, stdout and stderr, one that is closed would be the next file's or socket's, and a backtrace would go to a
+ * client. */
+static void keep_standard_fds(void)
+{
+    int fd;
+    do
+        fd = open("/dev/null", O_RDWR);
+    while (fd >= 0 && fd <= STDERR_FILENO);
+    if (fd >= 0)
+        close(fd);
+}
+
 /* What was printed and did not arrive (a full disk, a closed pipe) is no success. */
 static int finish(int code)
 {
@@ -72,6 +86,7 @@ int ic_cli_main(int argc, char **argv)
 {
     char text[160];
 
+    keep_standard_fds();
     if (argc < 2) {
         cli_help(argc, argv);
         return IC_EXIT_USAGE;
