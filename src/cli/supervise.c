@@ -366,6 +366,8 @@ static int ended(struct supervise *s, int status)
         return code;
     }
     s->ends++;
+    if (WIFEXITED(status) && (code == IC_EXIT_FILE || code == IC_EXIT_PORT))
+        s->restart.n_ends = 0; /* to ask for less brings back neither */
     int64_t delay = ic_restart_ended(&s->restart, ic_now_ns());
     s->start_ns = ic_now_ns() + delay;
     ic_log(wanted ? IC_LOG_INFO : IC_LOG_ERROR, "supervise",
