@@ -386,7 +386,10 @@ static void config_is_typed(void **state)
     } rows[] = {
         {"{\"GAMMA_DECAY\": \"0.01\"}", "config: GAMMA_DECAY is not a number"},
         {"{\"GAMMA_DECAY\": 1e300}", "config: GAMMA_DECAY is not a number of sensible size"},
-        {"{\"GAMMA_DECAY\": NaN}", "config: line 1"},
+        {"{\"GAMMA_DECAY\": NaN}", "bad.json: config: GAMMA_DECAY is not a number"},
+        {"{\"D_STATE\": -Infinity}", "config: D_STATE is not a whole number"},
+        {"{\"D_STATE\": 18446744073709551618}", "config: D_STATE is not a whole number"},
+        {"{\"EXPERIMENT_NAME\": Nan}", "config: line 1"},
         {"{\"D_STATE\": 2.5}", "config: D_STATE is not a whole number from 1 to 256"},
         {"{\"MODEL_PARAMS\": {\"d_state\": 0}}", "config: d_state is not a whole number"},
         {"{\"MODEL_PARAMS\": [8]}", "config: MODEL_PARAMS is not an object"},
@@ -408,7 +411,8 @@ static void config_is_typed(void **state)
         "good.json",
         "{\"D_STATE\": 9, \"MODEL_PARAMS\": {\"d_state\": 2.0, \"alpha\": null}, \"GAMMA_DECAY\": -1,"
         " \"HIDDEN_CHANNELS\": null, \"ENGINE_TYPE\": \"PYTHON\", \"EXPERIMENT_NAME\": \"m\\u00e9\","
-        " \"INITIAL_STATE_MODE_INFERENCE\": \"random\", \"QCA_STEPS_TRAINING\": 16}");
+        " \"INITIAL_STATE_MODE_INFERENCE\": \"random\", \"QCA_STEPS_TRAINING\": 16,"
+        " \"best\": [NaN, -Infinity,Infinity], \"seed\": 18446744073709551616, \"note\": \"\\\"NaN\"}");
     struct ic_law *law = open_law(in_folder("m.safetensors"), NULL, in_folder("good.json"));
     assert_int_equal(law->d, 2);
     assert_true(law->gamma == -1);
