@@ -221,6 +221,41 @@ static void a_deflated_storage_is_inflated(void **state)
 }
 
 /* Sizes, offset and the directory's place all in their 64-bit form, as torch writes past 4 GiB. */
+/* Two storages, listed in another order than the program's, one of them shared by two tensors. */
+static void the_format_before_the_zip_is_read(void **state)
+{
+    const double doubles[2] = {0.5, -2};
+    const float floats[4] = {1, 2, 3, 4};
+    struct ic_buf p = {0}, b = {0};
+    struct ic_err err = {0};
+    (void)state;
+    pk_begin(&p);
+    ic_buf_puts(&p, "}(");
+    pk_str(&p, "module.w");
+    pk_tensor(&p, "FloatStorage", "one", 4, 0, 2, V(2, 2), V(1, 2));
+    pk_str(&p, "module.v");
+    pk_tensor(&p, "DoubleStorage", "two", 2, 1, 1, V(1), V(1));
+    pk_str(&p, "module.x");
+    pk_tensor(&p, "FloatStorage", "one", 4, 3, 0, V(0), V(0));
+    ic_buf_puts(&p, "u.");
+    old_file(&b, "M\xe9\x03", "\x88", &p, "\x8c\x03two\x8c\x03one");
+    put_u(&b, 2, 8);
+    ic_buf_put(&b, doubles, sizeof doubles);
+    put_u(&b, 4, 8);
+    ic_buf_put(&b, floats, sizeof floats);
+    const char *path = file_with(b.data, b.len);
+    struct ic_tensors *set = NULL;
+    if (ic_tensors_open(path, &set, &err))
+        fail_msg("%s", err.msg);
+    unlink(path);
+    expect(set, "module.w", (const float[]){1, 3, 2, 4}, 4);
+    expect(set, "module.v", (const float[]){-2}, 1);
+    expect(set, "module.x", (const float[]){4}, 1);
+    ic_tensors_close(&set);
+    ic_buf_deinit(&p);
+    ic_buf_deinit(&b);
+}
+
 static void zip64_is_read(void **state)
 {
     struct ic_err err = {0};
@@ -401,6 +436,7 @@ int main(void)
         cmocka_unit_test(not_finite_is_refused_by_name),
         cmocka_unit_test(wrappers_and_prefixes_are_undone),
         cmocka_unit_test(a_deflated_storage_is_inflated),
+        cmocka_unit_test(the_format_before_the_zip_is_read),
         cmocka_unit_test(zip64_is_read),
         cmocka_unit_test(later_protocols_and_numpy_scalars_are_read),
         cmocka_unit_test(safetensors_come_back_as_written),

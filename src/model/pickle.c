@@ -137,7 +137,7 @@ void ic_pickle_deinit(struct ic_pickle *p)
         free(p->arena);
         p->arena = older;
     }
-    p->root = NULL;
+    p->root = p->storages = NULL;
 }
 
 /* ---- The machine ----------------------------------------------------------------------------- */
@@ -150,6 +150,7 @@ struct machine {
     struct ic_pval **memo;
     size_t memo_cap, memo_filled;
     size_t values;
+    struct ic_pval *storages;
     enum ic_status failed; /* IC_OK, or why the machine stopped; `err` is filled */
     struct ic_err *err;
     bool stopped;
@@ -504,10 +505,12 @@ static void op_persid(struct machine *m)
     if (!pid)
         return;
     struct ic_pval *const *a = pid->kind == IC_PVAL_TUPLE ? pid->list.items : NULL;
-    if (!a || pid->list.len != 5 || a[0]->kind != IC_PVAL_STR ||
-        !equal("storage", a[0]->s.p, a[0]->s.len) || a[1]->kind != IC_PVAL_GLOBAL ||
-        meaning_of(a[1]) != M_STORAGE || a[2]->kind != IC_PVAL_STR || a[3]->kind != IC_PVAL_STR ||
-        a[4]->kind != IC_PVAL_INT || a[4]->i < 0)
+    /* The format before torch 1.6 has a sixth, a view of the storage, which is None in all but the oldest files. */
+    const bool fits =
+        a && (pid->list.len == 5 || (pid->list.len == 6 && pid->list.items[5]->kind == IC_PVAL_NONE));
+    if (!fits || a[0]->kind != IC_PVAL_STR || !equal("storage", a[0]->s.p, a[0]->s.len) ||
+        a[1]->kind != IC_PVAL_GLOBAL || meaning_of(a[1]) != M_STORAGE || a[2]->kind != IC_PVAL_STR ||
+        a[3]->kind != IC_PVAL_STR || a[4]->kind != IC_PVAL_INT || a[4]->i < 0)
         return FAIL(m, IC_BAD_REQUEST,
                     "a persistent id that is not ('storage', class, key, location, count)");
     struct ic_pval *v = value(m, IC_PVAL_STORAGE);
@@ -517,6 +520,10 @@ static void op_persid(struct machine *m)
                                           .dtype = (enum ic_dtype)(a[1]->global - GLOBALS_COUNT),
                                           .count = (uint64_t)a[4]->i};
     push(m, v);
+    if (!m->storages)
+        m->storages = container(m, IC_PVAL_LIST, NULL, 0);
+    if (v && m->storages)
+        extend(m, m->storages, &v, 1);
 }
 
 /* ---- Containers and memo --------------------------------------------------------------------- */
@@ -711,6 +718,8 @@ enum ic_status ic_pickle_parse(const uint8_t *data, size_t len, struct ic_pickle
     free(m.stack);
     free(m.memo);
     out->arena = m.arena;
+    out->used = (size_t)(m.p - m.start);
+    out->storages = m.storages;
     if (m.failed != IC_OK)
         ic_pickle_deinit(out);
     return m.failed;

@@ -13,4 +13,9 @@
 /* Fills an empty set (made by ic_tensors_new) from its file. */
 enum ic_status ic_torch_read(struct ic_tensors *set, struct ic_err *err);
 
+/* The format before the zip (until torch 1.6): whether a file that begins with these bytes is one (23 tell), and
+ * ic_torch_read for it. It has no checksums. */
+bool ic_torch_is_old(const uint8_t *head, size_t n);
+enum ic_status ic_torch_read_old(struct ic_tensors *set, struct ic_err *err);
+
 #endif
