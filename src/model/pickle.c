@@ -32,6 +32,7 @@ static const char *opcode_name(unsigned op)
 #define GLOBALS(X)                                                                                         \
     X("collections", "OrderedDict", DICT)                                                                  \
     X("collections", "defaultdict", DICT)                                                                  \
+    X("collections", "Counter", DICT)                                                                      \
     X("builtins", "dict", DICT)                                                                            \
     X("__builtin__", "dict", DICT)                                                                         \
     X("torch._utils", "_rebuild_tensor_v2", TENSOR)                                                        \
@@ -62,6 +63,14 @@ static const char *opcode_name(unsigned op)
     X("builtins", "bytearray", OPAQUE)                                                                     \
     X("__builtin__", "bytearray", OPAQUE)                                                                  \
     X("_codecs", "encode", OPAQUE)                                                                         \
+    X("pathlib", "PosixPath", OPAQUE)                                                                      \
+    X("pathlib", "WindowsPath", OPAQUE)                                                                    \
+    X("pathlib._local", "PosixPath", OPAQUE)                                                               \
+    X("pathlib._local", "WindowsPath", OPAQUE)                                                             \
+    X("datetime", "datetime", OPAQUE)                                                                      \
+    X("datetime", "timedelta", OPAQUE)                                                                     \
+    X("types", "SimpleNamespace", OPAQUE)                                                                  \
+    X("argparse", "Namespace", OPAQUE)                                                                     \
     X("numpy", "dtype", OPAQUE)                                                                            \
     X("numpy", "ndarray", NAME)                                                                            \
     X("numpy.core.multiarray", "scalar", OPAQUE)                                                           \
