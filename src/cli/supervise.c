@@ -592,6 +592,9 @@ int ic_cli_supervise(int argc, char **argv)
         snprintf(state, sizeof state, "%.*s/%s", (int)strcspn(dir, ":"), dir, STATE_FILE);
         s.set.state = state;
     }
+    struct stat there; /* a FIFO would hold us up, and root would rename over a device's node */
+    if (s.set.state && stat(s.set.state, &there) == 0 && !S_ISREG(there.st_mode))
+        return usage("supervise: the state file is not a regular file");
     read_state(&s);
     struct ic_restart_config cfg = {.crashes = (int)s.set.crashes,
                                     .steps = build_ladder(&s),

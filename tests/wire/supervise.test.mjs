@@ -127,7 +127,7 @@ test('what cannot get better is not tried again', async (t) => {
     assert.equal(r.code, code, `${words}: ${r.stderr}`);
     assert.ok(!r.stderr.includes('starting it again'));
   }
-  for (const bad of [['--crashes', '0'], ['--crashes', 'x'], ['--nonsense', '1'], ['stray'], ['--good-seconds']])
+  for (const bad of [['--crashes', '0'], ['--crashes', 'x'], ['--nonsense', '1'], ['stray'], ['--good-seconds'], ['--state', dir]])
     assert.equal((await run(['supervise', ...bad, '--', 'serve', '--model', MODEL])).code, 2, bad.join(' '));
   assert.match((await run(['supervise', '--help'])).stdout, /--good-seconds/);
 });
