@@ -1,7 +1,9 @@
 #include "cli/cli.h"
 
+#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/buf.h"
 #include "cli/options.h"
@@ -60,10 +62,31 @@ static int cli_help(int argc, char **argv)
     return IC_EXIT_OK;
 }
 
+/* Of stdin, stdout and stderr, one that is closed would be the next file's or socket's, and a backtrace would go to a
+ * client. */
+static void keep_standard_fds(void)
+{
+    int fd;
+    do
+        fd = open("/dev/null", O_RDWR);
+    while (fd >= 0 && fd <= STDERR_FILENO);
+    if (fd >= 0)
+        close(fd);
+}
+
+/* What was printed and did not arrive (a full disk, a closed pipe) is no success. */
+static int finish(int code)
+{
+    if (code == IC_EXIT_OK && (fflush(stdout) || ferror(stdout)))
+        return ic_cli_fail(IC_EXIT_FAILED, "stdout could not be written");
+    return code;
+}
+
 int ic_cli_main(int argc, char **argv)
 {
     char text[160];
 
+    keep_standard_fds();
     if (argc < 2) {
         cli_help(argc, argv);
         return IC_EXIT_USAGE;
@@ -75,7 +98,7 @@ int ic_cli_main(int argc, char **argv)
         name = "version";
     for (size_t i = 0; i < N_COMMANDS; i++)
         if (!strcmp(name, commands[i].name))
-            return commands[i].run(argc - 1, argv + 1);
+            return finish(commands[i].run(argc - 1, argv + 1));
     snprintf(text, sizeof text, "unknown command %.100s (see inference-core help)", name);
     return ic_cli_fail(IC_EXIT_USAGE, text);
 }

@@ -7,7 +7,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 
 struct row {
     const char *flag, *unit, *help, *def;
@@ -102,19 +101,39 @@ static int on_pair(void *arg, const char *section, const char *name, const char 
     return set(f->o, r, copy, "configuration: ", f->err) == IC_OK;
 }
 
+/* fgets for inih, but a NUL ends it: a file of zeros, as a crash may leave, is not an empty one. */
+struct lines {
+    FILE *file;
+    bool nul;
+};
+
+static char *next_line(char *line, int size, void *arg)
+{
+    struct lines *l = arg;
+    int n = 0, c = 0;
+
+    while (n < size - 1 && c != '\n' && (c = getc(l->file)) != EOF && !(l->nul |= c == 0))
+        line[n++] = (char)c;
+    line[n] = 0;
+    return n && !l->nul ? line : NULL;
+}
+
 static enum ic_status read_file(struct ic_options *o, const char *path, struct ic_err *err)
 {
     struct ic_err first = {0};
     struct from_file f = {.o = o, .err = &first};
-    struct stat st;
+    struct lines l = {.file = fopen(path, "re")};
 
-    if (stat(path, &st) == 0 && S_ISDIR(st.st_mode)) /* inih would read it as an empty file */
-        return ic_fail(err, IC_BAD_REQUEST, "configuration %s: %s", path, strerror(EISDIR));
-    int rc = ini_parse(path, on_pair, &f);
+    if (!l.file)
+        return ic_fail(err, IC_BAD_REQUEST, "configuration %s: %s", path, strerror(errno));
+    int rc = ini_parse_stream(next_line, &l, on_pair, &f);
+    const int why = ferror(l.file) ? errno : 0; /* a folder, a broken disk */
+    fclose(l.file);
     if (first.code != IC_OK)
         return ic_fail(err, first.code, "%s", first.msg);
-    if (rc < 0)
-        return ic_fail(err, IC_BAD_REQUEST, "configuration %s: %s", path, strerror(errno));
+    if (why || l.nul)
+        return ic_fail(err, IC_BAD_REQUEST, "configuration %s: %s", path,
+                       why ? strerror(why) : "there is a NUL in it: not a text file");
     return rc == 0 ? IC_OK
                    : ic_fail(err, IC_BAD_REQUEST, "configuration %s: line %d makes no sense or is too long",
                              path, rc);

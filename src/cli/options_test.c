@@ -249,6 +249,33 @@ static void wrong_files_are_named(void **state)
     }
 }
 
+/* What a crash leaves of a file is zeros as often as not: the server must not start without its keys then. */
+static void a_file_of_zeros_is_not_empty(void **state)
+{
+    static const struct {
+        char bytes[24];
+        size_t len;
+    } t[] = {{"", 1}, {"", 24}, {"port = 3\n", 12}, {"port = 3\0\n", 10}};
+    struct ic_options o;
+    struct ic_err err;
+    bool help;
+
+    (void)state;
+    for (size_t i = 0; i < sizeof t / sizeof *t; i++) {
+        FILE *f = fopen(file, "w");
+        assert_non_null(f);
+        fwrite(t[i].bytes, 1, t[i].len, f);
+        fclose(f);
+        assert_int_equal(parse(&o, "--config %s", &help, &err), IC_BAD_REQUEST);
+        assert_non_null(strstr(err.msg, "NUL"));
+        ic_options_deinit(&o);
+    }
+    write_file("port = 3"); /* no newline at the end: a line all the same */
+    assert_int_equal(parse(&o, "--config %s", &help, &err), IC_OK);
+    assert_int_equal(o.port, 3);
+    ic_options_deinit(&o);
+}
+
 static void a_file_may_set_everything(void **state)
 {
     struct ic_options o;
@@ -311,6 +338,7 @@ int main(void)
         cmocka_unit_test(every_number_keeps_to_its_range),
         cmocka_unit_test(wrong_lines_are_named),
         cmocka_unit_test_setup_teardown(wrong_files_are_named, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(a_file_of_zeros_is_not_empty, set_up, tear_down),
         cmocka_unit_test_setup_teardown(a_file_may_set_everything, set_up, tear_down),
         cmocka_unit_test(help_names_every_option),
     };

@@ -366,6 +366,8 @@ static int ended(struct supervise *s, int status)
         return code;
     }
     s->ends++;
+    if (WIFEXITED(status) && (code == IC_EXIT_FILE || code == IC_EXIT_PORT))
+        s->restart.n_ends = 0; /* to ask for less brings back neither */
     int64_t delay = ic_restart_ended(&s->restart, ic_now_ns());
     s->start_ns = ic_now_ns() + delay;
     ic_log(wanted ? IC_LOG_INFO : IC_LOG_ERROR, "supervise",
@@ -590,6 +592,9 @@ int ic_cli_supervise(int argc, char **argv)
         snprintf(state, sizeof state, "%.*s/%s", (int)strcspn(dir, ":"), dir, STATE_FILE);
         s.set.state = state;
     }
+    struct stat there; /* a FIFO would hold us up, and root would rename over a device's node */
+    if (s.set.state && stat(s.set.state, &there) == 0 && !S_ISREG(there.st_mode))
+        return usage("supervise: the state file is not a regular file");
     read_state(&s);
     struct ic_restart_config cfg = {.crashes = (int)s.set.crashes,
                                     .steps = build_ladder(&s),

@@ -105,17 +105,46 @@ static enum ic_status read_root(const json_t *root, struct ic_law_config *c, str
     return s == IC_OK ? check_engine(root, err) : s;
 }
 
+/* Python writes NaN, Infinity and integers of any size, JSON has none of them: a key that nobody asks for may hold one.
+ * They become empty strings, which no key of ours takes. */
+static void mend_python(char *text, size_t len)
+{
+    static const char *const words[] = {"-Infinity", "Infinity", "NaN"};
+    bool quoted = false;
+    for (size_t i = 0; i < len; i++) {
+        if (quoted && text[i] == '\\')
+            i++;
+        else if (text[i] == '"')
+            quoted = !quoted;
+        for (size_t k = 0; !quoted && k < sizeof words / sizeof words[0]; k++) {
+            const size_t n = strlen(words[k]);
+            if (len - i < n || memcmp(text + i, words[k], n) != 0)
+                continue;
+            memset(text + i, ' ', n);
+            text[i] = text[i + 1] = '"';
+            i += n - 1;
+            break;
+        }
+    }
+}
+
 enum ic_status ic_law_config_parse(const char *text, size_t len, struct ic_law_config *out,
                                    struct ic_err *err)
 {
     *out = (struct ic_law_config){.gamma = (double)NAN};
     if (len > IC_LAW_CONFIG_MAX)
         return ic_fail(err, IC_TOO_LARGE, "config: past IC_LAW_CONFIG_MAX (%zu bytes)", IC_LAW_CONFIG_MAX);
+    char *mended = malloc(len + 1);
+    if (!mended)
+        return ic_fail(err, IC_OOM, "no memory for a config");
+    memcpy(mended, text, len);
+    mend_python(mended, len);
     json_error_t je;
-    json_t *root = json_loadb(text, len, JSON_REJECT_DUPLICATES, &je);
+    json_t *root = json_loadb(mended, len, JSON_REJECT_DUPLICATES | JSON_DECODE_INT_AS_REAL, &je);
     enum ic_status s = root ? read_root(root, out, err)
                             : ic_fail(err, IC_BAD_REQUEST, "config: line %d: %s", je.line, je.text);
     json_decref(root);
+    free(mended);
     return s;
 }
 
@@ -138,8 +167,9 @@ enum ic_status ic_law_config_read(const char *path, struct ic_law_config *out, s
     else
         s = ic_pread_all(fd, 0, text, (size_t)st.st_size, err);
     close(fd);
-    if (s == IC_OK)
-        s = ic_law_config_parse(text, (size_t)st.st_size, out, err);
+    struct ic_err why = {0};
+    if (s == IC_OK && (s = ic_law_config_parse(text, (size_t)st.st_size, out, &why)) != IC_OK)
+        ic_fail(err, s, "%s: %s", path, why.msg); /* of several laws, which */
     free(text);
     return s;
 }

@@ -109,18 +109,59 @@ static bool find_config(const char *checkpoint, char *out, size_t size)
 
 /* ---- Which network is it --------------------------------------------------------------------- */
 
-/* A tensor that only one family has, and its output layer, whose shape [2d, b, 1, 1] gives the sizes. */
+/* Tensors that only one family has, and its output layer, whose shape [2d, b, 1, 1] gives the sizes. Two of each, so that
+ * a file that lacks one of them is still told what is missing. */
 static const struct sign {
     const char *tensor, *output;
     enum ic_law_arch arch;
 } signs[] = {
     {"conv_gates.weight", "outc.weight", IC_LAW_UNET_CONVLSTM},
+    {"conv_gates.bias", "outc.weight", IC_LAW_UNET_CONVLSTM},
     {"processing_net.0.weight", "processing_net.4.weight", IC_LAW_DEEP_QCA},
+    {"processing_net.2.weight", "processing_net.4.weight", IC_LAW_DEEP_QCA},
     {"net.0.weight", "net.4.weight", IC_LAW_MLP},
+    {"net.2.weight", "net.4.weight", IC_LAW_MLP},
     {"conv_bottom.weight", "conv_out.weight", IC_LAW_SNN_UNET},
+    {"conv_bottom.bias", "conv_out.weight", IC_LAW_SNN_UNET},
     {"inc.conv_block.1.bias", "outc.weight", IC_LAW_UNET}, /* or UNET_UNITARY */
+    {"bot.conv_block.1.bias", "outc.weight", IC_LAW_UNET},
     {"inc.conv_block.1.weight", "outc.weight", IC_LAW_UNET_UNITARY_RMSNORM},
+    {"bot.conv_block.1.weight", "outc.weight", IC_LAW_UNET_UNITARY_RMSNORM},
 };
+
+/* Where a network stands inside a wrapper (`module.` of DataParallel, `model.` of a trainer, any other), what stands
+ * before its first layer leaves every name that begins with it. */
+static enum ic_status unwrap(struct ic_tensors *set, struct ic_err *err)
+{
+    char wrapper[IC_TENSOR_NAME_MAX] = "";
+    size_t len = 0;
+    for (size_t k = 0; k < sizeof signs / sizeof signs[0]; k++)
+        if (ic_tensors_find(set, signs[k].tensor))
+            return IC_OK;
+    for (size_t i = 0; i < set->count; i++)
+        for (size_t k = 0; k < sizeof signs / sizeof signs[0]; k++) {
+            const char *name = set->list[i].name;
+            if (!has_tail(name, signs[k].tensor))
+                continue;
+            const size_t before = strlen(name) - strlen(signs[k].tensor);
+            if (name[before - 1] != '.')
+                continue;
+            if (len && (before != len || memcmp(wrapper, name, len) != 0))
+                return ic_fail(err, IC_BAD_REQUEST, "two networks, in %.*s and in %.*s: save one alone",
+                               (int)len - 1, wrapper, (int)before - 1, name);
+            memcpy(wrapper, name, len = before);
+        }
+    for (size_t i = 0; i < set->count && len; i++) {
+        char *name = set->list[i].name;
+        if (strncmp(name, wrapper, len) != 0 || !name[len])
+            continue;
+        if (ic_tensors_find(set, name + len))
+            return ic_fail(err, IC_BAD_REQUEST, "tensor %s appears twice, with and without %s", name + len,
+                           wrapper);
+        memmove(name, name + len, strlen(name + len) + 1);
+    }
+    return IC_OK;
+}
 
 static enum ic_status choose_arch(const struct ic_tensors *set, const char *said, const char *by,
                                   struct ic_law *law, const struct sign **sign, struct ic_err *err)
@@ -136,8 +177,9 @@ static enum ic_status choose_arch(const struct ic_tensors *set, const char *said
         if (ic_tensors_find(set, signs[i].tensor))
             *sign = &signs[i];
     if (!*sign)
-        return ic_fail(err, IC_BAD_REQUEST, "%zu tensors (%s), but not those of any Law M architecture",
-                       set->count, set->form);
+        return ic_fail(err, IC_BAD_REQUEST, "%zu tensors (%s), but not those of any Law M architecture%s%s",
+                       set->count, set->form, set->count ? "; the first is " : "",
+                       set->count ? set->list[0].name : "");
     if (!said && (*sign)->arch == IC_LAW_UNET)
         return ic_fail(err, IC_BAD_REQUEST,
                        "UNET or UNET_UNITARY? Their tensors are the same: say which with --arch, or "
@@ -359,6 +401,33 @@ static double weight_abs_max(const struct ic_law_weight *w)
     return top;
 }
 
+/* Names what a network cannot do without: the first with its shape, more of them by name. */
+static enum ic_status check_complete(const struct ic_tensors *set, const struct ic_law_spec *specs,
+                                     size_t n, struct ic_err *err)
+{
+    char more[256] = "", shape[160];
+    const struct ic_law_spec *first = NULL;
+    size_t missing = 0, at = 0;
+    for (size_t i = 0; i < n; i++) {
+        if (specs[i].optional || ic_tensors_find(set, specs[i].name))
+            continue;
+        if (missing++ == 0)
+            first = &specs[i];
+        else if (at < sizeof more - IC_LAW_TENSOR_NAME_MAX - 8)
+            at += (size_t)snprintf(more + at, sizeof more - at, "%s%s", at ? ", " : ": ", specs[i].name);
+        else if (more[at - 1] != '.')
+            at += (size_t)snprintf(more + at, sizeof more - at, " ...");
+    }
+    if (!missing)
+        return IC_OK;
+    const int64_t want[4] = {first->dim[0], first->dim[1], first->dim[2], first->dim[3]};
+    ic_tensor_shape_str(want, first->ndim, shape, sizeof shape);
+    if (missing == 1)
+        return ic_fail(err, IC_BAD_REQUEST, "tensor %s %s is missing", first->name, shape);
+    return ic_fail(err, IC_BAD_REQUEST, "tensor %s %s is missing, and %zu more%s", first->name, shape,
+                   missing - 1, more);
+}
+
 static enum ic_status load_weights(const struct ic_tensors *set, struct ic_law *law,
                                    const struct ic_law_policy *policy, struct ic_err *err)
 {
@@ -369,6 +438,8 @@ static enum ic_status load_weights(const struct ic_tensors *set, struct ic_law *
     enum ic_status s = ic_law_file_is_quantised(set, &quantised, err);
     if (s == IC_OK && policy)
         s = ic_law_policy_check(policy, law->arch, err);
+    if (s == IC_OK && !quantised)
+        s = check_complete(set, specs, n, err);
     /* All shapes first: nothing is allocated for weights that the file does not hold. */
     for (size_t i = 0; i < n && s == IC_OK; i++) {
         s = form_of(set, law, &specs[i], policy, quantised, &forms[i], err);
@@ -439,7 +510,7 @@ static void take_config(struct ic_law *law, const struct ic_law_config *c)
              c->initial_mode[0] ? c->initial_mode : "complex_noise");
 }
 
-/* What the file itself says where config.json is silent (a quantised law carries it along). */
+/* What the file itself says where config.json is silent (a quantised law carries it along, trainer v3 too). */
 static enum ic_status complete_config(const struct ic_tensors *set, bool has_config,
                                       struct ic_law_config *config, struct ic_err *err)
 {
@@ -447,9 +518,10 @@ static enum ic_status complete_config(const struct ic_tensors *set, bool has_con
     const char *text = ic_tensors_meta(set, "ic.config");
     if (!text)
         return IC_OK;
-    enum ic_status s = ic_law_config_parse(text, strlen(text), &inside, err);
-    if (s != IC_OK)
-        return s;
+    struct ic_err why = {0};
+    enum ic_status s = ic_law_config_parse(text, strlen(text), &inside, &why);
+    if (s != IC_OK) /* where there is a config.json, that is the one that was meant */
+        return has_config ? IC_OK : ic_fail(err, s, "inside the checkpoint, %s", why.msg);
     if (!has_config)
         *config = inside;
     config->d = config->d ? config->d : inside.d;
@@ -518,6 +590,8 @@ enum ic_status ic_law_open(const char *path, const struct ic_law_open_opts *opts
     enum ic_status s = find_config_for(path, opts, law, &config, err);
     if (s == IC_OK)
         s = ic_tensors_open(path, &set, err);
+    if (s == IC_OK)
+        s = unwrap(set, err);
     if (s == IC_OK)
         s = complete_config(set, law->has_config, &config, err);
     if (s == IC_OK)

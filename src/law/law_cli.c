@@ -3,9 +3,11 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <math.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "base/clock.h"
 #include "base/log.h"
@@ -421,6 +423,15 @@ static int step_numbers(const struct options *o, unsigned long *steps, unsigned 
     return choose_backend(o, be);
 }
 
+/* Renaming over the checkpoint would destroy it, and what was rounded away does not come back. */
+static enum ic_status spare_input(const struct ic_law *law, const char *out, struct ic_err *err)
+{
+    struct stat a, b;
+    if (stat(out, &a) == 0 && stat(law->path, &b) == 0 && a.st_dev == b.st_dev && a.st_ino == b.st_ino)
+        return ic_fail(err, IC_BAD_REQUEST, "that is the checkpoint that was read: name another file");
+    return IC_OK;
+}
+
 static int step(int argc, char **argv)
 {
     struct options o = {0};
@@ -441,6 +452,8 @@ static int step(int argc, char **argv)
     struct field f = {0};
     const char *file = o.checkpoint;
     enum ic_status s = open_law(&o, file, o.precision, &law, &err);
+    if (s == IC_OK)
+        s = spare_input(law, file = o.out, &err);
     if (s == IC_OK)
         s = read_field(file = o.state, law, &f, &err);
     if (s == IC_OK)
@@ -495,7 +508,9 @@ static int quantize(int argc, char **argv)
     if (s == IC_OK)
         s = ic_law_open(file, &plain, &original, &err);
     if (s == IC_OK)
-        s = ic_law_write(law, file = o.second, &err);
+        s = spare_input(law, file = o.second, &err);
+    if (s == IC_OK)
+        s = ic_law_write(law, file, &err);
     if (s == IC_OK)
         print_quantised(original, law);
     ic_law_close(&original);
@@ -725,6 +740,7 @@ static int fidelity(int argc, char **argv)
 
 int ic_law_main(int argc, char **argv)
 {
+    signal(SIGXFSZ, SIG_IGN); /* a file at the limit: write tells it too, and takes its remains away */
     if (argc >= 2 && strcmp(argv[1], "inspect") == 0)
         return inspect(argc - 1, argv + 1);
     if (argc >= 2 && strcmp(argv[1], "step") == 0)

@@ -10,6 +10,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
 #include <unistd.h>
 #include <cmocka.h>
 
@@ -254,6 +256,59 @@ static void a_quantised_file_steps(void **state)
     unlink(file);
 }
 
+static void copy_file(const char *from, const char *to)
+{
+    static char bytes[8 << 20];
+    int fd = open(from, O_RDONLY);
+    ssize_t n = read(fd, bytes, sizeof bytes);
+    close(fd);
+    fd = open(to, O_WRONLY | O_CREAT | O_TRUNC, 0600);
+    assert_int_equal(write(fd, bytes, (size_t)n), n);
+    close(fd);
+}
+
+/* The checkpoint under any of its names, what is no file, a file that may not grow: each refused, and all is
+ * as it was, without remains beside it. */
+static void what_must_not_be_written_over_stays(void **state)
+{
+    static char golden[] = GOLDEN "unet_unitary-d4-b16/golden.safetensors";
+    char folder[] = "/tmp/ic-law-spare-XXXXXX", path[64], other[64];
+    struct stat st;
+    struct rlimit old, low;
+    (void)state;
+    assert_non_null(mkdtemp(folder));
+    snprintf(path, sizeof path, "%s/law.pth", folder);
+    snprintf(other, sizeof other, "%s/other", folder);
+    copy_file(GOLDEN "unet_unitary-d4-b16/checkpoint_ep7.pth", path);
+    assert_int_equal(symlink(path, other), 0);
+    for (int i = 0; i < 2; i++) {
+        char *out = i ? other : path;
+        assert_int_equal(RUN("quantize", path, out, "--arch", "UNET_UNITARY"), IC_EXIT_FILE);
+        SAYS("that is the checkpoint");
+        assert_int_equal(RUN("step", "--checkpoint", folder, "--arch", "UNET_UNITARY", "--state", golden,
+                             "--steps", "1", "--out", out),
+                         IC_EXIT_FILE);
+        SAYS("that is the checkpoint");
+        assert_int_equal(RUN("inspect", path, "--arch", "UNET_UNITARY"), IC_EXIT_OK);
+    }
+    unlink(other);
+    assert_int_equal(mkfifo(other, 0600), 0);
+    assert_int_equal(RUN("quantize", path, other, "--arch", "UNET_UNITARY"), IC_EXIT_FILE);
+    SAYS("not a regular file");
+    assert_int_equal(stat(other, &st), 0);
+    assert_true(S_ISFIFO(st.st_mode));
+    unlink(other);
+    getrlimit(RLIMIT_FSIZE, &old);
+    low = (struct rlimit){4096, old.rlim_max};
+    setrlimit(RLIMIT_FSIZE, &low);
+    const int rc = RUN("quantize", path, other, "--arch", "UNET_UNITARY");
+    setrlimit(RLIMIT_FSIZE, &old);
+    assert_int_equal(rc, IC_EXIT_FAILED);
+    SAYS("File too large");
+    unlink(path);
+    assert_int_equal(rmdir(folder), 0); /* nothing else in it */
+}
+
 static void plan_prints_bytes_by_item(void **state)
 {
     char *law = GOLDEN "unet_unitary-d4-b16";
@@ -343,6 +398,7 @@ int main(void)
         cmocka_unit_test(steps_reach_the_golden_state),
         cmocka_unit_test(complex_states_are_taken),
         cmocka_unit_test(a_quantised_file_steps),
+        cmocka_unit_test(what_must_not_be_written_over_stays),
         cmocka_unit_test(plan_prints_bytes_by_item),
         cmocka_unit_test(fidelity_judges),
     };

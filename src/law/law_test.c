@@ -10,6 +10,7 @@
 
 #include "law/fixture.h"
 #include "law/plan.h"
+#include "model/fixture.h"
 
 /* ---- A folder to write in -------------------------------------------------------------------- */
 
@@ -248,6 +249,127 @@ static void shapes_and_names_are_strict(void **state)
     ic_law_close(&law);
 }
 
+/* A torch file of a whole UNET whose tensors are all views of one storage: {key: {wrapper + name: …}, "config": …}.
+ * `skip`: how many tensors from `from` on are left out. */
+static const char *write_torch(const char *name, const char *key, const char *const wrappers[2],
+                               size_t from, size_t skip, const char *const config[][2])
+{
+    struct ic_law_spec specs[IC_LAW_SPECS_MAX];
+    const size_t n = ic_law_arch_specs(IC_LAW_UNET, 1, 1, specs);
+    static float zeros[8 * 4 * 9 * 2];
+    struct ic_buf p = {0}, b = {0};
+    pk_begin(&p);
+    ic_buf_puts(&p, "}");
+    pk_str(&p, key);
+    ic_buf_puts(&p, "}(");
+    for (size_t i = 0; i < n; i++) {
+        char full[IC_LAW_TENSOR_NAME_MAX + 32];
+        int32_t size[4], stride[4], step = 1;
+        if (i >= from && i < from + skip)
+            continue;
+        for (unsigned k = specs[i].ndim; k-- > 0; step *= size[k]) {
+            size[k] = (int32_t)specs[i].dim[k];
+            stride[k] = step;
+        }
+        snprintf(full, sizeof full, "%s%s", wrappers[i == n - 1], specs[i].name);
+        pk_str(&p, full);
+        pk_tensor(&p, "FloatStorage", "0", (int32_t)(sizeof zeros / 4), 0, specs[i].ndim, size, stride);
+    }
+    ic_buf_puts(&p, "us");
+    if (config) {
+        pk_str(&p, "config");
+        ic_buf_puts(&p, "}(");
+        for (size_t i = 0; config[i][0]; i++) {
+            pk_str(&p, config[i][0]);
+            if (config[i][1][0] >= '0' && config[i][1][0] <= '9')
+                pk_int(&p, atoi(config[i][1]));
+            else
+                pk_str(&p, config[i][1]);
+        }
+        pk_str(&p, "MODEL_PARAMS");
+        ic_buf_puts(&p, "}");
+        pk_str(&p, "d_state");
+        ic_buf_puts(&p, "K\x01sus");
+    }
+    ic_buf_puts(&p, ".");
+    struct zip_entry e[2] = {zip_stored("m/data.pkl", p.data, p.len),
+                             zip_stored("m/data/0", zeros, sizeof zeros)};
+    zip_write(&b, e, 2);
+    FILE *f = fopen(in_folder(name), "w");
+    assert_non_null(f);
+    fwrite(b.data, 1, b.len, f);
+    fclose(f);
+    ic_buf_deinit(&p);
+    ic_buf_deinit(&b);
+    return in_folder(name);
+}
+
+static void wrappers_leave_the_names(void **state)
+{
+    static const char *const alike[][2] = {{"module.", "module."},
+                                           {"model.", "model."},
+                                           {"module._orig_mod.", "module._orig_mod."},
+                                           {"a.b.c.", "a.b.c."}};
+    (void)state;
+    for (size_t i = 0; i < sizeof alike / sizeof alike[0]; i++)
+        for (int k = 0; k < 2; k++) {
+            const char *path = write_torch("w.pth", k ? "model" : "state_dict", alike[i], 0, 0, NULL);
+            struct ic_law *law = open_law(path, "UNET", NULL);
+            assert_int_equal(law->d, 1);
+            ic_law_close(&law);
+        }
+    const char *path =
+        write_torch("w.pth", "state_dict", (const char *const[2]){"module.", ""}, 41, 0, NULL);
+    struct ic_law *law = open_law(path, "UNET", NULL); /* a name outside the wrapper stays what it is */
+    ic_law_close(&law);
+}
+
+static void a_config_inside_the_checkpoint_counts(void **state)
+{
+    static const char *const plain[2] = {"", ""};
+    static const char *const good[][2] = {{"MODEL_ARCHITECTURE", "UNET_UNITARY"},
+                                          {"GRID_SIZE_TRAINING", "48"},
+                                          {"EXPERIMENT_NAME", "inner"},
+                                          {0}};
+    static const char *const polar[][2] = {
+        {"MODEL_ARCHITECTURE", "UNET_UNITARY"}, {"ENGINE_TYPE", "POLAR"}, {0}};
+    (void)state;
+    struct ic_law *law = open_law(write_torch("c.pth", "model_state_dict", plain, 0, 0, good), NULL, NULL);
+    assert_int_equal(law->arch, IC_LAW_UNET_UNITARY);
+    assert_int_equal(law->grid_training, 48);
+    assert_string_equal(law->name, "inner");
+    ic_law_close(&law);
+    const char *path = write_torch("c.pth", "model_state_dict", plain, 0, 0, polar);
+    open_fails(path, NULL, NULL, IC_BAD_REQUEST, "inside the checkpoint, config: ENGINE_TYPE POLAR");
+    write_text("outer.json", "{\"MODEL_ARCHITECTURE\": \"UNET\", \"EXPERIMENT_NAME\": \"outer\"}");
+    law = open_law(path, NULL, in_folder("outer.json")); /* config.json has the last word */
+    assert_int_equal(law->arch, IC_LAW_UNET);
+    assert_string_equal(law->name, "outer");
+    ic_law_close(&law);
+}
+
+static void what_is_missing_is_named(void **state)
+{
+    static const char *const plain[2] = {"", ""};
+    (void)state;
+    open_fails(
+        write_torch("l.pth", "state_dict", plain, 18, 3, NULL), "UNET", NULL, IC_BAD_REQUEST,
+        "tensor bot.conv_block.0.weight [8, 4, 3, 3] is missing, and 2 more: bot.conv_block.1.weight, "
+        "bot.conv_block.1.bias");
+    open_fails(write_torch("l.pth", "state_dict", plain, 3, 37, NULL), "UNET", NULL, IC_BAD_REQUEST,
+               "and 36 more: ");
+    /* also where the missing one is what the family is known by */
+    open_fails(write_torch("l.pth", "state_dict", plain, 2, 1, NULL), "UNET", NULL, IC_BAD_REQUEST,
+               "tensor inc.conv_block.1.bias [1] is missing");
+    write_law("l.safetensors", IC_LAW_UNET_CONVLSTM, 2, 4,
+              &(struct edit){"conv_gates.weight", LEAVE_OUT, 0});
+    open_fails(in_folder("l.safetensors"), "UNET_CONVLSTM", NULL, IC_BAD_REQUEST,
+               "tensor conv_gates.weight [64, 32, 3, 3] is missing");
+    write_law("l.safetensors", IC_LAW_MLP, 2, 4, &(struct edit){"net.0.weight", LEAVE_OUT, 0});
+    open_fails(in_folder("l.safetensors"), NULL, NULL, IC_BAD_REQUEST,
+               "tensor net.0.weight [4, 4, 1, 1] is missing");
+}
+
 /* A [1]-shaped scalar, as some snnTorch versions keep it, is taken too. */
 static void scalars_may_be_vectors_of_one(void **state)
 {
@@ -264,7 +386,10 @@ static void config_is_typed(void **state)
     } rows[] = {
         {"{\"GAMMA_DECAY\": \"0.01\"}", "config: GAMMA_DECAY is not a number"},
         {"{\"GAMMA_DECAY\": 1e300}", "config: GAMMA_DECAY is not a number of sensible size"},
-        {"{\"GAMMA_DECAY\": NaN}", "config: line 1"},
+        {"{\"GAMMA_DECAY\": NaN}", "bad.json: config: GAMMA_DECAY is not a number"},
+        {"{\"D_STATE\": -Infinity}", "config: D_STATE is not a whole number"},
+        {"{\"D_STATE\": 18446744073709551618}", "config: D_STATE is not a whole number"},
+        {"{\"EXPERIMENT_NAME\": Nan}", "config: line 1"},
         {"{\"D_STATE\": 2.5}", "config: D_STATE is not a whole number from 1 to 256"},
         {"{\"MODEL_PARAMS\": {\"d_state\": 0}}", "config: d_state is not a whole number"},
         {"{\"MODEL_PARAMS\": [8]}", "config: MODEL_PARAMS is not an object"},
@@ -286,7 +411,8 @@ static void config_is_typed(void **state)
         "good.json",
         "{\"D_STATE\": 9, \"MODEL_PARAMS\": {\"d_state\": 2.0, \"alpha\": null}, \"GAMMA_DECAY\": -1,"
         " \"HIDDEN_CHANNELS\": null, \"ENGINE_TYPE\": \"PYTHON\", \"EXPERIMENT_NAME\": \"m\\u00e9\","
-        " \"INITIAL_STATE_MODE_INFERENCE\": \"random\", \"QCA_STEPS_TRAINING\": 16}");
+        " \"INITIAL_STATE_MODE_INFERENCE\": \"random\", \"QCA_STEPS_TRAINING\": 16,"
+        " \"best\": [NaN, -Infinity,Infinity], \"seed\": 18446744073709551616, \"note\": \"\\\"NaN\"}");
     struct ic_law *law = open_law(in_folder("m.safetensors"), NULL, in_folder("good.json"));
     assert_int_equal(law->d, 2);
     assert_true(law->gamma == -1);
@@ -387,6 +513,9 @@ int main(void)
         cmocka_unit_test(tensors_decide_where_nobody_says),
         cmocka_unit_test(said_and_found_must_agree),
         cmocka_unit_test(shapes_and_names_are_strict),
+        cmocka_unit_test(wrappers_leave_the_names),
+        cmocka_unit_test(a_config_inside_the_checkpoint_counts),
+        cmocka_unit_test(what_is_missing_is_named),
         cmocka_unit_test(scalars_may_be_vectors_of_one),
         cmocka_unit_test(config_is_typed),
         cmocka_unit_test(a_folder_means_its_latest_checkpoint),

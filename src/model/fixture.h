@@ -66,6 +66,21 @@ static inline void pk_tensor(struct ic_buf *b, const char *cls, const char *key,
     ic_buf_puts(b, ")RtR");
 }
 
+/* torch's format before the zip, up to its storages: `version` and `little` are opcodes for one value each, `keys` for
+ * any number of strings. */
+static inline void old_file(struct ic_buf *b, const char *version, const char *little,
+                            const struct ic_buf *program, const char *keys)
+{
+    ic_buf_put(b, "\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.", 15);
+    ic_buf_printf(b, "\x80\x02%s.\x80\x02}\x8c\x0dlittle_endian%ss.", version, little);
+    for (size_t i = 0; i < program->len; i++) { /* a storage's id has a sixth part, None */
+        if (i + 1 < program->len && memcmp(program->data + i, "tQ", 2) == 0)
+            ic_buf_puts(b, "N");
+        ic_buf_put(b, program->data + i, 1);
+    }
+    ic_buf_printf(b, "\x80\x02](%se.", keys);
+}
+
 /* ---- Zip ------------------------------------------------------------------------------------- */
 
 struct zip_entry {

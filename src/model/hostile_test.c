@@ -77,6 +77,15 @@ static void calls_are_refused_by_name(void **state)
     REFUSED("\x80\x02"
             "ctorch._utils\n_rebuild_tensor_v2\n)R.",
             "_rebuild_tensor_v2 called with");
+#define LAZY(bits)                                                                                         \
+    "\x80\x02" /* the seventh argument: what torch puts off until somebody looks */                        \
+    "ctorch._utils\n_rebuild_tensor_v2\n((X\7\0\0\0storagectorch\nFloatStorage\nX\1\0\0\0"                 \
+    "0X\3\0\0\0"                                                                                           \
+    "cpuK\1tQK\0(K\1t(K\1t\x89"                                                                            \
+    "ccollections\nOrderedDict\n)R}" bits "tR."
+    REFUSED(LAZY("X\4\0\0\0conj\x88s"), "conjugated or negated lazily");
+    REFUSED(LAZY("X\3\0\0\0neg\x88s"), "conjugated or negated lazily");
+#undef LAZY
     REFUSED("(S'id'\nios\nsystem\n.", "is not allowed"); /* INST, as in protocol 0 */
     REFUSED("\x80\x02\x82\x01.", "pickle: opcode 0x82 EXT1 is not allowed");
     REFUSED("\x80\x02Pname\n.", "pickle: opcode 0x50 PERSID is not allowed");
@@ -416,7 +425,7 @@ static void lying_tensors_are_refused(void **state)
         {"FloatStorage", 4, 1, 1, {4}, {1}, "needs element 4 of a storage that holds 4"},
         {"FloatStorage", 4, 0, 2, {2, 2}, {4, 1}, "needs element 5"},
         {"FloatStorage", 4, 0, 1, {1 << 30}, {0}, "repeats its storage"},
-        {"FloatStorage", 4, 0, 2, {2, 3}, {0, 1}, "repeats its storage"},
+        {"FloatStorage", 4, 0, 2, {65537, 4}, {0, 1}, "repeats its storage"},
         {"FloatStorage", 4, 0, 2, {1 << 30, 1 << 30}, {0, 0}, "IC_TENSOR_ELEMENTS_MAX"},
         {"FloatStorage", 4, 0, 2, {2, 2}, {0x7fffffff, 0x7fffffff}, "needs element"},
         {"FloatStorage", 5, 0, 1, {4}, {1}, "should hold 5 elements and holds 4"},
@@ -446,6 +455,55 @@ static void lying_tensors_are_refused(void **state)
     }
 }
 
+/* torch's format before the zip: every prefix is refused, every flipped bit survived, every lie told. */
+static void lying_old_files_are_refused(void **state)
+{
+    static const struct {
+        const char *version, *machine, *keys;
+        uint64_t count;
+        const char *why;
+    } rows[] = {
+        {"M\xe9\x03", "\x88", "\x8c\1a", 4, NULL},
+        {"M\xe8\x03", "\x88", "\x8c\1a", 4, "not version 1001"},
+        {"M\xe9\x03", "\x89", "\x8c\1a", 4, "not little endian"},
+        {"M\xe9\x03", "\x88", "\x8c\1b", 4, "storage 0 of its list is unknown"},
+        {"M\xe9\x03", "\x88", "\x8c\1a\x8c\1a", 4, "storage 1 of its list is unknown, or twice"},
+        {"M\xe9\x03", "\x88", "K\1", 4, "storage 0 of its list is unknown"},
+        {"M\xe9\x03", "\x88", "", 4, "its storage a is not in the file"},
+        {"M\xe9\x03", "\x88", "\x8c\1a", 5, "should have 4"},
+        {"M\xe9\x03", "\x88", "\x8c\1a", (uint64_t)1 << 62, "should have 4"},
+    };
+    struct ic_err err = {0};
+    (void)state;
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
+        struct ic_buf b = {0}, p = {0};
+        pk_begin(&p);
+        ic_buf_puts(&p, "}");
+        pk_str(&p, "w");
+        pk_tensor(&p, "FloatStorage", "a", 4, 0, 1, (const int32_t[]){4}, (const int32_t[]){1});
+        ic_buf_puts(&p, "s.");
+        old_file(&b, rows[i].version, rows[i].machine, &p, rows[i].keys);
+        put_u(&b, rows[i].count, 8);
+        ic_buf_put(&b, four, 16);
+        if (rows[i].why)
+            file_refused(&b, rows[i].why);
+        else {
+            size_t accepted = 0;
+            assert_int_equal(read_all(b.data, b.len, &err), IC_OK);
+            for (size_t n = 0; n < b.len; n++)
+                assert_int_not_equal(read_all(b.data, n, &err), IC_OK);
+            for (size_t k = 0; k < b.len * 8; k++) {
+                b.data[k / 8] = (char)(b.data[k / 8] ^ 1 << k % 8);
+                accepted += read_all(b.data, b.len, &err) == IC_OK;
+                b.data[k / 8] = (char)(b.data[k / 8] ^ 1 << k % 8);
+            }
+            print_message("%zu flipped bits, %zu accepted (names, values)\n", b.len * 8, accepted);
+        }
+        ic_buf_deinit(&b);
+        ic_buf_deinit(&p);
+    }
+}
+
 static void other_files_are_named(void **state)
 {
     struct ic_err err = {0};
@@ -456,7 +514,7 @@ static void other_files_are_named(void **state)
         char bytes[] = literal;                                                                            \
         file_refused(&(struct ic_buf){.data = bytes, .len = sizeof bytes - 1}, why);                       \
     } while (0)
-    TRY("\x80\x02\x8a\x0al\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.", "legacy format");
+    TRY("\x80\x02\x8a\x0al\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.", "pickle: truncated");
     TRY("\x80\x02}q\0X\x01\0\0\0aK\x01s.", "a bare pickle");
     TRY("hello, world", "neither a zip");
     TRY("PK", "only 2 bytes");
@@ -581,6 +639,7 @@ int main(void)
         cmocka_unit_test(lying_zips_are_refused),
         cmocka_unit_test(deflate_bombs_are_refused),
         cmocka_unit_test(lying_tensors_are_refused),
+        cmocka_unit_test(lying_old_files_are_refused),
         cmocka_unit_test(other_files_are_named),
         cmocka_unit_test(lying_safetensors_are_refused),
         cmocka_unit_test(damaged_safetensors_are_survived),

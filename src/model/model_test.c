@@ -82,6 +82,9 @@ static void strides_and_offsets_are_honoured(void **state)
     set = open_one("FloatStorage", v, sizeof v, 8, 0, 2, V(0, 3), V(3, 1), &err); /* an empty tensor */
     assert_int_equal(ic_tensors_find(set, "w")->count, 0);
     ic_tensors_close(&set);
+    set = open_one("FloatStorage", v, 8, 2, 0, 2, V(3, 2), V(0, 1), &err); /* expanded */
+    expect(set, "w", (const float[]){0, 1, 0, 1, 0, 1}, 6);
+    ic_tensors_close(&set);
 }
 
 static void every_dtype_becomes_float32(void **state)
@@ -218,6 +221,41 @@ static void a_deflated_storage_is_inflated(void **state)
 }
 
 /* Sizes, offset and the directory's place all in their 64-bit form, as torch writes past 4 GiB. */
+/* Two storages, listed in another order than the program's, one of them shared by two tensors. */
+static void the_format_before_the_zip_is_read(void **state)
+{
+    const double doubles[2] = {0.5, -2};
+    const float floats[4] = {1, 2, 3, 4};
+    struct ic_buf p = {0}, b = {0};
+    struct ic_err err = {0};
+    (void)state;
+    pk_begin(&p);
+    ic_buf_puts(&p, "}(");
+    pk_str(&p, "module.w");
+    pk_tensor(&p, "FloatStorage", "one", 4, 0, 2, V(2, 2), V(1, 2));
+    pk_str(&p, "module.v");
+    pk_tensor(&p, "DoubleStorage", "two", 2, 1, 1, V(1), V(1));
+    pk_str(&p, "module.x");
+    pk_tensor(&p, "FloatStorage", "one", 4, 3, 0, V(0), V(0));
+    ic_buf_puts(&p, "u.");
+    old_file(&b, "M\xe9\x03", "\x88", &p, "\x8c\x03two\x8c\x03one");
+    put_u(&b, 2, 8);
+    ic_buf_put(&b, doubles, sizeof doubles);
+    put_u(&b, 4, 8);
+    ic_buf_put(&b, floats, sizeof floats);
+    const char *path = file_with(b.data, b.len);
+    struct ic_tensors *set = NULL;
+    if (ic_tensors_open(path, &set, &err))
+        fail_msg("%s", err.msg);
+    unlink(path);
+    expect(set, "module.w", (const float[]){1, 3, 2, 4}, 4);
+    expect(set, "module.v", (const float[]){-2}, 1);
+    expect(set, "module.x", (const float[]){4}, 1);
+    ic_tensors_close(&set);
+    ic_buf_deinit(&p);
+    ic_buf_deinit(&b);
+}
+
 static void zip64_is_read(void **state)
 {
     struct ic_err err = {0};
@@ -326,6 +364,55 @@ static void later_protocols_and_numpy_scalars_are_read(void **state)
     ic_pickle_deinit(&pk);
 }
 
+/* What trainers keep beside the weights without a thought (CPython 3 wrote these, protocols 2 and 4):
+ * {'d': datetime, 't': timedelta, 'p': PosixPath, 'n': SimpleNamespace, 'a': Namespace, 'c': Counter('aab')}. */
+static void things_beside_the_weights_are_passed_over(void **state)
+{
+    static const char two[] =
+        "\x80\x02\x7d\x71\x00\x28\x58\x01\x00\x00\x00\x64\x71\x01\x63\x64\x61\x74\x65\x74\x69\x6d\x65\x0a"
+        "\x64\x61\x74\x65\x74\x69\x6d\x65\x0a\x71\x02\x63\x5f\x63\x6f\x64\x65\x63\x73\x0a\x65\x6e\x63\x6f"
+        "\x64\x65\x0a\x71\x03\x58\x0b\x00\x00\x00\x07\xc3\xa9\x0c\x01\x00\x00\x00\x00\x00\x00\x71\x04\x58"
+        "\x06\x00\x00\x00\x6c\x61\x74\x69\x6e\x31\x71\x05\x86\x71\x06\x52\x71\x07\x85\x71\x08\x52\x71\x09"
+        "\x58\x01\x00\x00\x00\x74\x71\x0a\x63\x64\x61\x74\x65\x74\x69\x6d\x65\x0a\x74\x69\x6d\x65\x64\x65"
+        "\x6c\x74\x61\x0a\x71\x0b\x4b\x03\x4b\x00\x4b\x00\x87\x71\x0c\x52\x71\x0d\x58\x01\x00\x00\x00\x70"
+        "\x71\x0e\x63\x70\x61\x74\x68\x6c\x69\x62\x0a\x50\x6f\x73\x69\x78\x50\x61\x74\x68\x0a\x71\x0f\x58"
+        "\x01\x00\x00\x00\x2f\x71\x10\x58\x01\x00\x00\x00\x78\x71\x11\x58\x01\x00\x00\x00\x79\x71\x12\x87"
+        "\x71\x13\x52\x71\x14\x58\x01\x00\x00\x00\x6e\x71\x15\x63\x74\x79\x70\x65\x73\x0a\x53\x69\x6d\x70"
+        "\x6c\x65\x4e\x61\x6d\x65\x73\x70\x61\x63\x65\x0a\x71\x16\x29\x52\x71\x17\x7d\x71\x18\x58\x01\x00"
+        "\x00\x00\x61\x71\x19\x4b\x01\x73\x62\x68\x19\x63\x61\x72\x67\x70\x61\x72\x73\x65\x0a\x4e\x61\x6d"
+        "\x65\x73\x70\x61\x63\x65\x0a\x71\x1a\x29\x81\x71\x1b\x7d\x71\x1c\x58\x01\x00\x00\x00\x62\x71\x1d"
+        "\x4b\x02\x73\x62\x58\x01\x00\x00\x00\x63\x71\x1e\x63\x63\x6f\x6c\x6c\x65\x63\x74\x69\x6f\x6e\x73"
+        "\x0a\x43\x6f\x75\x6e\x74\x65\x72\x0a\x71\x1f\x7d\x71\x20\x28\x58\x01\x00\x00\x00\x61\x71\x21\x4b"
+        "\x02\x58\x01\x00\x00\x00\x62\x71\x22\x4b\x01\x75\x85\x71\x23\x52\x71\x24\x75\x2e";
+    static const char four[] =
+        "\x80\x04\x95\x03\x01\x00\x00\x00\x00\x00\x00\x7d\x94\x28\x8c\x01\x64\x94\x8c\x08\x64\x61\x74\x65"
+        "\x74\x69\x6d\x65\x94\x8c\x08\x64\x61\x74\x65\x74\x69\x6d\x65\x94\x93\x94\x43\x0a\x07\xe9\x0c\x01"
+        "\x00\x00\x00\x00\x00\x00\x94\x85\x94\x52\x94\x8c\x01\x74\x94\x68\x02\x8c\x09\x74\x69\x6d\x65\x64"
+        "\x65\x6c\x74\x61\x94\x93\x94\x4b\x03\x4b\x00\x4b\x00\x87\x94\x52\x94\x8c\x01\x70\x94\x8c\x07\x70"
+        "\x61\x74\x68\x6c\x69\x62\x94\x8c\x09\x50\x6f\x73\x69\x78\x50\x61\x74\x68\x94\x93\x94\x8c\x01\x2f"
+        "\x94\x8c\x01\x78\x94\x8c\x01\x79\x94\x87\x94\x52\x94\x8c\x01\x6e\x94\x8c\x05\x74\x79\x70\x65\x73"
+        "\x94\x8c\x0f\x53\x69\x6d\x70\x6c\x65\x4e\x61\x6d\x65\x73\x70\x61\x63\x65\x94\x93\x94\x29\x52\x94"
+        "\x7d\x94\x8c\x01\x61\x94\x4b\x01\x73\x62\x68\x1c\x8c\x08\x61\x72\x67\x70\x61\x72\x73\x65\x94\x8c"
+        "\x09\x4e\x61\x6d\x65\x73\x70\x61\x63\x65\x94\x93\x94\x29\x81\x94\x7d\x94\x8c\x01\x62\x94\x4b\x02"
+        "\x73\x62\x8c\x01\x63\x94\x8c\x0b\x63\x6f\x6c\x6c\x65\x63\x74\x69\x6f\x6e\x73\x94\x8c\x07\x43\x6f"
+        "\x75\x6e\x74\x65\x72\x94\x93\x94\x7d\x94\x28\x8c\x01\x61\x94\x4b\x02\x8c\x01\x62\x94\x4b\x01\x75"
+        "\x85\x94\x52\x94\x75\x2e";
+    const struct {
+        const char *bytes;
+        size_t len;
+    } t[] = {{two, sizeof two - 1}, {four, sizeof four - 1}};
+    (void)state;
+    for (size_t i = 0; i < sizeof t / sizeof *t; i++) {
+        struct ic_err err = {0};
+        struct ic_pickle pk;
+        if (ic_pickle_parse((const uint8_t *)t[i].bytes, t[i].len, &pk, &err))
+            fail_msg("%s", err.msg);
+        assert_int_equal(ic_pval_get(pk.root, "p")->kind, IC_PVAL_OPAQUE);
+        assert_int_equal(ic_pval_get(pk.root, "c")->kind, IC_PVAL_DICT);
+        ic_pickle_deinit(&pk);
+    }
+}
+
 static void safetensors_come_back_as_written(void **state)
 {
     struct ic_err err = {0};
@@ -398,8 +485,10 @@ int main(void)
         cmocka_unit_test(not_finite_is_refused_by_name),
         cmocka_unit_test(wrappers_and_prefixes_are_undone),
         cmocka_unit_test(a_deflated_storage_is_inflated),
+        cmocka_unit_test(the_format_before_the_zip_is_read),
         cmocka_unit_test(zip64_is_read),
         cmocka_unit_test(later_protocols_and_numpy_scalars_are_read),
+        cmocka_unit_test(things_beside_the_weights_are_passed_over),
         cmocka_unit_test(safetensors_come_back_as_written),
         cmocka_unit_test(real_checkpoints_open),
     };

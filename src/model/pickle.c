@@ -32,10 +32,12 @@ static const char *opcode_name(unsigned op)
 #define GLOBALS(X)                                                                                         \
     X("collections", "OrderedDict", DICT)                                                                  \
     X("collections", "defaultdict", DICT)                                                                  \
+    X("collections", "Counter", DICT)                                                                      \
     X("builtins", "dict", DICT)                                                                            \
     X("__builtin__", "dict", DICT)                                                                         \
     X("torch._utils", "_rebuild_tensor_v2", TENSOR)                                                        \
     X("torch._utils", "_rebuild_parameter", PARAMETER)                                                     \
+    X("torch._utils", "_rebuild_parameter_with_state", PARAMETER)                                          \
     X("torch", "Size", TUPLE)                                                                              \
     X("torch", "device", OPAQUE)                                                                           \
     X("torch", "float32", NAME)                                                                            \
@@ -45,6 +47,10 @@ static const char *opcode_name(unsigned op)
     X("torch", "complex64", NAME)                                                                          \
     X("torch", "complex128", NAME)                                                                         \
     X("torch", "int64", NAME)                                                                              \
+    X("torch", "int32", NAME)                                                                              \
+    X("torch", "int16", NAME)                                                                              \
+    X("torch", "int8", NAME)                                                                               \
+    X("torch", "uint8", NAME)                                                                              \
     X("torch", "bool", NAME)                                                                               \
     X("builtins", "list", NAME)                                                                            \
     X("__builtin__", "list", NAME)                                                                         \
@@ -57,6 +63,14 @@ static const char *opcode_name(unsigned op)
     X("builtins", "bytearray", OPAQUE)                                                                     \
     X("__builtin__", "bytearray", OPAQUE)                                                                  \
     X("_codecs", "encode", OPAQUE)                                                                         \
+    X("pathlib", "PosixPath", OPAQUE)                                                                      \
+    X("pathlib", "WindowsPath", OPAQUE)                                                                    \
+    X("pathlib._local", "PosixPath", OPAQUE)                                                               \
+    X("pathlib._local", "WindowsPath", OPAQUE)                                                             \
+    X("datetime", "datetime", OPAQUE)                                                                      \
+    X("datetime", "timedelta", OPAQUE)                                                                     \
+    X("types", "SimpleNamespace", OPAQUE)                                                                  \
+    X("argparse", "Namespace", OPAQUE)                                                                     \
     X("numpy", "dtype", OPAQUE)                                                                            \
     X("numpy", "ndarray", NAME)                                                                            \
     X("numpy.core.multiarray", "scalar", OPAQUE)                                                           \
@@ -132,7 +146,7 @@ void ic_pickle_deinit(struct ic_pickle *p)
         free(p->arena);
         p->arena = older;
     }
-    p->root = NULL;
+    p->root = p->storages = NULL;
 }
 
 /* ---- The machine ----------------------------------------------------------------------------- */
@@ -145,6 +159,7 @@ struct machine {
     struct ic_pval **memo;
     size_t memo_cap, memo_filled;
     size_t values;
+    struct ic_pval *storages;
     enum ic_status failed; /* IC_OK, or why the machine stopped; `err` is filled */
     struct ic_err *err;
     bool stopped;
@@ -423,6 +438,14 @@ static struct ic_pval *rebuild_tensor(struct machine *m, const struct ic_pval *a
              IC_TENSOR_DIMS_MAX);
         return NULL;
     }
+    /* torch conjugates and negates lazily: its storage holds other values than the tensor has. */
+    for (uint32_t i = 0; args->list.len == 7 && a[6]->kind == IC_PVAL_DICT && i < a[6]->list.len; i += 2)
+        if (a[6]->list.items[i + 1]->kind == IC_PVAL_BOOL && a[6]->list.items[i + 1]->b) {
+            FAIL(m, IC_BAD_REQUEST,
+                 "a tensor conjugated or negated lazily: save it after resolve_conj() and "
+                 "resolve_neg()");
+            return NULL;
+        }
     t.storage = &a[0]->storage;
     t.offset = (uint64_t)a[1]->i;
     struct ic_pval *v = value(m, IC_PVAL_TENSOR);
@@ -491,10 +514,12 @@ static void op_persid(struct machine *m)
     if (!pid)
         return;
     struct ic_pval *const *a = pid->kind == IC_PVAL_TUPLE ? pid->list.items : NULL;
-    if (!a || pid->list.len != 5 || a[0]->kind != IC_PVAL_STR ||
-        !equal("storage", a[0]->s.p, a[0]->s.len) || a[1]->kind != IC_PVAL_GLOBAL ||
-        meaning_of(a[1]) != M_STORAGE || a[2]->kind != IC_PVAL_STR || a[3]->kind != IC_PVAL_STR ||
-        a[4]->kind != IC_PVAL_INT || a[4]->i < 0)
+    /* The format before torch 1.6 has a sixth, a view of the storage, which is None in all but the oldest files. */
+    const bool fits =
+        a && (pid->list.len == 5 || (pid->list.len == 6 && pid->list.items[5]->kind == IC_PVAL_NONE));
+    if (!fits || a[0]->kind != IC_PVAL_STR || !equal("storage", a[0]->s.p, a[0]->s.len) ||
+        a[1]->kind != IC_PVAL_GLOBAL || meaning_of(a[1]) != M_STORAGE || a[2]->kind != IC_PVAL_STR ||
+        a[3]->kind != IC_PVAL_STR || a[4]->kind != IC_PVAL_INT || a[4]->i < 0)
         return FAIL(m, IC_BAD_REQUEST,
                     "a persistent id that is not ('storage', class, key, location, count)");
     struct ic_pval *v = value(m, IC_PVAL_STORAGE);
@@ -504,6 +529,10 @@ static void op_persid(struct machine *m)
                                           .dtype = (enum ic_dtype)(a[1]->global - GLOBALS_COUNT),
                                           .count = (uint64_t)a[4]->i};
     push(m, v);
+    if (!m->storages)
+        m->storages = container(m, IC_PVAL_LIST, NULL, 0);
+    if (v && m->storages)
+        extend(m, m->storages, &v, 1);
 }
 
 /* ---- Containers and memo --------------------------------------------------------------------- */
@@ -698,6 +727,8 @@ enum ic_status ic_pickle_parse(const uint8_t *data, size_t len, struct ic_pickle
     free(m.stack);
     free(m.memo);
     out->arena = m.arena;
+    out->used = (size_t)(m.p - m.start);
+    out->storages = m.storages;
     if (m.failed != IC_OK)
         ic_pickle_deinit(out);
     return m.failed;

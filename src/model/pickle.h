@@ -35,7 +35,7 @@ enum ic_pval_kind {
     IC_PVAL_LIST,    /* and sets */
     IC_PVAL_DICT,    /* and OrderedDict: items are key, value, key, value … */
     IC_PVAL_GLOBAL,  /* a whitelisted name */
-    IC_PVAL_STORAGE, /* persistent id ('storage', class, key, location, count) */
+    IC_PVAL_STORAGE, /* persistent id ('storage', class, key, location, count[, None]) */
     IC_PVAL_TENSOR,  /* _rebuild_tensor_v2 of a storage */
     IC_PVAL_OPAQUE,  /* something harmless that nobody asks for: numpy scalars, big ints … */
     IC_PVAL_MARK     /* internal */
@@ -44,7 +44,7 @@ enum ic_pval_kind {
 struct ic_pval;
 
 struct ic_pstorage {
-    const char *key; /* entry `data/<key>` of the zip; key_len bytes */
+    const char *key; /* entry `data/<key>` of the zip, or a name in the old format; key_len bytes */
     size_t key_len;
     enum ic_dtype dtype;
     uint64_t count; /* elements it claims */
@@ -80,7 +80,9 @@ struct ic_pval {
 
 struct ic_pickle {
     struct ic_pval *root;
-    struct ic_parena *arena; /* everything above lies here or in the input */
+    size_t used;              /* bytes of the input up to STOP, which ends it: others may follow */
+    struct ic_pval *storages; /* a LIST of all STORAGE values, in the order of their ids; NULL: none */
+    struct ic_parena *arena;  /* everything above lies here or in the input */
 };
 
 /* The input must outlive the result. On failure the result is empty. Codes: BAD_REQUEST, TOO_LARGE, OOM. */

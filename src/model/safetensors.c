@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/buf.h"
@@ -238,6 +239,9 @@ static enum ic_status write_file(const char *path, const struct ic_buf *head,
                                  size_t count, struct ic_err *err)
 {
     char tmp[4096];
+    struct stat st;
+    if (stat(path, &st) == 0 && !S_ISREG(st.st_mode)) /* root would rename over a device's node */
+        return ic_fail(err, IC_BAD_REQUEST, "%s is not a regular file", path);
     int fd = open_beside(path, tmp, sizeof tmp);
     if (fd < 0)
         return ic_fail(err, errno == ENOENT || errno == ENOTDIR ? IC_NOT_FOUND : IC_INTERNAL, "%s: %s",

@@ -154,10 +154,12 @@ static enum ic_status measure(struct ic_tensor *t, const char *name, struct ic_e
         return ic_fail(err, IC_BAD_REQUEST,
                        "tensor %s %s needs element %" PRIu64 " of a storage that holds %" PRIu64, name,
                        shape, last, held);
-    /* An expanded tensor (stride 0) could claim any size from a few bytes. */
-    if (count > held)
-        return ic_fail(err, IC_BAD_REQUEST, "tensor %s %s repeats its storage of %" PRIu64 " elements",
-                       name, shape, held);
+    /* An expanded tensor (stride 0) could claim any size from a few bytes: a bias may, a convolution may not. */
+    if (count > held && count > IC_TENSOR_EXPANDED_MAX)
+        return ic_fail(err, IC_BAD_REQUEST,
+                       "tensor %s %s repeats its storage of %" PRIu64
+                       " elements, past IC_TENSOR_EXPANDED_MAX (%d)",
+                       name, shape, held, IC_TENSOR_EXPANDED_MAX);
     return IC_OK;
 }
 
@@ -204,15 +206,13 @@ enum ic_status ic_tensors_open(const char *path, struct ic_tensors **out, struct
     struct ic_tensors *set = ic_tensors_new(fd, (uint64_t)st.st_size, err);
     if (!set)
         return IC_OOM;
-    unsigned char head[8] = {0};
-    size_t n = st.st_size < 8 ? (size_t)st.st_size : 8;
+    unsigned char head[24] = {0};
+    size_t n = st.st_size < (off_t)sizeof head ? (size_t)st.st_size : sizeof head;
     enum ic_status s = ic_pread_all(fd, 0, head, n, err);
     if (s == IC_OK && n < 8)
         s = ic_fail(err, IC_BAD_REQUEST, "the file has only %zu bytes", n);
-    /* 80 02 8A 0A: a bare pickle that begins with torch's old magic number, as before torch 1.6. */
-    else if (s == IC_OK && head[0] == 0x80 && head[2] == 0x8A && head[3] == 0x0A)
-        s = ic_fail(err, IC_BAD_REQUEST,
-                    "torch's legacy format (before 1.6): load and torch.save it again with a newer torch");
+    else if (s == IC_OK && ic_torch_is_old(head, n))
+        s = ic_torch_read_old(set, err);
     else if (s == IC_OK && head[0] == 0x80 && head[1] <= 5)
         s = ic_fail(err, IC_BAD_REQUEST, "a bare pickle, not a file of torch.save");
     else if (s == IC_OK && memcmp(head, "PK", 2) == 0)

@@ -18,6 +18,7 @@
 #define IC_TENSOR_NAME_MAX 256                     /* bytes, with the NUL */
 #define IC_TENSORS_MAX 4096                        /* tensors in one file */
 #define IC_TENSOR_ELEMENTS_MAX ((uint64_t)1 << 32) /* in one tensor */
+#define IC_TENSOR_EXPANDED_MAX 65536               /* in one that is larger than its storage */
 
 /* X(symbol, bytes, safetensors' name, torch storage class, parts of one element) */
 #define IC_DTYPES(X)                                                                                       \

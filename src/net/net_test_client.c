@@ -282,8 +282,9 @@ static void on_message(void *app, struct ic_peer *p, const char *data, size_t le
     }
 }
 
-static void on_refused(void *app, struct ic_peer *p, const struct ic_err *err)
+static void on_refused(void *app, struct ic_peer *p, const struct ic_err *err, bool binary)
 {
+    (void)binary;
     struct srv *s = app;
     s->refused++;
     p->vt->send(p, IC_MSG_TEXT, ic_status_name(err->code), strlen(ic_status_name(err->code)), 0);

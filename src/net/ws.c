@@ -208,7 +208,7 @@ static void refuse(struct conn *c, enum ic_status code, const char *msg)
 {
     struct ic_err err = {0};
     ic_fail(&err, code, "%s", msg);
-    c->net->app->on_refused(c->net->arg, &c->peer, &err);
+    c->net->app->on_refused(c->net->arg, &c->peer, &err, c->ws.binary);
 }
 
 static void message_done(struct conn *c)

@@ -90,10 +90,10 @@ bool ic_restart_final(int exit_code, bool was_ready)
 {
     switch (exit_code) {
     case IC_EXIT_OK:
-    case IC_EXIT_USAGE:
-    case IC_EXIT_FILE: return true;
-    case IC_EXIT_PORT:
-        return !was_ready; /* else somebody took it meanwhile, or the last process still has it */
+    case IC_EXIT_USAGE: return true;
+    case IC_EXIT_FILE: /* else it was there: somebody puts another in its place, or the disk comes back */
+    case IC_EXIT_PORT: /* else somebody took it meanwhile, or the last process still has it */
+        return !was_ready;
     default: return false;
     }
 }

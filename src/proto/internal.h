@@ -61,8 +61,7 @@ struct conn {
     struct sim_call *calls; /* at most IC_SIM_CALLS_MAX */
     int n_calls;
     struct ic_sim_cmd *awaiting; /* a sim_create whose binary state is to follow */
-    uint64_t awaiting_rid;
-    void *atheria; /* what atheria.c keeps of this connection */
+    void *atheria;               /* what atheria.c keeps of this connection */
 };
 
 struct ic_server {
@@ -113,6 +112,8 @@ bool ic_sim_message(struct ic_server *s, struct conn *c, const char *op, const j
                     const json_t *payload, const char *id); /* false: not one of its ops */
 /* A binary message: the state of a sim_create. False: none is awaited. */
 bool ic_sim_binary(struct ic_server *s, struct conn *c, const char *data, size_t len);
+/* One that was thrown away: the sim_create that waits for it fails by it. False: none is awaited. */
+bool ic_sim_binary_refused(struct ic_server *s, struct conn *c, const struct ic_err *err);
 void ic_sim_event(struct ic_server *s, struct conn *c, struct ic_event *ev);
 void ic_sim_conn_closed(struct ic_server *s, struct conn *c);
 void ic_sim_put_limits(const struct ic_server *s, struct ic_buf *b);

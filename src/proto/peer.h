@@ -83,7 +83,7 @@ struct ic_peer_app {
     void (*on_message)(void *app, struct ic_peer *, const char *data, size_t len, bool binary);
     /* A message that was refused and thrown away: IC_TOO_LARGE (past message_max) or IC_BAD_REQUEST (a
      * text message that is not UTF-8; `net` closes with 1007 after this returns). */
-    void (*on_refused)(void *app, struct ic_peer *, const struct ic_err *);
+    void (*on_refused)(void *app, struct ic_peer *, const struct ic_err *, bool binary);
     /* The peer is gone, WebSocket or HTTP exchange (also a finished one). No call on it after this. */
     void (*on_close)(void *app, struct ic_peer *);
     /* One HTTP request, body complete. The app answers now or later (reply, or begin/chunk/end). */

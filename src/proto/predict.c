@@ -6,6 +6,7 @@
  * memory the state may be followed by h and c, [4b,H/4,W/4] each; the answer always is. */
 #include "proto/internal.h"
 
+#include <float.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -84,7 +85,7 @@ static bool flatten(const json_t *v, float *out, size_t cap, size_t *n)
 
     if (json_is_number(v)) {
         double d = json_number_value(v);
-        if (*n >= cap || !isfinite(d))
+        if (*n >= cap || !(fabs(d) <= (double)FLT_MAX))
             return false;
         out[(*n)++] = (float)d;
         return true;
@@ -154,7 +155,8 @@ static enum ic_status read_state(struct ic_server *s, const json_t *psi, const s
         return ic_fail(err, IC_OOM, "out of memory");
     if (psi) {
         if (!flatten(psi, cmd->state, cap, &n))
-            return ic_fail(err, IC_BAD_REQUEST, "psi must be numbers (lists may nest), at most %zu", all);
+            return ic_fail(err, IC_BAD_REQUEST, "psi must be float32 numbers (lists may nest), at most %zu",
+                           all);
     } else {
         n = r->len / sizeof(float);
         memcpy(cmd->state, r->body, r->len);

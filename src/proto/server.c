@@ -280,9 +280,10 @@ static void on_message(void *app, struct ic_peer *p, const char *data, size_t le
     ic_native_message(s, c, data, len); /* binary too: InferenceCenter took both alike */
 }
 
-static void on_refused(void *app, struct ic_peer *p, const struct ic_err *err)
+static void on_refused(void *app, struct ic_peer *p, const struct ic_err *err, bool binary)
 {
-    if (p->app) /* in both dialects: Atheria's client ignores what it does not know */
+    /* in both dialects: Atheria's client ignores what it does not know */
+    if (p->app && !(binary && ic_sim_binary_refused(app, p->app, err)))
         ic_conn_error(app, p->app, NULL, NULL, err);
 }
 

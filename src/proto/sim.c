@@ -335,11 +335,36 @@ refused:
     return true;
 }
 
+/* The sim_create that its state did not reach; takes the command. */
+static void fail_awaited(struct ic_server *s, struct conn *c, struct ic_sim_cmd *cmd,
+                         const struct ic_err *err)
+{
+    struct sim *m = ic_sim_of(s, c, cmd->sim);
+    char id[IC_ID_MAX + 1];
+
+    if (m)
+        m->handle = 0;
+    free(cmd->state);
+    ic_sim_end_call(c, cmd->rid, id);
+    ic_conn_error(s, c, *id ? id : NULL, NULL, err);
+    free(cmd);
+}
+
+bool ic_sim_binary_refused(struct ic_server *s, struct conn *c, const struct ic_err *err)
+{
+    struct ic_sim_cmd *cmd = c->awaiting;
+
+    if (!cmd)
+        return false;
+    c->awaiting = NULL;
+    fail_awaited(s, c, cmd, err);
+    return true;
+}
+
 bool ic_sim_binary(struct ic_server *s, struct conn *c, const char *data, size_t len)
 {
     struct ic_sim_cmd *cmd = c->awaiting;
     struct ic_err err = {0};
-    char id[IC_ID_MAX + 1];
 
     if (!cmd)
         return false;
@@ -353,15 +378,10 @@ bool ic_sim_binary(struct ic_server *s, struct conn *c, const char *data, size_t
         cmd->state_floats = len / sizeof(float);
         ic_law_engine_command(s->law, cmd, &err);
     }
-    if (err.code != IC_OK) {
-        struct sim *m = ic_sim_of(s, c, cmd->sim);
-        if (m)
-            m->handle = 0;
-        free(cmd->state);
-        ic_sim_end_call(c, cmd->rid, id);
-        ic_conn_error(s, c, *id ? id : NULL, NULL, &err);
-    }
-    free(cmd);
+    if (err.code != IC_OK)
+        fail_awaited(s, c, cmd, &err);
+    else
+        free(cmd);
     return true;
 }
 

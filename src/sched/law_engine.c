@@ -407,7 +407,12 @@ static enum ic_status open_as(struct ic_law_engine *e, const char *path, const c
                                  &e->err);
         opts.policy = &policy;
     }
-    return st == IC_OK ? ic_law_open(path, &opts, &e->laws[e->n_laws], &e->err) : st;
+    struct ic_err why = {0};
+    if (st == IC_OK &&
+        (st = ic_law_open(path, &opts, &e->laws[e->n_laws], &why)) != IC_OK) /* of several, which */
+        ic_fail(&e->err, st, "%s%s%s", strstr(why.msg, path) ? "" : path, strstr(why.msg, path) ? "" : ": ",
+                why.msg);
+    return st;
 }
 
 /* Takes the law just opened in: name, packed weights, a line in the log. */

@@ -6,7 +6,7 @@ import http from 'node:http';
 import net from 'node:net';
 import { once } from 'node:events';
 import path from 'node:path';
-import { ENDLESS, GREEDY, MODEL, Server, run, sleep, tempDir, until, within } from './lib.mjs';
+import { BIN, ENDLESS, GREEDY, MODEL, Server, freePort, run, sleep, tempDir, until, within } from './lib.mjs';
 
 const STORY = 'Once upon a time';
 
@@ -190,6 +190,16 @@ test('help and version', async () => {
     for (const o of ['--model', '--port', '--kv-size', '--drain-seconds', '--keys', '--config', 'default 3000']) assert.ok(r.stdout.includes(o), o);
   }
   for (const args of [['version'], ['--version']]) assert.match((await run(args)).stdout, /^inference-core \d+\.\d+\.\d+\n$/);
+  const lost = await run(['-c', 'exec "$0" version >/dev/full', BIN], { bin: '/bin/sh' });
+  assert.equal(lost.code, 1, 'what could not be printed was not printed');
+  assert.match(lost.stderr, /stdout/);
+});
+
+test('closed stdin, stdout and stderr are not given to anybody', async () => {
+  const before = ['-c', 'exec "$0" "$@" <&- >&- 2>&-', BIN];
+  const s = await Server.start([], { bin: '/bin/sh', before, port: await freePort() });
+  for (const fd of [0, 1, 2]) assert.equal(fs.readlinkSync(`/proc/${s.process.pid}/fd/${fd}`), '/dev/null');
+  await s.stop();
 });
 
 test('configuration file, environment and command line: later wins', async (t) => {

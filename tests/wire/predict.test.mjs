@@ -194,6 +194,7 @@ test('what is wrong is refused with the fitting status', async () => {
     [json({ grid: 16, psi: null }), 400, 'bad_request'],
     [json({ grid: 16, psi: [...flat.slice(1), 'x'] }), 400, 'bad_request'],
     [json({ grid: 16, psi: [...flat.slice(1), null] }), 400, 'bad_request'],
+    [json({ grid: 16, psi: [...flat.slice(1), 1e39] }), 400, 'bad_request'],
     [json({ grid: '16', psi: flat }), 400, 'bad_request'],
     [json({ grid: 16, law: 7, psi: flat }), 400, 'bad_request'],
     [json({ grid: 100000, psi: [] }), 413, 'too_large'],

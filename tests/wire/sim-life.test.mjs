@@ -1,7 +1,9 @@
 // Clients that vanish, that do not read, that come while the server leaves; and both engines at once.
 import test from 'node:test';
 import assert from 'node:assert/strict';
-import { ENDLESS, Server, until, withServer } from './lib.mjs';
+import fs from 'node:fs';
+import path from 'node:path';
+import { ENDLESS, Server, tempDir, until, withServer } from './lib.mjs';
 import { LAW, MLP, MLP_NAME, SimClient, checkGrowth, lawServer, sims } from './simlib.mjs';
 
 const gone = (server) =>
@@ -135,6 +137,12 @@ test('a server that leaves takes no new work, and closes with 1001', async () =>
 test('a law that cannot be loaded ends the server with its reason', async () => {
   const server = Server.start(['--law', '/nowhere/law'], { model: null });
   await assert.rejects(server, /the server ended .*"code":4/s);
+});
+
+test('of several laws, the one that cannot be loaded is named', async (t) => {
+  const file = path.join(tempDir(t), 'broken.pth');
+  fs.writeFileSync(file, 'PK or not, this is no checkpoint');
+  await assert.rejects(Server.start(['--law', `${LAW},${file}`], { model: null }), /the server ended .*broken\.pth: /s);
 });
 
 test('a grid too large for the memory is refused without taking it', async () => {

@@ -334,6 +334,17 @@ test('a wrong state is refused, and the next message is understood again', async
   const e = await c.ask(Buffer.alloc(4096), 'error', { binary: true });
   checkError(e);
   assert.equal(e.code, 'bad_request');
+  // one that is larger than a message may be answers its sim_create all the same, and nothing waits for it any more
+  const large = await c.upload(Buffer.alloc(c.hello.limits.message_bytes + 4));
+  checkError(large);
+  assert.equal(large.code, 'too_large');
+  await c.sim('sim_close', { sim_id: (await c.create()).sim_id });
+  // a text message that is too large is another matter: the state may still come
+  c.send({ op: 'sim_create', id: 'after-text', grid: 16, state: true });
+  c.send(JSON.stringify({ op: 'ping', fill: 'x'.repeat(c.hello.limits.message_bytes) }));
+  const late = c.wait((m) => m.id === 'after-text', 'after-text', c.mark());
+  c.send(Buffer.alloc(4096), { binary: true });
+  await c.sim('sim_close', { sim_id: (await late).sim_id });
   // one state at a time
   c.send({ op: 'sim_create', id: 'p', grid: 16, state: true });
   await c.refused('sim_create', { grid: 16 }, 'bad_request');

@@ -127,9 +127,23 @@ test('what cannot get better is not tried again', async (t) => {
     assert.equal(r.code, code, `${words}: ${r.stderr}`);
     assert.ok(!r.stderr.includes('starting it again'));
   }
-  for (const bad of [['--crashes', '0'], ['--crashes', 'x'], ['--nonsense', '1'], ['stray'], ['--good-seconds']])
+  for (const bad of [['--crashes', '0'], ['--crashes', 'x'], ['--nonsense', '1'], ['stray'], ['--good-seconds'], ['--state', dir]])
     assert.equal((await run(['supervise', ...bad, '--', 'serve', '--model', MODEL])).code, 2, bad.join(' '));
   assert.match((await run(['supervise', '--help'])).stdout, /--good-seconds/);
+});
+
+test('a model that was there and is gone is waited for, with nothing less asked', async (t) => {
+  const model = path.join(tempDir(t), 'model.gguf');
+  fs.copyFileSync(MODEL, model);
+  const srv = await supervised(t, ['--max-delay-seconds', '1'], ['--model', model]);
+  fs.unlinkSync(model);
+  process.kill(srv.state().pid, 'SIGKILL');
+  await until(() => srv.state().last_end === 'exit code 4' && srv.state().restarts >= 4, 'some tries without the model');
+  fs.copyFileSync(MODEL, model);
+  await until(() => srv.ready(), 'the server to be ready again');
+  assert.equal(srv.state().step, 0);
+  srv.log = srv.log.filter((line) => !line.startsWith('inference-core: model ')); // each try says why it ended
+  await srv.stop();
 });
 
 test('a server that keeps ending gets less, step by step, and the wished again after a long good run', async (t) => {
