@@ -15,6 +15,7 @@
 #define IC_STOP_MAX 16                  /* stop strings of one request */
 #define IC_STOP_LEN_MAX 256             /* bytes of one stop string */
 #define IC_GRAMMAR_LEN_MAX (256 * 1024) /* bytes of a GBNF text */
+#define IC_GRAMMAR_DEPTH_MAX 256        /* groups within groups of a GBNF text */
 #define IC_REPEAT_LAST_N 64             /* tokens that the penalties look back on */
 
 /* Owned by a request; strings are heap copies freed by ic_text_params_deinit. */

@@ -17,7 +17,8 @@
  *    object, `minLength` a string (JSON Schema lets other kinds pass such keywords).
  *  - Numbers have at most 18 digits before the point (more if a bound needs them) and 17 after, an
  *    exponent of at most two digits, and none at all where there is a bound; integers are spelled
- *    without point, exponent and "-0".
+ *    without point, exponent and "-0". Beside an exclusive bound other than 0 they begin with the next
+ *    double, for readers to whom all between is the bound.
  *  - Constants and object names have one spelling, as do strings under `pattern` or `format`: no
  *    needless escapes. Free strings may use any escape but lone surrogates.
  *  - Blank space is bounded: a space, or a line break and up to 32 blanks, after '{', '[', ',' and

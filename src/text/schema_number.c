@@ -181,6 +181,34 @@ static void take_one(struct sc_dec *d) /* from a positive whole number */
         memmove(d->whole, d->whole + 1, --d->nw);
 }
 
+/* Most readers take a number for a double, and must not read what is written just past an open bound as the bound itself. So
+ * it becomes a closed one at the next double; but not at 0, far from all that can be written, nor where that takes too
+ * many digits. */
+static void close_bound(struct sc_dec *d, bool *open, double towards)
+{
+    char text[2 * sizeof d->whole + 4], *p = text;
+    uint8_t of[20];
+    int e;
+
+    if (!*open || is_zero(d))
+        return;
+    if (d->neg)
+        *p++ = '-';
+    for (uint32_t i = 0; i < d->nw; i++)
+        *p++ = (char)('0' + d->whole[i]);
+    *p++ = '.';
+    for (uint32_t i = 0; i < d->nf; i++)
+        *p++ = (char)('0' + d->frac[i]);
+    *p = 0;
+    double v = nextafter(strtod(text, NULL), towards);
+    struct sc_dec next = {.neg = v < 0};
+    uint32_t n = split_real(v, of, &e);
+    if (v != 0 && isfinite(v) && place_digits(&next, of, n, e)) {
+        *d = next;
+        *open = false;
+    }
+}
+
 static void negate(struct sc_dec *d)
 {
     d->neg = !d->neg && !is_zero(d);
@@ -271,15 +299,19 @@ static uint32_t natural_range(struct sc *c, const struct sc_dec *lo, const struc
 uint32_t sc_integer_range(struct sc *c, const struct sc_bounds *b)
 {
     struct sc_dec lo = b->lo, hi = b->hi, none = small(0), one = small(1);
+    bool lo_open = b->lo_open, hi_open = b->hi_open;
     uint32_t k = FREE_WHOLE;
 
     if (!b->has_lo && !b->has_hi)
         return sc_integer(c);
-    if (b->has_lo)
-        round_up(&lo, b->lo_open);
+    if (b->has_lo) {
+        close_bound(&lo, &lo_open, INFINITY);
+        round_up(&lo, lo_open);
+    }
     if (b->has_hi) {
+        close_bound(&hi, &hi_open, -INFINITY);
         negate(&hi);
-        round_up(&hi, b->hi_open);
+        round_up(&hi, hi_open);
         negate(&hi);
     }
     if (b->has_lo && lo.nw > k)
@@ -395,6 +427,10 @@ uint32_t sc_number_range(struct sc *c, const struct sc_bounds *b)
 
     if (!b->has_lo && !b->has_hi)
         return sc_number(c);
+    if (b->has_lo)
+        close_bound(&lo, &lo_open, INFINITY);
+    if (b->has_hi)
+        close_bound(&hi, &hi_open, -INFINITY);
     k = max2(k, max2(b->has_lo ? lo.nw : 0, b->has_hi ? hi.nw : 0));
     limit.nw = k + 1; /* 10^k: below it means at most k digits */
     if (!b->has_hi) {

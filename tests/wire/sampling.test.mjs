@@ -153,6 +153,14 @@ test('a bad grammar is refused and its connection lives', async () => {
   assert.equal(await c.text(STORY, { ...GREEDY, max_tokens: 120 }), whole);
 });
 
+test('a grammar of very many groups within groups is refused, not the end of the server', async () => {
+  const nested = (n) => `root ::= ${'('.repeat(n)}"a"${')'.repeat(n)}`;
+  for (const grammar of [nested(257), nested(20000), `root ::= ${'('.repeat(250000)}`])
+    assert.match((await c.infer(STORY, { grammar, max_tokens: 5 }).refused()).message, /deeper than 256/);
+  assert.equal(await c.text(STORY, { grammar: nested(256), max_tokens: 5 }), 'a');
+  assert.equal(await c.text(STORY, { grammar: `root ::= "${'('.repeat(300)}" # ${'('.repeat(300)}`, max_tokens: 500 }), '('.repeat(300), 'in a string or a remark they are text');
+});
+
 test('a schema is obeyed', async () => {
   const json_schema = {
     type: 'object',
