@@ -194,6 +194,7 @@ struct ic_cu_fold {
     int tiles_x, tiles_y, tiles_per_block, slots;
     int buffer_bytes, ring; /* of an input chunk; stages of weights */
     int scale_at, sums_at, table_at, area_at, ring_at, out_at, smem; /* bytes */
+    int split, cluster_shift; /* split: weights lie for split_fold.cuh; log2 of the blocks that share a sum */
 };
 
 /* Cells of a tile, whether 32 output channels of two phases are a product, warpgroups that load, thread
@@ -215,6 +216,7 @@ struct ic_cu_fold_source {
     const float *transposed; /* [low][up][2][2] */
     const float *bias;       /* [up]; NULL: none */
     int cout, low, up, skip; /* channels */
+    int split;               /* in the order of split_fold.cuh, not of fold.cuh */
 };
 size_t ic_cu_fold_bytes(const struct ic_cu_fold_source *s);
 /* Writes ic_cu_fold_bytes of weights and biases to `to`, each sum rounded once, and has `a` use them. */
@@ -226,6 +228,15 @@ long ic_cu_fold_blocks(const struct ic_cu_fold *a); /* thread blocks of a sample
 cudaError_t ic_cu_fold_init(enum ic_cu_type type, int smem_max);
 cudaError_t ic_cu_fold_run(const struct ic_cu_fold *a, enum ic_cu_type type, int config, int samples,
                            int overlap, cudaStream_t stream);
+
+/* The same for few cells: split_fold.cuh. Pieces of the inputs that a warp asks for at once, thread blocks per
+ * multiprocessor. */
+#define IC_CU_SPLIT_FOLD_CONFIGS(X) X(0, 13, 1) X(1, 7, 2)
+#define IC_CU_SPLIT_FOLD_COUNT 2
+int ic_cu_split_fold_shape(struct ic_cu_fold *a, int config, int cluster_shift, int smem_max);
+cudaError_t ic_cu_split_fold_init(enum ic_cu_type type, int smem_max);
+cudaError_t ic_cu_split_fold_run(const struct ic_cu_fold *a, enum ic_cu_type type, int config, int samples,
+                                 int overlap, cudaStream_t stream);
 
 /* The last 1x1 convolution, of a LOAD_NORM input and with 16-bit weights, and UPDATE: last.cu. */
 struct ic_cu_last {
