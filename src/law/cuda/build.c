@@ -4,8 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define LAST_BLOCKS 4             /* of last.cu's kernel, a multiprocessor */
-#define FOLD_CELLS (16 * 64 * 64) /* of a batch: fold.cuh is for so many or more, split_fold.cuh for fewer */
+#define FOLD_CELLS                                                                                         \
+    (16 * 64 * 64) /* of a batch: fold.cuh is for so many or more, split_fold.cuh for fewer */
 
 /* ---- From ops to launches ---------------------------------------------------------------------- */
 
@@ -81,7 +81,7 @@ static bool make_last(const struct ic_law_exec *e, const struct ic_cu_conv *c, s
                              .d = c->d,
                              .product = c->product,
                              .cells = c->height * c->width,
-                             .blocks = LAST_BLOCKS * e->packed->sms};
+                             .blocks = e->packed->sms};
     return c->in[0].load == IC_CU_LOAD_NORM && c->in[1].cpad == 0 && !c->nf4.codes &&
            c->act == IC_LAW_ACT_NONE && ic_cu_last_shape(a);
 }
@@ -106,7 +106,7 @@ static bool folds_large(const struct ic_law_plan *p)
     return fold ? *fold == '1' : (size_t)p->batch * p->height * p->width >= FOLD_CELLS;
 }
 
-/* Or by split_fold.cuh; up: the transposed convolution. */
+/* Or by split_fold.cuh, where all its blocks run at once; up: the transposed convolution. */
 static bool folds_split(const struct ic_law_packed *packed, const struct ic_law_plan *p,
                         const struct ic_law_op *up)
 {
@@ -123,7 +123,9 @@ static bool folds_split(const struct ic_law_packed *packed, const struct ic_law_
         a.in[i] = (struct ic_cu_src){.gran = 8, .group_size = 8};
     for (int i = 0; i < IC_CU_SPLIT_FOLD_COUNT; i++)
         for (int shift = 0; 1 << shift <= IC_CU_CLUSTER_MAX; shift++)
-            if (ic_cu_split_fold_shape(&a, i, shift, packed->smem_max) && a.slots <= SLOTS_MAX(p->batch))
+            if (ic_cu_split_fold_shape(&a, i, shift, packed->smem_max) && a.slots <= SLOTS_MAX(p->batch) &&
+                (fold || ic_cu_split_fold_blocks(&a) * (long)p->batch <=
+                             (long)packed->sms * ic_cu_split_fold_at_once(i)))
                 return true;
     return false;
 }

@@ -45,8 +45,13 @@ __device__ static spot split_spot(const ic_cu_fold_source &s, int i)
               column = i / 1024 / all * 64 + v / 128 * 8 + v / 8 % 8, phase = column / s.cout;
     const bool low = nth < low_all;
     const int at = low ? nth : nth - low_all, taps = low ? 4 : 9, across = low ? 2 : 3, tap = at % taps;
-    return {column % s.cout, at / taps * 16 + v / 64 % 2 * 8 + v % 8, tap / across, tap % across, phase >> 1,
-            phase & 1, low};
+    return {column % s.cout,
+            at / taps * 16 + v / 64 % 2 * 8 + v % 8,
+            tap / across,
+            tap % across,
+            phase >> 1,
+            phase & 1,
+            low};
 }
 
 /* fold.cuh's order: [a block's outputs], and there first [16
@@ -69,7 +74,12 @@ __device__ static spot fold_spot(const ic_cu_fold_source &s, int i)
         y = pair ? step / 3 : step / 4;
         x = pair ? step % 3 - px : step / 2 % 2;
     }
-    return {block * (pair ? 32 : 64) + (pair ? row % 32 : row), k * 16 + v / 64 % 2 * 8 + v % 8, y, x, py, px,
+    return {block * (pair ? 32 : 64) + (pair ? row % 32 : row),
+            k * 16 + v / 64 % 2 * 8 + v % 8,
+            y,
+            x,
+            py,
+            px,
             low};
 }
 

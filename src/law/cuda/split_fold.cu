@@ -3,16 +3,19 @@
 #include "law/cuda/launch.cuh"
 
 #define TILE 8 /* cells of the smaller tensor, across and down */
+#define PHASES 4
+#define COLUMNS 64  /* of a block */
+#define THREADS 256 /* SPLIT_THREADS */
 
 struct config {
-    int ahead;
+    int ahead, blocks;
     const void *f16, *bf16;
 };
 
 static const struct config configs[IC_CU_SPLIT_FOLD_COUNT] = {
 #if IC_CU_WIDE
 #define X(i, ahead, blocks)                                                                                \
-    {ahead, reinterpret_cast<const void *>(split_fold_kernel<f16, ahead, blocks>),                         \
+    {ahead, blocks, reinterpret_cast<const void *>(split_fold_kernel<f16, ahead, blocks>),                 \
      reinterpret_cast<const void *>(split_fold_kernel<bf16, ahead, blocks>)},
     IC_CU_SPLIT_FOLD_CONFIGS(X)
 #undef X
@@ -32,10 +35,11 @@ static int groups_of(int cells) /* 16 of them are an item, with 16 channels */
 int ic_cu_split_fold_shape(struct ic_cu_fold *a, int config, int cluster_shift, int smem_max)
 {
     const int cluster = 1 << cluster_shift, low16 = a->low16 / cluster, skip16 = a->skip16 / cluster;
-    const int low = (TILE + 2) * (TILE + 2), skip = 4 * (TILE + 1) * (TILE + 1), threads = 256, columns = 64;
-    if (cluster > IC_CU_CLUSTER_MAX || a->low16 % cluster || a->skip16 % cluster || low16 > 8 || skip16 > 8 ||
-        a->cpad % 32 || a->out_stride >> 31 || a->in[0].stride >> 31 || a->in[1].stride >> 31 ||
-        low16 * groups_of(low) + skip16 * groups_of(skip) > threads / 32 * configs[config].ahead)
+    const int low = (TILE + 2) * (TILE + 2), skip = 4 * (TILE + 1) * (TILE + 1);
+    if (cluster > IC_CU_CLUSTER_MAX || a->low16 % cluster || a->skip16 % cluster || low16 > 8 ||
+        skip16 > 8 || a->cpad % 32 || a->out_stride >> 31 || a->in[0].stride >> 31 ||
+        a->in[1].stride >> 31 ||
+        low16 * groups_of(low) + skip16 * groups_of(skip) > THREADS / 32 * configs[config].ahead)
         return 0; /* a warp has all of its part of the inputs under way at once */
     for (int i = 0; i < 2; i++)
         if (a->in[i].channels != a->in[i].cpad || a->in[i].gran != 8 || a->in[i].group_size != 8)
@@ -44,15 +48,26 @@ int ic_cu_split_fold_shape(struct ic_cu_fold *a, int config, int cluster_shift, 
     a->tiles_per_block = 1;
     a->tiles_x = (a->width + TILE - 1) / TILE;
     a->tiles_y = (a->height + TILE - 1) / TILE;
-    a->slots = a->tiles_x * a->tiles_y * cluster * 4; /* each phase sums for itself */
+    /* each phase sums for itself, or two where a block has both */
+    a->slots = a->tiles_x * a->tiles_y * cluster * (a->cpad * 2 == COLUMNS ? 2 : PHASES);
     a->stats_stride = a->cpad / 8 * a->slots;
     a->sums_at = 128;
-    a->scale_at = rounded(a->sums_at + threads / 32 * columns);
+    a->scale_at = rounded(a->sums_at + THREADS / 32 * COLUMNS);
     a->area_at = rounded(a->scale_at + (low16 + skip16) * 16 * 12);
     a->ring_at = rounded(a->area_at + (low16 * low + skip16 * skip) * 32);
-    a->out_at = a->ring_at + (low16 * 4 + skip16 * 9) * columns * 32;
-    a->smem = a->out_at + TILE * TILE * (columns + 16) * 4;
+    a->out_at = a->ring_at + (low16 * 4 + skip16 * 9) * COLUMNS * 32;
+    a->smem = a->out_at + TILE * TILE * (COLUMNS + 16) * 4;
     return a->smem <= smem_max;
+}
+
+long ic_cu_split_fold_blocks(const struct ic_cu_fold *a)
+{
+    return (long)a->tiles_x * a->tiles_y * (a->cpad * PHASES / COLUMNS) << a->cluster_shift;
+}
+
+int ic_cu_split_fold_at_once(int config)
+{
+    return configs[config].blocks;
 }
 
 cudaError_t ic_cu_split_fold_init(enum ic_cu_type type, int smem_max)
@@ -67,7 +82,8 @@ cudaError_t ic_cu_split_fold_init(enum ic_cu_type type, int smem_max)
 cudaError_t ic_cu_split_fold_run(const struct ic_cu_fold *a, enum ic_cu_type type, int config, int samples,
                                  int overlap, cudaStream_t stream)
 {
-    const dim3 grid((unsigned)(a->slots / 4), (unsigned)(a->cpad / 16), (unsigned)samples);
-    return launch_kernel(kernel_of(type, config), grid, 256, (size_t)a->smem, a, overlap, stream,
+    const dim3 grid((unsigned)(a->tiles_x * a->tiles_y) << a->cluster_shift,
+                    (unsigned)(a->cpad * PHASES / COLUMNS), (unsigned)samples);
+    return launch_kernel(kernel_of(type, config), grid, THREADS, (size_t)a->smem, a, overlap, stream,
                          1 << a->cluster_shift);
 }

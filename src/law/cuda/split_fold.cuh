@@ -13,10 +13,12 @@
 
 /* AHEAD: pieces of the inputs that a warp asks for at once. */
 template <class T, int AHEAD, int BLOCKS>
-__global__ void __launch_bounds__(SPLIT_THREADS, BLOCKS) split_fold_kernel(const __grid_constant__ ic_cu_fold a)
+__global__ void __launch_bounds__(SPLIT_THREADS, BLOCKS)
+    split_fold_kernel(const __grid_constant__ ic_cu_fold a)
 {
 #if IC_CU_WGMMA
-    constexpr int WARPS = SPLIT_THREADS / 32, TILE = 8, ROWS = TILE * TILE, N = 64, N8 = N / 8, ROW = N + 16;
+    constexpr int WARPS = SPLIT_THREADS / 32, TILE = 8, ROWS = TILE * TILE, N = 64, N8 = N / 8,
+                  ROW = N + 16;
     constexpr int LOW_W = TILE + 2, LOW_CELLS = LOW_W * LOW_W, LOW_GROUPS = (LOW_CELLS + 15) / 16;
     constexpr int SKIP_W = TILE + 1, SKIP_ONE = SKIP_W * SKIP_W, SKIP_CELLS = 4 * SKIP_ONE,
                   SKIP_GROUPS = (SKIP_CELLS + 15) / 16;
@@ -38,8 +40,8 @@ __global__ void __launch_bounds__(SPLIT_THREADS, BLOCKS) split_fold_kernel(const
 
     if (tid == 0) {
         const int low_bytes = low16 * 4 * TAP, skip_bytes = skip16 * 9 * TAP;
-        const char *from = static_cast<const char *>(a.weight) +
-                           (size_t)blockIdx.y * (a.low16 * 4 + a.skip16 * 9) * TAP;
+        const char *from =
+            static_cast<const char *>(a.weight) + (size_t)blockIdx.y * (a.low16 * 4 + a.skip16 * 9) * TAP;
         barrier_init(low_bar, 1);
         barrier_init(skip_bar, 1);
         barrier_init(arrived, 1);
@@ -78,7 +80,8 @@ __global__ void __launch_bounds__(SPLIT_THREADS, BLOCKS) split_fold_kernel(const
     auto spot_of = [&](int item) {
         spot s;
         s.second = item >= low_items;
-        const int of = s.second ? item - low_items : item, pair = s.second ? of / SKIP_GROUPS : of / LOW_GROUPS,
+        const int of = s.second ? item - low_items : item,
+                  pair = s.second ? of / SKIP_GROUPS : of / LOW_GROUPS,
                   group = of - pair * (s.second ? SKIP_GROUPS : LOW_GROUPS),
                   cell = group * 16 + (lane & 7) + (lane >> 4) * 8, octet = 2 * pair + (lane >> 3 & 1);
         int y, x;
@@ -111,11 +114,12 @@ __global__ void __launch_bounds__(SPLIT_THREADS, BLOCKS) split_fold_kernel(const
     /* The norm: half of the threads an input, some lanes an octet. */
     const int half = tid / (SPLIT_THREADS / 2), octets = 2 * (half ? skip16 : low16);
     const ic_cu_src &source = half ? a.in[1] : a.in[0];
-    const int share = tid & (SPLIT_THREADS / 2 - 1), lane_shift = min(5, 31 - __clz(SPLIT_THREADS / 2 / octets)),
-              lanes = 1 << lane_shift, part = share & (lanes - 1), octet = share >> lane_shift;
+    const int share = tid & (SPLIT_THREADS / 2 - 1),
+              lane_shift = min(5, 31 - __clz(SPLIT_THREADS / 2 / octets)), lanes = 1 << lane_shift,
+              part = share & (lanes - 1), octet = share >> lane_shift;
     const int channel0 = half ? first1 : first0, slots = octet < octets ? source.slots : 0;
-    const float2 *stats = reinterpret_cast<const float2 *>(source.stats) + (size_t)sample * source.stats_stride +
-                          (size_t)(channel0 / 8 + octet) * slots;
+    const float2 *stats = reinterpret_cast<const float2 *>(source.stats) +
+                          (size_t)sample * source.stats_stride + (size_t)(channel0 / 8 + octet) * slots;
     float eps = source.eps, inv_count = source.inv_count, times = 0, plus = 0;
     if (slots && part < 8) {
         times = __ldg(source.scale + channel0 + 8 * octet + part);
@@ -124,10 +128,12 @@ __global__ void __launch_bounds__(SPLIT_THREADS, BLOCKS) split_fold_kernel(const
 
     /* where this thread's four columns of a row go */
     const int four = tid % (N / 4) * 4, column = n8 * 8 + four, row0 = tid / (N / 4);
-    const int phase = divided(column, a.cpad), channel = column - phase * a.cpad, py = phase >> 1, px = phase & 1;
-    int cell_bytes = 4 * a.cpad, row_bytes = 2 * cell_bytes * a.width; /* of the smaller tensor's cells and rows */
-    char *out = static_cast<char *>(a.out) + (size_t)sample * a.out_stride + 2 * channel + py * row_bytes / 2 +
-                px * cell_bytes / 2;
+    const int phase = divided(column, a.cpad), channel = column - phase * a.cpad, py = phase >> 1,
+              px = phase & 1;
+    int cell_bytes = 4 * a.cpad,
+        row_bytes = 2 * cell_bytes * a.width; /* of the smaller tensor's cells and rows */
+    char *out = static_cast<char *>(a.out) + (size_t)sample * a.out_stride + 2 * channel +
+                py * row_bytes / 2 + px * cell_bytes / 2;
     const int edge_y = py ? height - 1 : 0, edge_x = px ? width - 1 : 0; /* biases differ there */
     float4 bias[2][2];
 #pragma unroll
@@ -136,9 +142,13 @@ __global__ void __launch_bounds__(SPLIT_THREADS, BLOCKS) split_fold_kernel(const
         for (int x = 0; x < 2; x++)
             bias[y][x] = __ldg(reinterpret_cast<const float4 *>(
                 a.bias + ((y ? 2 * py : 1) * 3 + (x ? 2 * px : 1)) * a.cpad + channel));
-    const int octet_out = n8 + tid % N8, phase_out = divided(octet_out * 8, a.cpad);
+    /* Where both halves of the columns are the same channels, their sums are one. */
+    const bool twice = a.cpad * 2 == N;
+    const int phase_out = divided(n8 + tid % N8, a.cpad / 8), part_out = twice ? blockIdx.y : phase_out,
+              parts_out = twice ? 2 : 4;
     float2 *stats_out = reinterpret_cast<float2 *>(a.stats) + (size_t)sample * a.stats_stride +
-                        (size_t)(octet_out - phase_out * a.cpad / 8) * a.slots + blockIdx.x * 4 + phase_out;
+                        (size_t)(n8 + tid % N8 - phase_out * (a.cpad / 8)) * a.slots +
+                        blockIdx.x * parts_out + part_out;
     pin(base0);
     pin(base1);
     pin(stats);
@@ -165,9 +175,10 @@ __global__ void __launch_bounds__(SPLIT_THREADS, BLOCKS) split_fold_kernel(const
     uint4 v[AHEAD];
 #pragma unroll
     for (int k = 0; k < AHEAD; k++)
-        v[k] = spots[k].from >= 0 ? __ldcg(reinterpret_cast<const uint4 *>((spots[k].second ? base1 : base0) +
-                                                                           spots[k].from))
-                                  : make_uint4(0, 0, 0, 0);
+        v[k] =
+            spots[k].from >= 0
+                ? __ldcg(reinterpret_cast<const uint4 *>((spots[k].second ? base1 : base0) + spots[k].from))
+                : make_uint4(0, 0, 0, 0);
     {
         float sum = 0, square = 0;
 #pragma unroll
@@ -199,10 +210,11 @@ __global__ void __launch_bounds__(SPLIT_THREADS, BLOCKS) split_fold_kernel(const
             v[k] = table.apply(spots[k].octet, v[k]);
 #pragma unroll
         for (int k = k0; k < k0 + 4 && k < AHEAD; k++) {
-            const uint32_t keep = spots[k].from >= 0 ? ~0u : 0u; /* outside are zeros, after the activation */
+            const uint32_t keep =
+                spots[k].from >= 0 ? ~0u : 0u; /* outside are zeros, after the activation */
             if (spots[k].to)
-                asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(spots[k].to), "r"(v[k].x & keep),
-                             "r"(v[k].y & keep), "r"(v[k].z & keep), "r"(v[k].w & keep)
+                asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(spots[k].to),
+                             "r"(v[k].x & keep), "r"(v[k].y & keep), "r"(v[k].z & keep), "r"(v[k].w & keep)
                              : "memory");
         }
     }
@@ -251,7 +263,8 @@ __global__ void __launch_bounds__(SPLIT_THREADS, BLOCKS) split_fold_kernel(const
 #pragma unroll
         for (int h = 0; h < 2; h++) {
             const int r = w4 * 16 + h * 8 + (lane >> 2), owner = r >> rows_shift;
-            const uint32_t to = partial + ((((rank - owner) << rows_shift) + r) * ROW + wg * 32 + (lane & 3) * 4) * 4;
+            const uint32_t to =
+                partial + ((((rank - owner) << rows_shift) + r) * ROW + wg * 32 + (lane & 3) * 4) * 4;
             const uint32_t there = shared_of(to, owner), counted = shared_of(arrived, owner);
 #pragma unroll
             for (int j = 0; j < 4; j += 2) {
@@ -274,8 +287,8 @@ __global__ void __launch_bounds__(SPLIT_THREADS, BLOCKS) split_fold_kernel(const
     float sum = 0, square = 0;
     /* of octet j its columns 4 i + (0, 1) and 4 i + (2, 3), i = 0 or 1, lie in the pieces of lanes 2 i and
      * 2 i + 1 */
-    const float *parts = reinterpret_cast<const float *>(smem + a.out_at) + four / 16 * 16 + four / 4 % 2 * 8 +
-                         four / 8 % 2 * 2;
+    const float *parts = reinterpret_cast<const float *>(smem + a.out_at) + four / 16 * 16 +
+                         four / 4 % 2 * 8 + four / 8 % 2 * 2;
     constexpr int STEP = SPLIT_THREADS / (N / 4);
     auto add_up = [&](auto blocks) {
         constexpr int C = decltype(blocks)::value, EACH = ROWS / C >= STEP ? ROWS / C / STEP : 1;
@@ -299,7 +312,8 @@ __global__ void __launch_bounds__(SPLIT_THREADS, BLOCKS) split_fold_kernel(const
             float4 s = ey ? b1 : b0;
 #pragma unroll
             for (int k = 0; k < C; k++)
-                s = make_float4(s.x + p[e][k][0].x, s.y + p[e][k][0].y, s.z + p[e][k][1].x, s.w + p[e][k][1].y);
+                s = make_float4(s.x + p[e][k][0].x, s.y + p[e][k][0].y, s.z + p[e][k][1].x,
+                                s.w + p[e][k][1].y);
             if (y < height && x < width) {
                 sum += s.x + s.y + (s.z + s.w);
                 square += fmaf(s.x, s.x, s.y * s.y) + fmaf(s.z, s.z, s.w * s.w);
@@ -322,12 +336,17 @@ __global__ void __launch_bounds__(SPLIT_THREADS, BLOCKS) split_fold_kernel(const
     if (lane < N / 4 && lane % 2 == 0)
         sums[warp * N8 + lane / 2] = make_float2(sum, square);
     __syncthreads();
-    if (tid < N8) {
+    if (tid < (twice ? N8 / 2 : N8)) {
         float2 s = make_float2(0, 0);
 #pragma unroll
         for (int i = 0; i < WARPS; i++) {
             s.x += sums[i * N8 + tid].x;
             s.y += sums[i * N8 + tid].y;
+        }
+#pragma unroll
+        for (int i = 0; i < WARPS && twice; i++) {
+            s.x += sums[i * N8 + N8 / 2 + tid].x;
+            s.y += sums[i * N8 + N8 / 2 + tid].y;
         }
         *stats_out = s;
     }

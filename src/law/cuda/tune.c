@@ -20,8 +20,10 @@
 #define TUNE_LONE_MS 0.006f       /* at most */
 #define KNOWN_MAX 1024            /* convolutions whose cuts are remembered, */
 #define KEPT 6                    /* so many of each until a whole step has been timed with them */
-#define STEP_MOST_MS 1.0          /* steps that are longer are not: launches matter little there */
-#define STEP_ROUND_MS 1.0         /* of steps between two events */
+#define STEPS 4                   /* of the graph that is timed */
+#define PASSES 2                  /* over all launches: what is best for one depends on its neighbours */
+#define STEP_MOST_MS 1.0f         /* steps that are longer are not: launches matter little there */
+#define STEP_ROUND_MS 1.0f        /* of steps between two events */
 #define STEP_GAIN 0.998f          /* at least, of what it took before */
 #define STEPS_MOST_MS 1000        /* a plan */
 
@@ -35,7 +37,8 @@ static bool shape(struct ic_cu_conv *c, const struct ic_law_exec *e, struct choi
 {
     const int smem_max = e->packed->smem_max, slots_max = SLOTS_MAX(e->plan->batch);
     if (k.config >= IC_CU_SPLIT_FIRST)
-        return ic_cu_split_shape(c, k.config - IC_CU_SPLIT_FIRST, taps, k.cluster_shift, smem_max) &&
+        return ic_cu_split_shape(c, k.config - IC_CU_SPLIT_FIRST, taps, k.cluster_shift, k.resident,
+                                 smem_max) &&
                c->slots <= slots_max;
     if (k.config >= IC_CU_CONFIG_COUNT) {
         const struct ic_cu_wide_cut cut = {k.chunk16, k.resident, k.tiles, k.passes, k.buffers};
@@ -53,9 +56,8 @@ cudaError_t ic_cu_launch_run(const struct ic_law_exec *e, const struct launch *l
     switch (l->kind) {
     case CONV: return ic_cu_conv_run(&l->a.conv, type, l->config, l->taps, n, overlap, e->stream);
     case FOLD:
-        return l->a.fold.split
-                   ? ic_cu_split_fold_run(&l->a.fold, type, l->config, n, overlap, e->stream)
-                   : ic_cu_fold_run(&l->a.fold, type, l->config, n, overlap, e->stream);
+        return l->a.fold.split ? ic_cu_split_fold_run(&l->a.fold, type, l->config, n, overlap, e->stream)
+                               : ic_cu_fold_run(&l->a.fold, type, l->config, n, overlap, e->stream);
     case LAST: return ic_cu_last_run(&l->a.last, type, n, overlap, e->stream);
     case LSTM: return ic_cu_lstm_run(&l->a.lstm, type, n, e->stream);
     case UPDATE: return ic_cu_update_run(&l->a.update, type, n, e->stream);
@@ -144,9 +146,9 @@ static void each_split(const struct ic_law_exec *e, const struct ic_cu_conv *c, 
                        void (*try_one)(void *, const struct ic_cu_conv *, struct choice), void *ctx)
 {
     for (int config = IC_CU_SPLIT_FIRST; config < IC_CU_SPLIT_FIRST + IC_CU_SPLIT_COUNT; config++)
-        for (int shift = 0; 1 << shift <= IC_CU_CLUSTER_MAX; shift++) {
+        for (int i = 0; 1 << i / 2 <= IC_CU_CLUSTER_MAX; i++) {
             struct ic_cu_conv t = *c;
-            const struct choice ch = {.config = config, .cluster_shift = shift};
+            const struct choice ch = {.config = config, .cluster_shift = i / 2, .resident = i % 2};
             if (shape(&t, e, ch, taps) &&
                 (long)t.slots * (t.columns / ic_cu_config(config)->columns) * (long)e->plan->batch <=
                     8L * e->packed->sms)
@@ -279,9 +281,9 @@ static struct known key_of(const struct ic_law_exec *e, const struct launch *l)
     if (l->kind == FOLD) {
         const struct ic_cu_fold *a = &l->a.fold;
         const int taps = 2; /* no convolution has so many: the keys are apart */
-        return (struct known){.key = {e->packed->device, (int)e->packed->type, 0, taps, a->low16, a->skip16, a->cpad,
-                                      a->height, a->width, (int)e->plan->batch, a->in[0].group_size,
-                                      a->in[1].group_size, a->split}};
+        return (struct known){.key = {e->packed->device, (int)e->packed->type, 0, taps, a->low16, a->skip16,
+                                      a->cpad, a->height, a->width, (int)e->plan->batch,
+                                      a->in[0].group_size, a->in[1].group_size, a->split}};
     }
     return (struct known){.key = {e->packed->device, (int)e->packed->type, c->nf4.codes != NULL, l->taps,
                                   c->c16, c->columns, c->height, c->width, (int)e->plan->batch, c->epilogue,
@@ -331,10 +333,8 @@ static void learn(struct known *k, const struct best *b)
  * not matter yet, and the places of the batch. */
 enum ic_status ic_cu_choose(struct ic_law_exec *e, struct launch *l, struct ic_err *err)
 {
-    struct tuning t = {.e = e,
-                       .taps = l->taps,
-                       .watch.best = -1,
-                       .until = ic_now_ns() + TUNE_MOST_MS * (int64_t)1000000};
+    struct tuning t = {
+        .e = e, .taps = l->taps, .watch.best = -1, .until = ic_now_ns() + TUNE_MOST_MS * (int64_t)1000000};
     struct known k = key_of(e, l);
     if (recall(&k) && shape(&l->a.conv, e, k.choice[0], l->taps)) {
         l->config = k.choice[0].config;
@@ -356,18 +356,17 @@ enum ic_status ic_cu_choose(struct ic_law_exec *e, struct launch *l, struct ic_e
     l->config = best.config;
     (void)shape(&l->a.conv, e, best, l->taps);
     if (getenv("IC_LAW_CUDA_VERBOSE"))
-        fprintf(stderr,
-                "%-34s %3d -> %3d taps %d: %8.2f us %7.1f TFLOP/s  config %d (%dx%d) chunk %d resident %d "
-                "tiles %d "
-                "buffers %d passes %d cluster %d blocks %dx%d smem %d, of %d\n",
-                l->label, l->a.conv.c16 * 16, l->a.conv.columns, l->taps, (double)t.best.ms[0] * 1e3,
-                l->flops * e->plan->batch / ((double)t.best.ms[0] * 1e9), best.config,
-                ic_cu_config(l->config)->rows, ic_cu_config(l->config)->columns, best.chunk16,
-                best.resident, best.tiles, best.buffers, best.passes, 1 << best.cluster_shift,
-                l->a.conv.slots,
-                (l->a.conv.columns + ic_cu_config(l->config)->columns - 1) /
-                    ic_cu_config(l->config)->columns,
-                l->a.conv.smem, t.tried);
+        fprintf(
+            stderr,
+            "%-34s %3d -> %3d taps %d: %8.2f us %7.1f TFLOP/s  config %d (%dx%d) chunk %d resident %d "
+            "tiles %d "
+            "buffers %d passes %d cluster %d blocks %dx%d smem %d, of %d\n",
+            l->label, l->a.conv.c16 * 16, l->a.conv.columns, l->taps, (double)t.best.ms[0] * 1e3,
+            l->flops * e->plan->batch / ((double)t.best.ms[0] * 1e9), best.config,
+            ic_cu_config(l->config)->rows, ic_cu_config(l->config)->columns, best.chunk16, best.resident,
+            best.tiles, best.buffers, best.passes, 1 << best.cluster_shift, l->a.conv.slots,
+            (l->a.conv.columns + ic_cu_config(l->config)->columns - 1) / ic_cu_config(l->config)->columns,
+            l->a.conv.smem, t.tried);
     return IC_OK;
 }
 
@@ -427,10 +426,8 @@ enum ic_status ic_cu_choose_fold(struct ic_law_exec *e, struct launch *l, struct
     const struct ic_cu_fold *a = &l->a.fold;
     const char *cut = getenv("IC_LAW_CUDA_CUT");
     struct known k = key_of(e, l);
-    struct folding t = {.e = e,
-                        .watch.best = -1,
-                        .cut = cut,
-                        .n = cut ? (unsigned)strtoul(cut, NULL, 10) : 0};
+    struct folding t = {
+        .e = e, .watch.best = -1, .cut = cut, .n = cut ? (unsigned)strtoul(cut, NULL, 10) : 0};
     if (recall(&k) && shape_fold(l, e, k.choice[0]))
         return IC_OK;
     TRY(cudaEventCreate(&t.watch.ev[0]), "an event");
@@ -446,10 +443,11 @@ enum ic_status ic_cu_choose_fold(struct ic_law_exec *e, struct launch *l, struct
     learn(&k, &t.best);
     (void)shape_fold(l, e, k.choice[0]);
     if (getenv("IC_LAW_CUDA_VERBOSE"))
-        fprintf(stderr, "%-34s %3d + %3d -> %3d: %8.2f us %7.1f TFLOP/s  fold %d tiles %d cluster %d smem %d\n",
+        fprintf(stderr,
+                "%-34s %3d + %3d -> %3d: %8.2f us %7.1f TFLOP/s  fold %d tiles %d cluster %d smem %d\n",
                 l->label, a->low16 * 16, a->skip16 * 16, a->cpad, (double)t.best.ms[0] * 1e3,
-                l->flops * e->plan->batch / ((double)t.best.ms[0] * 1e9), l->config,
-                k.choice[0].tiles, 1 << a->cluster_shift, a->smem);
+                l->flops * e->plan->batch / ((double)t.best.ms[0] * 1e9), l->config, k.choice[0].tiles,
+                1 << a->cluster_shift, a->smem);
     return IC_OK;
 }
 
@@ -494,12 +492,12 @@ static bool recut_all(struct ic_law_exec *e, const struct known *k, struct choic
     return good;
 }
 
-/* Milliseconds of a step as it stands, of a graph of `steps`; < 0: it failed. */
-static float time_step(struct ic_law_exec *e, const cudaEvent_t ev[2], unsigned steps, int launches)
+/* Milliseconds of a step as it stands, ; < 0: it failed. */
+static float time_step(struct ic_law_exec *e, const cudaEvent_t ev[2], int launches)
 {
     cudaGraphExec_t graph = NULL;
     float best = -1, ms;
-    if (ic_cu_capture(e, e->plan->batch, steps, &graph) != cudaSuccess)
+    if (ic_cu_capture(e, e->plan->batch, STEPS, &graph) != cudaSuccess)
         return -1;
     bool good = cudaGraphLaunch(graph, e->stream) == cudaSuccess; /* warms up */
     for (int round = 0; round < TUNE_ROUNDS && good; round++) {
@@ -513,48 +511,83 @@ static float time_step(struct ic_law_exec *e, const cudaEvent_t ev[2], unsigned 
             best = ms;
     }
     cudaGraphExecDestroy(graph);
-    return good ? best / (float)(steps * (unsigned)launches) : -1;
+    return good ? best / (float)(STEPS * launches) : -1;
 }
 
+/* What each launch adds to a step. */
+static void print_launches(struct ic_law_exec *e, const cudaEvent_t ev[2], int launches)
+{
+    const size_t all = e->launch_count;
+    float before = 0;
+    for (size_t i = 0; i < all; i++) {
+        e->launch_count = i + 1;
+        const float ms = time_step(e, ev, launches);
+        const struct launch *l = &e->launches[i];
+        fprintf(stderr, "%-34s adds %6.2f us  kind %d config %d smem %d\n", l->label,
+                (double)(ms - before) * 1e3, (int)l->kind, l->config,
+                l->kind == CONV   ? l->a.conv.smem
+                : l->kind == FOLD ? l->a.fold.smem
+                                  : 0);
+        before = ms;
+    }
+    e->launch_count = all;
+}
+
+/* Which of the best cuts of a launch, and of those like it, makes the whole step faster; *step: its ms, < 0: it is not
+ * timed. */
+static int best_within(struct ic_law_exec *e, const struct known *k, const char *label, struct stopwatch *w,
+                       int launches, int64_t until, float *step)
+{
+    int chosen = 0;
+    for (int c = 1; c<k->count && * step> 0 && ic_now_ns() < until; c++) {
+        const float ms = recut_all(e, k, k->choice[c]) ? time_step(e, w->ev, launches) : -1;
+        if (ms < 0 || ms > *step * STEP_GAIN)
+            continue;
+        if (getenv("IC_LAW_CUDA_VERBOSE"))
+            fprintf(stderr,
+                    "%-34s its cut %d: config %d cluster %d resident %d: a step %.2f us, %.2f before\n",
+                    label, c, k->choice[c].config, 1 << k->choice[c].cluster_shift, k->choice[c].resident,
+                    (double)ms * 1e3, (double)*step * 1e3);
+        *step = ms;
+        chosen = c;
+    }
+    return chosen;
+}
+
+/* What is settled once stays so: plans of the same sizes must compute the same bits. */
 enum ic_status ic_cu_choose_together(struct ic_law_exec *e, struct ic_err *err)
 {
-    const unsigned steps = 4;
     const int64_t until = ic_now_ns() + STEPS_MOST_MS * (int64_t)1000000;
-    cudaEvent_t ev[2];
+    struct stopwatch w;
     if (e->plan->batch > SPLIT_BATCH || !e->packed->wide || getenv("IC_LAW_CUDA_CUT"))
         return IC_OK;
-    TRY(cudaEventCreate(&ev[0]), "an event");
-    TRY(cudaEventCreate(&ev[1]), "an event");
-    float best = time_step(e, ev, steps, 1);
-    const int launches = best > 0 && best < STEP_ROUND_MS / steps ? (int)(STEP_ROUND_MS / steps / (double)best) : 1;
-    best = best < STEP_MOST_MS ? time_step(e, ev, steps, launches) : -1;
+    TRY(cudaEventCreate(&w.ev[0]), "an event");
+    TRY(cudaEventCreate(&w.ev[1]), "an event");
+    float step = time_step(e, w.ev, 1);
+    const float fit = STEP_ROUND_MS / STEPS / step;
+    const int launches = fit > 1 ? (int)fit : 1;
+    step = step < STEP_MOST_MS ? time_step(e, w.ev, launches) : -1;
     if (getenv("IC_LAW_CUDA_VERBOSE"))
-        fprintf(stderr, "a step: %.2f us\n", (double)best * 1e3);
-    for (size_t i = 0; i < e->launch_count && best > 0; i++) {
-        if (e->launches[i].kind != CONV && e->launches[i].kind != FOLD)
+        fprintf(stderr, "a step: %.2f us\n", (double)step * 1e3);
+    for (size_t i = 0; i < PASSES * e->launch_count; i++) {
+        struct launch *l = &e->launches[i % e->launch_count];
+        struct known k = key_of(e, l);
+        if ((l->kind != CONV && l->kind != FOLD) || !recall(&k))
             continue;
-        struct known k = key_of(e, &e->launches[i]);
-        if (!recall(&k) || k.settled)
-            continue;
-        int chosen = 0;
-        for (int c = 1; c < k.count && ic_now_ns() < until; c++) {
-            const float ms = recut_all(e, &k, k.choice[c]) ? time_step(e, ev, steps, launches) : -1;
-            if (ms < 0 || ms > best * STEP_GAIN)
-                continue;
-            if (getenv("IC_LAW_CUDA_VERBOSE"))
-                fprintf(stderr, "%-34s its cut %d: config %d cluster %d: a step %.2f us, %.2f before\n",
-                        e->launches[i].label, c, k.choice[c].config, 1 << k.choice[c].cluster_shift,
-                        (double)ms * 1e3, (double)best * 1e3);
-            best = ms;
-            chosen = c;
+        if (!k.settled) {
+            const int better = best_within(e, &k, l->label, &w, launches, until, &step);
+            const struct choice first = k.choice[0];
+            k.choice[0] = k.choice[better];
+            k.choice[better] = first;
+            k.settled = i >= (PASSES - 1) * e->launch_count;
+            remember(&k);
         }
-        (void)recut_all(e, &k, k.choice[chosen]);
-        k.choice[0] = k.choice[chosen];
-        k.settled = true;
-        remember(&k);
+        (void)recut_all(e, &k, k.choice[0]);
     }
-    cudaEventDestroy(ev[0]);
-    cudaEventDestroy(ev[1]);
+    if (getenv("IC_LAW_CUDA_VERBOSE") && step > 0)
+        print_launches(e, w.ev, launches);
+    cudaEventDestroy(w.ev[0]);
+    cudaEventDestroy(w.ev[1]);
     TRY(cudaGetLastError(), "timing a step");
     return IC_OK;
 }
