@@ -144,15 +144,17 @@ struct ic_cu_wide_cut {
     int buffers; /* 3: two, and room of its own for the epilogue; with a warpgroup that loads: three */
 };
 
-/* split.cuh, Hopper and 16-bit weights only: warpgroups along rows, columns. These count on from
- * wide.cuh's. */
+/* split.cuh, Hopper and 16-bit weights only: warpgroups along rows, columns, whether weights come in stages.
+ * These count on from wide.cuh's. */
 #define IC_CU_SPLIT_CONFIGS(X)                                                                             \
-    X(0, 1, 32)                                                                                            \
-    X(1, 1, 64)                                                                                            \
-    X(2, 1, 128)                                                                                           \
-    X(3, 2, 32)                                                                                            \
-    X(4, 2, 64)
-#define IC_CU_SPLIT_COUNT 5
+    X(0, 1, 32, 0)                                                                                         \
+    X(1, 1, 64, 0)                                                                                         \
+    X(2, 1, 128, 0)                                                                                        \
+    X(3, 2, 32, 0)                                                                                         \
+    X(4, 2, 64, 0)                                                                                         \
+    X(5, 1, 32, 1)                                                                                         \
+    X(6, 1, 64, 1)
+#define IC_CU_SPLIT_COUNT 7
 #define IC_CU_SPLIT_FIRST (IC_CU_CONFIG_COUNT + IC_CU_WIDE_COUNT)
 #define IC_CU_CLUSTER_MAX 8              /* blocks */
 #define IC_CU_SPLIT_AHEAD(wm) (7 + (wm)) /* pieces of the input that a warp asks for at once */
@@ -174,8 +176,7 @@ cudaError_t ic_cu_wide_run(const struct ic_cu_conv *c, enum ic_cu_type type, int
                            int samples, int overlap, cudaStream_t stream);
 /* The same for split.cuh. */
 const struct ic_cu_config *ic_cu_split_config(int i);
-int ic_cu_split_shape(struct ic_cu_conv *c, int config, int taps, int cluster_shift, int resident,
-                      int smem_max);
+int ic_cu_split_shape(struct ic_cu_conv *c, int config, int taps, int cluster_shift, int smem_max);
 cudaError_t ic_cu_split_init(enum ic_cu_type type, int smem_max);
 cudaError_t ic_cu_split_run(const struct ic_cu_conv *c, enum ic_cu_type type, int config, int taps,
                             int samples, int overlap, cudaStream_t stream);
@@ -238,10 +239,10 @@ cudaError_t ic_cu_fold_init(enum ic_cu_type type, int smem_max);
 cudaError_t ic_cu_fold_run(const struct ic_cu_fold *a, enum ic_cu_type type, int config, int samples,
                            int overlap, cudaStream_t stream);
 
-/* The same for few cells: split_fold.cuh. Pieces of the inputs that a warp asks for at once, thread blocks per
- * multiprocessor. */
-#define IC_CU_SPLIT_FOLD_CONFIGS(X) X(0, 13, 1) X(1, 7, 2)
-#define IC_CU_SPLIT_FOLD_COUNT 2
+/* The same for few cells: split_fold.cuh. Pieces of the inputs that a warp asks for at once, and how often; thread
+ * blocks per multiprocessor. */
+#define IC_CU_SPLIT_FOLD_CONFIGS(X) X(0, 13, 1, 1) X(1, 7, 1, 2) X(2, 7, 2, 2)
+#define IC_CU_SPLIT_FOLD_COUNT 3
 long ic_cu_split_fold_blocks(const struct ic_cu_fold *a); /* of a sample, once it has a shape */
 int ic_cu_split_fold_at_once(int config);                 /* of a multiprocessor */
 int ic_cu_split_fold_shape(struct ic_cu_fold *a, int config, int cluster_shift, int smem_max);

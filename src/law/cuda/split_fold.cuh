@@ -11,8 +11,9 @@
 
 #include "law/cuda/split.cuh"
 
-/* AHEAD: pieces of the inputs that a warp asks for at once. */
-template <class T, int AHEAD, int BLOCKS>
+/* AHEAD: pieces of the inputs that a warp asks for at once; ROUNDS: how often. With more than one, weights come in
+ * stages too (as in split.cuh), and two blocks have room on a multiprocessor where one had. */
+template <class T, int AHEAD, int ROUNDS, int BLOCKS>
 __global__ void __launch_bounds__(SPLIT_THREADS, BLOCKS)
     split_fold_kernel(const __grid_constant__ ic_cu_fold a)
 {
@@ -23,6 +24,8 @@ __global__ void __launch_bounds__(SPLIT_THREADS, BLOCKS)
     constexpr int SKIP_W = TILE + 1, SKIP_ONE = SKIP_W * SKIP_W, SKIP_CELLS = 4 * SKIP_ONE,
                   SKIP_GROUPS = (SKIP_CELLS + 15) / 16;
     constexpr int TAP = N8 * UNIT; /* bytes of weights */
+    constexpr bool STAGED = ROUNDS > 1;
+    constexpr int LOW_STAGE = 4 * TAP, SKIP_STAGE = 3 * TAP, SLOT = LOW_STAGE;
     extern __shared__ __align__(128) char smem[];
     const int tid = threadIdx.x, lane = tid & 31, w4 = tid >> 5 & 3, warp = __shfl_sync(~0u, tid >> 5, 0),
               wg = warp >> 2;
@@ -38,25 +41,47 @@ __global__ void __launch_bounds__(SPLIT_THREADS, BLOCKS)
     const uint32_t area = shared_address(smem + a.area_at),
                    partial = shared_address(smem + a.out_at); /* [block][row][ROW] */
 
+    auto full = [&](int slot) { return low_bar + 32 + slot * 16; };
+    auto empty = [&](int slot) { return low_bar + 40 + slot * 16; };
+    const int low_bytes = low16 * 4 * TAP, skip_bytes = skip16 * 9 * TAP, stages = low16 + 3 * skip16;
+    const char *low_from = static_cast<const char *>(a.weight) +
+                           (size_t)blockIdx.y * (a.low16 * 4 + a.skip16 * 9) * TAP + rank * low_bytes,
+               *skip_from = low_from + (a.low16 * 4 * TAP - rank * low_bytes) + rank * skip_bytes;
+    auto ask = [&](int stage, int slot) {
+        const int bytes = stage < low16 ? LOW_STAGE : SKIP_STAGE;
+        barrier_expect(full(slot), bytes);
+        copy_bulk(ring + slot * SLOT,
+                  stage < low16 ? low_from + stage * LOW_STAGE : skip_from + (stage - low16) * SKIP_STAGE,
+                  bytes, full(slot));
+    };
     if (tid == 0) {
-        const int low_bytes = low16 * 4 * TAP, skip_bytes = skip16 * 9 * TAP;
-        const char *from =
-            static_cast<const char *>(a.weight) + (size_t)blockIdx.y * (a.low16 * 4 + a.skip16 * 9) * TAP;
         barrier_init(low_bar, 1);
         barrier_init(skip_bar, 1);
         barrier_init(arrived, 1);
+        for (int i = 0; STAGED && i < a.ring; i++) {
+            barrier_init(full(i), 1);
+            barrier_init(empty(i), WARPS);
+        }
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-        barrier_expect(low_bar, low_bytes);
-        copy_bulk(ring, from + rank * low_bytes, low_bytes, low_bar);
-        barrier_expect(skip_bar, skip_bytes);
-        copy_bulk(ring + low_bytes, from + a.low16 * 4 * TAP + rank * skip_bytes, skip_bytes, skip_bar);
+        if (!STAGED) {
+            barrier_expect(low_bar, low_bytes);
+            copy_bulk(ring, low_from, low_bytes, low_bar);
+            barrier_expect(skip_bar, skip_bytes);
+            copy_bulk(ring + low_bytes, skip_from, skip_bytes, skip_bar);
+        }
+        for (int i = 0; STAGED && i < a.ring; i++)
+            ask(i, i);
         barrier_expect(arrived, ROWS * N * 4);
     }
     __syncthreads();
     const ic_cu_io io = a.io[sample]; /* the table does not change during a graph */
-    if (!io.psi) {
-        barrier_wait(low_bar, 0); /* nobody may write to a block that has ended */
-        barrier_wait(skip_bar, 0);
+    if (!io.psi) {                    /* nobody may write to a block that has ended */
+        if (!STAGED) {
+            barrier_wait(low_bar, 0);
+            barrier_wait(skip_bar, 0);
+        }
+        for (int i = 0; STAGED && i < a.ring; i++)
+            barrier_wait(full(i), 0);
         return;
     }
     if (cluster > 1)
@@ -173,12 +198,14 @@ __global__ void __launch_bounds__(SPLIT_THREADS, BLOCKS)
     for (int k = 0; k < SEEN; k++)
         seen[k] = part + k * lanes < slots ? __ldcg(stats + part + k * lanes) : make_float2(0, 0);
     uint4 v[AHEAD];
+    auto fetch = [&]() {
 #pragma unroll
-    for (int k = 0; k < AHEAD; k++)
-        v[k] =
-            spots[k].from >= 0
-                ? __ldcg(reinterpret_cast<const uint4 *>((spots[k].second ? base1 : base0) + spots[k].from))
-                : make_uint4(0, 0, 0, 0);
+        for (int k = 0; k < AHEAD; k++)
+            v[k] = spots[k].from >= 0 ? __ldcg(reinterpret_cast<const uint4 *>(
+                                            (spots[k].second ? base1 : base0) + spots[k].from))
+                                      : make_uint4(0, 0, 0, 0);
+    };
+    fetch();
     {
         float sum = 0, square = 0;
 #pragma unroll
@@ -201,25 +228,41 @@ __global__ void __launch_bounds__(SPLIT_THREADS, BLOCKS)
             table.put(8 * (half * 2 * low16 + octet) + part, w, plus - mean * w);
     }
     __syncthreads();
+#pragma unroll 1
+    for (int round = 0;; round++) {
 #pragma unroll
-    for (int k0 = 0; k0 < AHEAD; k0 += 4) { /* four at a time, without branches: their latencies overlap */
-        if (warp + k0 * WARPS >= items)
+        for (int k0 = 0; k0 < AHEAD;
+             k0 += 4) { /* four at a time, without branches: their latencies overlap */
+            if (warp + (round * AHEAD + k0) * WARPS >= items)
+                break;
+#pragma unroll
+            for (int k = k0; k < k0 + 4 && k < AHEAD; k++)
+                v[k] = table.apply(spots[k].octet, v[k]);
+#pragma unroll
+            for (int k = k0; k < k0 + 4 && k < AHEAD; k++) {
+                const uint32_t keep =
+                    spots[k].from >= 0 ? ~0u : 0u; /* outside are zeros, after the activation */
+                if (spots[k].to)
+                    asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(spots[k].to),
+                                 "r"(v[k].x & keep), "r"(v[k].y & keep), "r"(v[k].z & keep),
+                                 "r"(v[k].w & keep)
+                                 : "memory");
+            }
+        }
+        if (round + 1 == ROUNDS)
             break;
 #pragma unroll
-        for (int k = k0; k < k0 + 4 && k < AHEAD; k++)
-            v[k] = table.apply(spots[k].octet, v[k]);
-#pragma unroll
-        for (int k = k0; k < k0 + 4 && k < AHEAD; k++) {
-            const uint32_t keep =
-                spots[k].from >= 0 ? ~0u : 0u; /* outside are zeros, after the activation */
-            if (spots[k].to)
-                asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(spots[k].to),
-                             "r"(v[k].x & keep), "r"(v[k].y & keep), "r"(v[k].z & keep), "r"(v[k].w & keep)
-                             : "memory");
+        for (int k = 0; k < AHEAD; k++) {
+            const int item = warp + ((round + 1) * AHEAD + k) * WARPS;
+            spots[k] = {0, -1, 0, false};
+            if (item < items)
+                spots[k] = spot_of(item);
         }
+        fetch();
     }
     fence_writes();
-    barrier_wait(low_bar, 0);
+    if (!STAGED)
+        barrier_wait(low_bar, 0);
     __syncthreads();
 
     /* ---- the products ---- */
@@ -234,28 +277,81 @@ __global__ void __launch_bounds__(SPLIT_THREADS, BLOCKS)
         uint32_t row_of[3], column_of[3]; /* of the skip's taps */
 #pragma unroll
         for (int k = 0; k < 3; k++) {
-            row_of[k] = (my + k & 1) * 2 * SKIP_ONE + (my + k >> 1) * SKIP_W;
-            column_of[k] = (mx + k & 1) * SKIP_ONE + (mx + k >> 1);
+            row_of[k] = ((my + k) & 1) * 2 * SKIP_ONE + ((my + k) >> 1) * SKIP_W;
+            column_of[k] = ((mx + k) & 1) * SKIP_ONE + ((mx + k) >> 1);
         }
-        settle(acc);
-        products_begin();
-#pragma unroll 1
-        for (int c = 0; c < low16; c++, columns += 4 * TAP / 16)
+        auto low_taps = [&](int c, uint32_t columns) {
 #pragma unroll
             for (int tap = 0; tap < 4; tap++)
                 product<LOW_W, UNIT / 16>(acc[0], low + c * 2 * LOW_CELLS + (tap >> 1) * LOW_W + (tap & 1),
                                           columns + tap * (TAP / 16), c + tap > 0, T());
-        products_commit();
-        barrier_wait(skip_bar, 0);
-        products_begin();
-#pragma unroll 1
-        for (int c = 0; c < skip16; c++, columns += 9 * TAP / 16)
+        };
+        auto skip_taps = [&](int c, uint32_t row, uint32_t columns) {
 #pragma unroll
-            for (int tap = 0; tap < 9; tap++)
-                product<SKIP_W, UNIT / 16>(acc[0],
-                                           skip + c * 2 * SKIP_CELLS + row_of[tap / 3] + column_of[tap % 3],
-                                           columns + tap * (TAP / 16), 1, T());
-        products_commit();
+            for (int kx = 0; kx < 3; kx++)
+                product<SKIP_W, UNIT / 16>(acc[0], skip + c * 2 * SKIP_CELLS + row + column_of[kx],
+                                           columns + kx * (TAP / 16), 1, T());
+        };
+        settle(acc);
+        if constexpr (!STAGED) {
+            products_begin();
+#pragma unroll 1
+            for (int c = 0; c < low16; c++, columns += LOW_STAGE / 16)
+                low_taps(c, columns);
+            products_commit();
+            barrier_wait(skip_bar, 0);
+            products_begin();
+#pragma unroll 1
+            for (int c = 0; c < skip16; c++)
+#pragma unroll
+                for (int ky = 0; ky < 3; ky++, columns += SKIP_STAGE / 16)
+                    skip_taps(c, row_of[ky], columns);
+            products_commit();
+        } else {
+            int slot = 0, before = -1, stage = 0;
+            uint32_t turn = 0, turn_before = 0;
+            auto begin = [&]() {
+                barrier_wait(full(slot), turn);
+                products_begin();
+                return columns + slot * (SLOT / 16);
+            };
+            auto done = [&]() {
+                products_commit();
+                products_wait<1>();
+                const int next =
+                    stage - 1 + a.ring; /* takes the place of the stage before, which has been read */
+                if (before >= 0 && next < stages) {
+                    if (lane == 0)
+                        barrier_arrive(empty(before));
+                    if (warp == 0) {
+                        barrier_wait(empty(before), turn_before);
+                        if (lane == 0)
+                            ask(next, before);
+                        __syncwarp();
+                    }
+                }
+                stage++;
+                before = slot;
+                turn_before = turn;
+                if (++slot == a.ring) {
+                    slot = 0;
+                    turn ^= 1;
+                }
+            };
+#pragma unroll 1
+            for (int c = 0; c < low16; c++) {
+                low_taps(c, begin());
+                done();
+            }
+#pragma unroll 1
+            for (int c = 0; c < skip16; c++)
+#pragma unroll 1
+                for (int ky = 0; ky < 3; ky++) {
+                    const int y = my + ky;
+                    skip_taps(c, (y & 1) * 2 * SKIP_ONE + (y >> 1) * SKIP_W, begin());
+                    done();
+                }
+        }
         products_wait<0>();
         settle(acc);
         /* A lane has two columns of each octet of two rows: of two octets they go in one piece. */

@@ -37,8 +37,7 @@ static bool shape(struct ic_cu_conv *c, const struct ic_law_exec *e, struct choi
 {
     const int smem_max = e->packed->smem_max, slots_max = SLOTS_MAX(e->plan->batch);
     if (k.config >= IC_CU_SPLIT_FIRST)
-        return ic_cu_split_shape(c, k.config - IC_CU_SPLIT_FIRST, taps, k.cluster_shift, k.resident,
-                                 smem_max) &&
+        return ic_cu_split_shape(c, k.config - IC_CU_SPLIT_FIRST, taps, k.cluster_shift, smem_max) &&
                c->slots <= slots_max;
     if (k.config >= IC_CU_CONFIG_COUNT) {
         const struct ic_cu_wide_cut cut = {k.chunk16, k.resident, k.tiles, k.passes, k.buffers};
@@ -146,9 +145,9 @@ static void each_split(const struct ic_law_exec *e, const struct ic_cu_conv *c, 
                        void (*try_one)(void *, const struct ic_cu_conv *, struct choice), void *ctx)
 {
     for (int config = IC_CU_SPLIT_FIRST; config < IC_CU_SPLIT_FIRST + IC_CU_SPLIT_COUNT; config++)
-        for (int i = 0; 1 << i / 2 <= IC_CU_CLUSTER_MAX; i++) {
+        for (int shift = 0; 1 << shift <= IC_CU_CLUSTER_MAX; shift++) {
             struct ic_cu_conv t = *c;
-            const struct choice ch = {.config = config, .cluster_shift = i / 2, .resident = i % 2};
+            const struct choice ch = {.config = config, .cluster_shift = shift};
             if (shape(&t, e, ch, taps) &&
                 (long)t.slots * (t.columns / ic_cu_config(config)->columns) * (long)e->plan->batch <=
                     8L * e->packed->sms)
