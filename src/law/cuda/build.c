@@ -4,8 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define FOLD_CELLS                                                                                         \
-    (16 * 64 * 64) /* of a batch: fold.cuh is for so many or more, split_fold.cuh for fewer */
+/* of a batch: fold.cuh is for so many or more, split_fold.cuh for fewer */
+#define FOLD_CELLS (16 * 64 * 64)
 
 /* ---- From ops to launches ---------------------------------------------------------------------- */
 
@@ -27,11 +27,12 @@ static int gran_of(const struct ic_law_op *norm)
     return norm->kind == IC_LAW_OP_GROUPNORM && norm->cout / norm->groups % 8 == 0 ? 8 : 1;
 }
 
-/* Of tiles of 4x8 cells; or, where split.cuh may be, of an eighth of 8x8. */
+/* Of tiles of 4x8 cells; or, where split.cuh and split_fold.cuh may be, of an eighth of a phase of 16x16, which is no
+ * less than an eighth of 8x8. */
 static int slots_max(const struct ic_law_op *op, unsigned batch)
 {
     const unsigned n = batch <= SPLIT_BATCH
-                           ? (op->height + 7) / 8 * ((op->width + 7) / 8) * IC_CU_CLUSTER_MAX
+                           ? (op->height + 15) / 16 * ((op->width + 15) / 16) * 4 * IC_CU_CLUSTER_MAX
                            : (op->height + 3) / 4 * ((op->width + 7) / 8);
     return n < SLOTS_MAX(batch) ? (int)n : SLOTS_MAX(batch);
 }
@@ -117,7 +118,7 @@ static bool folds_split(const struct ic_law_packed *packed, const struct ic_law_
                            .width = (int)conv->width / 2,
                            .low16 = (int)up->cin[0] / 16,
                            .skip16 = (int)conv->cin[1] / 16};
-    if (fold ? *fold != '2' : p->batch > SPLIT_BATCH || folds_large(p))
+    if (p->batch > SPLIT_BATCH || (fold ? *fold != '2' : folds_large(p)))
         return false;
     for (int i = 0; i < 2; i++)
         a.in[i] = (struct ic_cu_src){.gran = 8, .group_size = 8};
@@ -131,7 +132,7 @@ static bool folds_split(const struct ic_law_packed *packed, const struct ic_law_
 }
 
 /* Op `at` is a transposed convolution that is made one with the next op. IC_LAW_CUDA_FOLD=0, 1, 2, for tests: never,
- * by fold.cuh in batches of any size, by split_fold.cuh wherever it can. */
+ * by fold.cuh in batches of any size, by split_fold.cuh in all batches up to SPLIT_BATCH. */
 static bool folds(const struct ic_law_packed *packed, const struct ic_law_plan *p, size_t at)
 {
     const struct ic_law_op *up = &p->ops[at], *conv = up + 1, *norm = up + 2;

@@ -2,8 +2,7 @@
  *
  * Operations melt: a norm (with its ELU) and a max pool have no launch of their own, the convolution that
  * reads them does both while loading; INPUT and UPDATE belong to the first and the last convolution.
- * UNET_UNITARY is 15 launches; 13 where the transposed convolutions melt too (fold.cuh: Hopper, large
- * batches). What a launch is cut into is chosen once, when the plan is opened (tune.c).
+ * UNET_UNITARY is 15 launches; 13 where the transposed convolutions melt too (Hopper; fold.cuh, split_fold.cuh). What a launch is cut into is chosen once, when the plan is opened (tune.c).
  *
  * Nothing is allocated and the host waits for nothing inside a step; a call to `run` waits once, at its
  * end. States lie where state_open put them: a table on the device, sent before each run, says where those
