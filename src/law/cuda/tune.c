@@ -558,7 +558,7 @@ enum ic_status ic_cu_choose_together(struct ic_law_exec *e, struct ic_err *err)
 {
     const int64_t until = ic_now_ns() + STEPS_MOST_MS * (int64_t)1000000;
     struct stopwatch w;
-    if (e->plan->batch > SPLIT_BATCH || !e->packed->wide || getenv("IC_LAW_CUDA_CUT"))
+    if (!e->packed->wide || getenv("IC_LAW_CUDA_CUT"))
         return IC_OK;
     TRY(cudaEventCreate(&w.ev[0]), "an event");
     TRY(cudaEventCreate(&w.ev[1]), "an event");
