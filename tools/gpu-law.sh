@@ -27,9 +27,11 @@ for word in "$@"; do
         ldd "$dir/inference-core" | awk '/jansson|llama|ggml|websockets|inih|libssl|libcrypto|libcap|libz\./ {print $3}' |
             while read -r so; do cp -L "$so" "$dir/"; done
         ;;
-    check) # and with what only large batches run
+    check) # and with what only large batches run, and with what only small ones do
         IC_LAW_CUDA_POISON=1 "$dir/law-gpu" check "$root" || status=1
-        IC_LAW_CUDA_POISON=1 IC_LAW_CUDA_FOLD=1 "$dir/law-gpu" check "$root" || status=1
+        for fold in 1 2; do
+            IC_LAW_CUDA_POISON=1 IC_LAW_CUDA_FOLD=$fold "$dir/law-gpu" check "$root" || status=1
+        done
         ;;
     sanitize)
         if command -v compute-sanitizer >/dev/null; then

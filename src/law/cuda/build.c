@@ -4,8 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define LAST_BLOCKS 4             /* of last.cu's kernel, a multiprocessor */
-#define FOLD_CELLS (16 * 64 * 64) /* of a batch: fold.cuh is for so many or more */
+/* of a batch: fold.cuh is for so many or more, split_fold.cuh for fewer */
+#define FOLD_CELLS (16 * 64 * 64)
 
 /* ---- From ops to launches ---------------------------------------------------------------------- */
 
@@ -27,13 +27,14 @@ static int gran_of(const struct ic_law_op *norm)
     return norm->kind == IC_LAW_OP_GROUPNORM && norm->cout / norm->groups % 8 == 0 ? 8 : 1;
 }
 
-/* Of tiles of 4x8 cells; or, where split.cuh may be, of an eighth of 8x8. */
+/* Of tiles of 4x8 cells; or, where split.cuh and split_fold.cuh may be, of an eighth of a phase of 16x16, which is no
+ * less than an eighth of 8x8. */
 static int slots_max(const struct ic_law_op *op, unsigned batch)
 {
     const unsigned n = batch <= SPLIT_BATCH
-                           ? (op->height + 7) / 8 * ((op->width + 7) / 8) * IC_CU_CLUSTER_MAX
+                           ? (op->height + 15) / 16 * ((op->width + 15) / 16) * 4 * IC_CU_CLUSTER_MAX
                            : (op->height + 3) / 4 * ((op->width + 7) / 8);
-    return n < SLOTS_MAX ? (int)n : SLOTS_MAX;
+    return n < SLOTS_MAX(batch) ? (int)n : SLOTS_MAX(batch);
 }
 
 size_t ic_cu_stats_floats(const struct ic_law_op *norm, unsigned batch)
@@ -81,7 +82,7 @@ static bool make_last(const struct ic_law_exec *e, const struct ic_cu_conv *c, s
                              .d = c->d,
                              .product = c->product,
                              .cells = c->height * c->width,
-                             .blocks = LAST_BLOCKS * e->packed->sms};
+                             .blocks = e->packed->sms};
     return c->in[0].load == IC_CU_LOAD_NORM && c->in[1].cpad == 0 && !c->nf4.codes &&
            c->act == IC_LAW_ACT_NONE && ic_cu_last_shape(a);
 }
@@ -98,27 +99,57 @@ static void expect_norm(struct ic_law_exec *e, struct view *v, size_t at)
     e->stats_floats += ic_cu_stats_floats(norm, e->plan->batch);
 }
 
-/* ---- Transposed convolutions that are folded into the next one: fold.cuh -------------------------- */
+/* ---- Transposed convolutions that are folded into the next one: fold.cuh, split_fold.cuh ---------- */
 
-/* Op `at` is a transposed convolution that fold.cuh makes one with the next op. IC_LAW_CUDA_FOLD=0, 1, for
- * tests: never, in batches of any size. */
+static bool folds_large(const struct ic_law_plan *p)
+{
+    const char *fold = getenv("IC_LAW_CUDA_FOLD");
+    return fold ? *fold == '1' : (size_t)p->batch * p->height * p->width >= FOLD_CELLS;
+}
+
+/* Or by split_fold.cuh, where all its blocks run at once; up: the transposed convolution. */
+static bool folds_split(const struct ic_law_packed *packed, const struct ic_law_plan *p,
+                        const struct ic_law_op *up)
+{
+    const char *fold = getenv("IC_LAW_CUDA_FOLD");
+    const struct ic_law_op *conv = up + 1;
+    struct ic_cu_fold a = {.cpad = (int)conv->cout,
+                           .height = (int)conv->height / 2,
+                           .width = (int)conv->width / 2,
+                           .low16 = (int)up->cin[0] / 16,
+                           .skip16 = (int)conv->cin[1] / 16};
+    if (p->batch > SPLIT_BATCH || (fold ? *fold != '2' : folds_large(p)))
+        return false;
+    for (int i = 0; i < 2; i++)
+        a.in[i] = (struct ic_cu_src){.gran = 8, .group_size = 8};
+    for (int i = 0; i < IC_CU_SPLIT_FOLD_COUNT; i++)
+        for (int shift = 0; 1 << shift <= IC_CU_CLUSTER_MAX; shift++)
+            if (ic_cu_split_fold_shape(&a, i, shift, packed->smem_max) && a.slots <= SLOTS_MAX(p->batch) &&
+                (fold || ic_cu_split_fold_blocks(&a) * (long)p->batch <=
+                             (long)packed->sms * ic_cu_split_fold_at_once(i)))
+                return true;
+    return false;
+}
+
+/* Op `at` is a transposed convolution that is made one with the next op. IC_LAW_CUDA_FOLD=0, 1, 2, for tests: never,
+ * by fold.cuh in batches of any size, by split_fold.cuh in all batches up to SPLIT_BATCH. */
 static bool folds(const struct ic_law_packed *packed, const struct ic_law_plan *p, size_t at)
 {
     const struct ic_law_op *up = &p->ops[at], *conv = up + 1, *norm = up + 2;
     const struct ic_law_tensor *t = p->tensors;
-    const char *fold = getenv("IC_LAW_CUDA_FOLD");
-    const bool large = fold ? *fold != '0' : (size_t)p->batch * p->height * p->width >= FOLD_CELLS;
-    return packed->wide && large && at + 2 < p->op_count && up->kind == IC_LAW_OP_CONVT2X2 &&
+    return packed->wide && at + 2 < p->op_count && up->kind == IC_LAW_OP_CONVT2X2 &&
            conv->kind == IC_LAW_OP_CONV3X3 && conv->in[0] == up->out && conv->in[1] >= 0 &&
            conv->bias < 0 && conv->act == IC_LAW_ACT_NONE && t[up->out].last == at + 1 &&
            !((t[up->in[0]].stride | t[conv->in[1]].stride | t[conv->out].stride) >> 31) &&
            norm->kind == IC_LAW_OP_GROUPNORM && norm->in[0] == conv->out && gran_of(norm) == 8 &&
-           up->cin[0] % 16 == 0 && conv->cin[1] % 16 == 0 && conv->cout % 32 == 0;
+           up->cin[0] % 16 == 0 && conv->cin[1] % 16 == 0 && conv->cout % 32 == 0 &&
+           (folds_large(p) || folds_split(packed, p, up));
 }
 
-static struct ic_cu_fold_source fold_source(const struct ic_law_op *up)
+static struct ic_cu_fold_source fold_source(const struct ic_law_plan *p, const struct ic_law_op *up)
 {
-    return (struct ic_cu_fold_source){.cout = (int)up[1].cout,
+    return (struct ic_cu_fold_source){.split = !folds_large(p),
+                                      .cout = (int)up[1].cout,
                                       .low = (int)up->cin[0],
                                       .up = (int)up[1].cin[0],
                                       .skip = (int)up[1].cin[1]};
@@ -140,7 +171,7 @@ size_t ic_cu_folded_bytes(const struct ic_law_plan *p, size_t at)
     const struct ic_law_op *op = &p->ops[at];
     if (op->kind != IC_LAW_OP_CONVT2X2 || op->out >= 0)
         return 0;
-    const struct ic_cu_fold_source s = fold_source(op);
+    const struct ic_cu_fold_source s = fold_source(p, op);
     return ic_cu_fold_bytes(&s);
 }
 
@@ -164,7 +195,7 @@ static enum ic_status fold_weights(struct ic_law_exec *e, const struct ic_law_op
 {
     const int from[3] = {up[1].weight, up->weight, up->bias};
     float *sent[3] = {NULL, NULL, NULL};
-    struct ic_cu_fold_source s = fold_source(up);
+    struct ic_cu_fold_source s = fold_source(e->plan, up);
     enum ic_status status = IC_OK;
     for (int i = 0; i < 3 && status == IC_OK; i++)
         if (from[i] >= 0)

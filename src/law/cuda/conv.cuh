@@ -38,6 +38,7 @@ __constant__ float nf4_book[16] = {-1.0f,
 
 /* The first sums of each lane that norm_coefficients adds up, on their way before other work. */
 #define NORM_AHEAD 4
+#define NORM_AT_ONCE 8 /* of the others */
 __device__ inline void norm_ahead(const ic_cu_src &s, int sample, int tid, float2 (&sums)[NORM_AHEAD])
 {
     const int lanes = 1 << s.lane_shift, lane = tid & (lanes - 1), g = tid >> s.lane_shift,
@@ -78,11 +79,16 @@ __device__ inline void norm_coefficients(const ic_cu_src &s, int sample, float *
                     sq += ahead[k].y;
                 }
             }
-#pragma unroll 4
-            for (; i < n; i += lanes) {
-                const float2 v = __ldcg(p + i);
-                sum += v.x;
-                sq += v.y;
+            for (; i < n; i += NORM_AT_ONCE * lanes) {
+                float2 v[NORM_AT_ONCE]; /* without branches: one wait for memory, however many there are */
+#pragma unroll
+                for (int k = 0; k < NORM_AT_ONCE; k++)
+                    v[k] = i + k * lanes < n ? __ldcg(p + i + k * lanes) : make_float2(0, 0);
+#pragma unroll
+                for (int k = 0; k < NORM_AT_ONCE; k++) {
+                    sum += v[k].x;
+                    sq += v[k].y;
+                }
             }
         }
         for (int m = lanes / 2; m; m >>= 1) {

@@ -2,8 +2,7 @@
  *
  * Operations melt: a norm (with its ELU) and a max pool have no launch of their own, the convolution that
  * reads them does both while loading; INPUT and UPDATE belong to the first and the last convolution.
- * UNET_UNITARY is 15 launches; 13 where the transposed convolutions melt too (fold.cuh: Hopper, large
- * batches). What a launch is cut into is chosen once, when the plan is opened (tune.c).
+ * UNET_UNITARY is 15 launches; 13 where the transposed convolutions melt too (Hopper; fold.cuh, split_fold.cuh). What a launch is cut into is chosen once, when the plan is opened (tune.c).
  *
  * Nothing is allocated and the host waits for nothing inside a step; a call to `run` waits once, at its
  * end. States lie where state_open put them: a table on the device, sent before each run, says where those
@@ -46,7 +45,7 @@ static cudaError_t enqueue(const struct ic_law_exec *e, int n)
     return bad;
 }
 
-static cudaError_t capture(struct ic_law_exec *e, unsigned n, unsigned steps, cudaGraphExec_t *out)
+cudaError_t ic_cu_capture(struct ic_law_exec *e, unsigned n, unsigned steps, cudaGraphExec_t *out)
 {
     cudaGraph_t graph = NULL;
     cudaError_t bad = cudaStreamBeginCapture(e->stream, cudaStreamCaptureModeThreadLocal), ended;
@@ -72,8 +71,8 @@ static enum ic_status capture_all(struct ic_law_exec *e, struct ic_err *err)
             n = e->plan->batch;
         struct bucket *b = &e->buckets[e->bucket_count++];
         b->n = n;
-        TRY(capture(e, n, 1, &b->one), "capturing a graph");
-        TRY(capture(e, n, GRAPH_STEPS, &b->many), "capturing a graph");
+        TRY(ic_cu_capture(e, n, 1, &b->one), "capturing a graph");
+        TRY(ic_cu_capture(e, n, GRAPH_STEPS, &b->many), "capturing a graph");
         TRY(cudaGraphUpload(b->one, e->stream), "sending a graph");
         TRY(cudaGraphUpload(b->many, e->stream), "sending a graph");
         if (n == e->plan->batch || e->bucket_count == BUCKETS_MAX)
@@ -351,6 +350,8 @@ static enum ic_status cu_open(const struct ic_law_packed *packed, const struct i
     enum ic_status s = allocate(e, err);
     if (s == IC_OK)
         s = packed->type == IC_CU_F32 ? ic_cu_build32(e) : ic_cu_build(e, err);
+    if (s == IC_OK && e->graphs)
+        s = ic_cu_choose_together(e, err);
     if (s == IC_OK && getenv("IC_LAW_CUDA_POISON") &&
         (cudaMemset(e->arena, 0xFF, plan->arena_bytes) != cudaSuccess ||
          cudaMemset(e->stats, 0xFF, e->stats_floats * sizeof(float)) != cudaSuccess))

@@ -7,8 +7,9 @@
 #include "law/cuda/exec.h"
 #include "law/cuda/frames.h"
 
-#define SLOTS_MAX 256  /* statistics of a sample's tiles that a consumer adds up */
-#define SPLIT_BATCH 8  /* split.cuh is for batches up to this */
+#define SPLIT_BATCH 8 /* split.cuh is for batches up to this */
+/* statistics of a sample's tiles that a consumer adds up */
+#define SLOTS_MAX(batch) ((batch) <= SPLIT_BATCH ? 1024 : 256)
 #define BUCKETS_MAX 24 /* batch sizes that have graphs of their own */
 
 enum launch_kind { CONV, FOLD, LAST, LSTM, UPDATE, OP32 };
@@ -104,10 +105,15 @@ size_t ic_cu_stats_floats(const struct ic_law_op *norm, unsigned batch);
 enum ic_status ic_cu_build(struct ic_law_exec *e, struct ic_err *err);
 enum ic_status ic_cu_build32(struct ic_law_exec *e);
 
-/* tune.c. Enqueues a launch for the first `n` simulations; and chooses what one is cut into, by timing. */
+/* exec.c. A graph of steps of the first `n` simulations. */
+cudaError_t ic_cu_capture(struct ic_law_exec *e, unsigned n, unsigned steps, cudaGraphExec_t *out);
+
+/* tune.c. Enqueues a launch for the first `n` simulations; chooses what one is cut into, by timing; and chooses among the
+ * best cuts of all launches, by timing whole steps. */
 cudaError_t ic_cu_launch_run(const struct ic_law_exec *e, const struct launch *l, int n);
 enum ic_status ic_cu_choose(struct ic_law_exec *e, struct launch *l, struct ic_err *err);
 enum ic_status ic_cu_choose_fold(struct ic_law_exec *e, struct launch *l, struct ic_err *err);
+enum ic_status ic_cu_choose_together(struct ic_law_exec *e, struct ic_err *err);
 
 /* states.c: states of simulations, the deltas of the last run, */
 enum ic_status ic_cu_state_open(const struct ic_law_packed *packed, const struct ic_law_plan *plan,

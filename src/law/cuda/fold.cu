@@ -31,14 +31,34 @@ static __host__ __device__ int skip_products(int cout)
     return block_columns(cout) == 64 ? 36 : 24;
 }
 
-/* One thread a value, in the order in which fold.cuh reads them: [a block's outputs], and there first [16
+/* What a value is: of output o and input c, at a spot seen from the first that the phase reads. */
+struct spot {
+    int o, c, y, x, py, px;
+    bool low; /* c is of the smaller tensor */
+};
+
+/* split_fold.cuh's order: [64 columns, which are outputs of a phase, phase after phase], and there first [16 inputs of
+ * the smaller tensor][2x2 taps], then [16 of the skip][3x3 taps], each in units as pack.c's. */
+__device__ static spot split_spot(const ic_cu_fold_source &s, int i)
+{
+    const int v = i % 1024, low_all = s.low / 16 * 4, all = low_all + s.skip / 16 * 9, nth = i / 1024 % all,
+              column = i / 1024 / all * 64 + v / 128 * 8 + v / 8 % 8, phase = column / s.cout;
+    const bool low = nth < low_all;
+    const int at = low ? nth : nth - low_all, taps = low ? 4 : 9, across = low ? 2 : 3, tap = at % taps;
+    return {column % s.cout,
+            at / taps * 16 + v / 64 % 2 * 8 + v % 8,
+            tap / across,
+            tap % across,
+            phase >> 1,
+            phase & 1,
+            low};
+}
+
+/* fold.cuh's order: [a block's outputs], and there first [16
  * inputs of the smaller tensor][row of the phase][step], then [16 of the skip][ky][row of the phase][step],
  * each step 64 rows of 16 inputs, in units as pack.c's. */
-template <class T> __global__ void fold_weights(ic_cu_fold_source s, uint16_t *out, int values)
+__device__ static spot fold_spot(const ic_cu_fold_source &s, int i)
 {
-    const int i = (int)(blockIdx.x * blockDim.x + threadIdx.x);
-    if (i >= values)
-        return;
     const bool pair = block_columns(s.cout) == 32;
     const int low_each = low_products(s.cout), skip_each = skip_products(s.cout),
               low_all = s.low / 16 * low_each, block_all = low_all + s.skip / 16 * skip_each;
@@ -49,22 +69,36 @@ template <class T> __global__ void fold_weights(ic_cu_fold_source s, uint16_t *o
               steps = low ? low_each / 2 : skip_each / 6, step = at % steps, py = at / steps & 1,
               ky = at % each / (2 * steps); /* of the skip */
     const int px = pair ? row / 32 : step & 1;
-    /* row and column of the spot, seen from the first that the phase reads */
     int y = ky, x = pair ? step - px : step / 2;
     if (low) {
         y = pair ? step / 3 : step / 4;
         x = pair ? step % 3 - px : step / 2 % 2;
     }
-    const int o = block * (pair ? 32 : 64) + (pair ? row % 32 : row), c = k * 16 + v / 64 % 2 * 8 + v % 8;
-    const float *conv = s.conv + (size_t)o * (s.up + s.skip) * 9;
+    return {block * (pair ? 32 : 64) + (pair ? row % 32 : row),
+            k * 16 + v / 64 % 2 * 8 + v % 8,
+            y,
+            x,
+            py,
+            px,
+            low};
+}
+
+/* One thread a value. */
+template <class T> __global__ void fold_weights(ic_cu_fold_source s, uint16_t *out, int values)
+{
+    const int i = (int)(blockIdx.x * blockDim.x + threadIdx.x);
+    if (i >= values)
+        return;
+    const spot p = s.split ? split_spot(s, i) : fold_spot(s, i);
+    const float *conv = s.conv + (size_t)p.o * (s.up + s.skip) * 9;
     float sum = 0;
-    if (!low && x >= 0 && x < 3)
-        sum = conv[(s.up + c) * 9 + y * 3 + x];
-    for (int tap = 0; tap < 9 && low; tap++) {
+    if (!p.low && p.x >= 0 && p.x < 3)
+        sum = conv[(s.up + p.c) * 9 + p.y * 3 + p.x];
+    for (int tap = 0; tap < 9 && p.low; tap++) {
         const int ty = tap / 3, tx = tap % 3;
-        if (up_spot(py, ty) != py + y || up_spot(px, tx) != px + x)
+        if (up_spot(p.py, ty) != p.py + p.y || up_spot(p.px, tx) != p.px + p.x)
             continue;
-        const float *up = s.transposed + (size_t)c * s.up * 4 + up_tap(py, ty) * 2 + up_tap(px, tx);
+        const float *up = s.transposed + (size_t)p.c * s.up * 4 + up_tap(p.py, ty) * 2 + up_tap(p.px, tx);
         for (int u = 0; u < s.up; u++)
             sum = fmaf(conv[u * 9 + tap], up[u * 4], sum);
     }
@@ -87,6 +121,8 @@ __global__ void fold_bias(ic_cu_fold_source s, float *out)
 
 static int values_of(const struct ic_cu_fold_source *s)
 {
+    if (s->split)
+        return s->cout * (s->low * 16 + s->skip * 36);
     return s->cout / block_columns(s->cout) * 64 *
            (s->low * low_products(s->cout) + s->skip * skip_products(s->cout));
 }
@@ -105,6 +141,7 @@ cudaError_t ic_cu_fold_weights(const struct ic_cu_fold_source *s, enum ic_cu_typ
     float *bias = reinterpret_cast<float *>(weight + values);
     a->weight = weight;
     a->bias = bias;
+    a->split = s->split;
     if (type == IC_CU_F16)
         fold_weights<f16><<<blocks, 256, 0, stream>>>(*s, weight, values);
     else

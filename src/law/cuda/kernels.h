@@ -130,23 +130,31 @@ struct ic_cu_config {
     X(8, 2, 1, 2, 32, 9, 1, 2)                                                                             \
     X(9, 1, 1, 2, 128, 3, 0, 2)                                                                            \
     X(10, 2, 1, 2, 128, 9, 1, 1)                                                                           \
-    X(11, 1, 1, 2, 64, 9, 1, 2)
-#define IC_CU_WIDE_COUNT 12
+    X(11, 1, 1, 2, 64, 9, 1, 2)                                                                            \
+    X(12, 1, 1, 2, 128, 9, 3, 1)                                                                           \
+    X(13, 2, 1, 1, 64, 9, 2, 1)                                                                            \
+    X(14, 2, 1, 2, 64, 9, 2, 1)                                                                            \
+    X(15, 2, 1, 1, 64, 9, 3, 1)                                                                            \
+    X(16, 1, 1, 2, 128, 9, 2, 1)                                                                           \
+    X(17, 2, 1, 1, 32, 9, 0, 4)
+#define IC_CU_WIDE_COUNT 18
 
 struct ic_cu_wide_cut {
     int chunk16, resident, tiles, passes;
     int buffers; /* 3: two, and room of its own for the epilogue; with a warpgroup that loads: three */
 };
 
-/* split.cuh, Hopper and 16-bit weights only: warpgroups along rows, columns. These count on from
- * wide.cuh's. */
+/* split.cuh, Hopper and 16-bit weights only: warpgroups along rows, columns, whether weights come in stages.
+ * These count on from wide.cuh's. */
 #define IC_CU_SPLIT_CONFIGS(X)                                                                             \
-    X(0, 1, 32)                                                                                            \
-    X(1, 1, 64)                                                                                            \
-    X(2, 1, 128)                                                                                           \
-    X(3, 2, 32)                                                                                            \
-    X(4, 2, 64)
-#define IC_CU_SPLIT_COUNT 5
+    X(0, 1, 32, 0)                                                                                         \
+    X(1, 1, 64, 0)                                                                                         \
+    X(2, 1, 128, 0)                                                                                        \
+    X(3, 2, 32, 0)                                                                                         \
+    X(4, 2, 64, 0)                                                                                         \
+    X(5, 1, 32, 1)                                                                                         \
+    X(6, 1, 64, 1)
+#define IC_CU_SPLIT_COUNT 7
 #define IC_CU_SPLIT_FIRST (IC_CU_CONFIG_COUNT + IC_CU_WIDE_COUNT)
 #define IC_CU_CLUSTER_MAX 8              /* blocks */
 #define IC_CU_SPLIT_AHEAD(wm) (7 + (wm)) /* pieces of the input that a warp asks for at once */
@@ -194,6 +202,8 @@ struct ic_cu_fold {
     int tiles_x, tiles_y, tiles_per_block, slots;
     int buffer_bytes, ring; /* of an input chunk; stages of weights */
     int scale_at, sums_at, table_at, area_at, ring_at, out_at, smem; /* bytes */
+    int split,
+        cluster_shift; /* split: weights lie for split_fold.cuh; log2 of the blocks that share a sum */
 };
 
 /* Cells of a tile, whether 32 output channels of two phases are a product, warpgroups that load, thread
@@ -203,8 +213,9 @@ struct ic_cu_fold {
     X(1, 128, 1, 2, 1)                                                                                     \
     X(2, 64, 1, 1, 2)                                                                                      \
     X(3, 128, 0, 2, 1)                                                                                     \
-    X(4, 64, 0, 2, 1)
-#define IC_CU_FOLD_COUNT 5
+    X(4, 64, 0, 2, 1)                                                                                      \
+    X(5, 64, 0, 3, 1)
+#define IC_CU_FOLD_COUNT 6
 #define IC_CU_FOLD_BUFFERS 3 /* for chunks of inputs, */
 #define IC_CU_FOLD_CHUNK 4   /* of so many 16s of in[0], or of one of in[1], which takes about as much */
 #define IC_CU_FOLD_RING 4    /* stages of weights in flight, where there is room */
@@ -215,6 +226,7 @@ struct ic_cu_fold_source {
     const float *transposed; /* [low][up][2][2] */
     const float *bias;       /* [up]; NULL: none */
     int cout, low, up, skip; /* channels */
+    int split;               /* in the order of split_fold.cuh, not of fold.cuh */
 };
 size_t ic_cu_fold_bytes(const struct ic_cu_fold_source *s);
 /* Writes ic_cu_fold_bytes of weights and biases to `to`, each sum rounded once, and has `a` use them. */
@@ -227,6 +239,17 @@ cudaError_t ic_cu_fold_init(enum ic_cu_type type, int smem_max);
 cudaError_t ic_cu_fold_run(const struct ic_cu_fold *a, enum ic_cu_type type, int config, int samples,
                            int overlap, cudaStream_t stream);
 
+/* The same for few cells: split_fold.cuh. Pieces of the inputs that a warp asks for at once, and how often; thread
+ * blocks per multiprocessor. */
+#define IC_CU_SPLIT_FOLD_CONFIGS(X) X(0, 13, 1, 1) X(1, 7, 1, 2) X(2, 7, 2, 2)
+#define IC_CU_SPLIT_FOLD_COUNT 3
+long ic_cu_split_fold_blocks(const struct ic_cu_fold *a); /* of a sample, once it has a shape */
+int ic_cu_split_fold_at_once(int config);                 /* of a multiprocessor */
+int ic_cu_split_fold_shape(struct ic_cu_fold *a, int config, int cluster_shift, int smem_max);
+cudaError_t ic_cu_split_fold_init(enum ic_cu_type type, int smem_max);
+cudaError_t ic_cu_split_fold_run(const struct ic_cu_fold *a, enum ic_cu_type type, int config, int samples,
+                                 int overlap, cudaStream_t stream);
+
 /* The last 1x1 convolution, of a LOAD_NORM input and with 16-bit weights, and UPDATE: last.cu. */
 struct ic_cu_last {
     struct ic_cu_src in;
@@ -234,10 +257,10 @@ struct ic_cu_last {
     const void *weight; /* pack.c's order */
     const float *bias;  /* per column, padded; NULL: none */
     int columns, d, product, cells;
-    int blocks; /* of all samples, about */
+    int blocks; /* of all samples, about; before ic_cu_last_shape multiprocessors */
     int groups; /* of 32 input channels */
 };
-/* Fills in.lane_shift and groups; 0: there is no kernel for so many channels. */
+/* Fills in.lane_shift, blocks and groups; 0: there is no kernel for so many channels. */
 int ic_cu_last_shape(struct ic_cu_last *a);
 cudaError_t ic_cu_last_run(const struct ic_cu_last *a, enum ic_cu_type type, int samples, int overlap,
                            cudaStream_t stream);

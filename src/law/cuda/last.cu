@@ -70,11 +70,15 @@ __device__ inline float over_norm(float sum)
     return __fdividef(1.0f, root + 1e-9f);
 }
 
+/* Thread blocks of a multiprocessor, which registers allow. */
+static constexpr int at_once(int columns16, int groups)
+{
+    return columns16 * groups == 1 ? 4 : columns16 <= 2 ? 2 : 1;
+}
+
 /* COLUMNS16: columns / 16, or more; GROUPS: 32 input channels each, those that are loaded ahead. */
 template <class T, int COLUMNS16, int GROUPS, bool EVEN>
-__global__ void __launch_bounds__(THREADS, COLUMNS16 *GROUPS == 1 ? 4
-                                           : COLUMNS16 <= 2       ? 2
-                                                                  : 1)
+__global__ void __launch_bounds__(THREADS, at_once(COLUMNS16, GROUPS))
     last_kernel(const __grid_constant__ ic_cu_last a)
 {
 #if IC_CU_TENSOR
@@ -243,6 +247,7 @@ int ic_cu_last_shape(struct ic_cu_last *a)
     a->groups = (a->in.cpad + 31) / 32;
     if (a->groups > 1)
         a->groups = (a->groups + 1) / 2 * 2;
+    a->blocks *= at_once(columns16_of(a->columns), a->groups == 1 ? 1 : 2);
     share_lanes(&a->in, THREADS);
     return a->columns <= COLUMNS_MAX && smem_of(a) <= SMEM_MAX;
 }

@@ -3,10 +3,17 @@
 
 KERNELS_BY_TYPE_AND_TAPS(split)
 
-#define THREADS 256 /* SPLIT_THREADS */
+#define THREADS 256              /* SPLIT_THREADS */
+#define SUMS_AT 384              /* bytes; barriers of 16 stages and one more are before */
+#define SMEM_OF_ONE (113 * 1024) /* bytes, of two blocks of a multiprocessor */
 
 static const struct ic_cu_config configs[IC_CU_SPLIT_COUNT] = {
-#define X(i, wm, n) {wm * 64, n, THREADS, 1, wm, 1},
+#define X(i, wm, n, staged) {wm * 64, n, THREADS, 1, wm, 1},
+    IC_CU_SPLIT_CONFIGS(X)
+#undef X
+};
+static const bool staged[IC_CU_SPLIT_COUNT] = {
+#define X(i, wm, n, staged) staged,
     IC_CU_SPLIT_CONFIGS(X)
 #undef X
 };
@@ -48,12 +55,22 @@ int ic_cu_split_shape(struct ic_cu_conv *c, int config, int taps, int cluster_sh
     c->slots = c->tiles_x * c->tiles_y * cluster;
     if (c->stats)
         c->stats_stride = c->cpad / c->stats_gran * c->slots;
-    c->sums_at = 128;
+    c->sums_at = SUMS_AT;
     c->scale_at = rounded(c->sums_at + THREADS / 32 * n8 * 8);
     c->area_at = rounded(c->scale_at + c->chunk16 * 16 * 12);
     c->ring_at = rounded(c->area_at + (c->tile_w + border) * (c->tile_h + border) * c->chunk16 * 32);
-    c->out_at = c->ring_at + c->chunk16 * taps * n8 * 256;
-    c->smem = c->out_at + k->rows * (k->columns + 16) * 4;
+    const int stage16 = taps == 9 ? 1 : 4, stage = stage16 * taps * n8 * 256,
+              out = k->rows * (k->columns + 16) * 4;
+    int weights = c->chunk16 * taps * n8 * 256;
+    if (staged[config]) { /* room for another block */
+        c->stages = c->chunk16 / stage16;
+        c->ring = (SMEM_OF_ONE - c->ring_at - out) / stage;
+        if (c->ring < 2 || c->ring >= c->stages || c->chunk16 % stage16)
+            return 0;
+        weights = c->ring * stage;
+    }
+    c->out_at = c->ring_at + weights;
+    c->smem = c->out_at + out;
     return c->smem <= smem_max;
 }
 

@@ -7,6 +7,9 @@
  * Compared with blocks that each have all channels of fewer columns, nothing is normalised twice, and no
  * sum is long.
  *
+ * All weights have a place of their own; or they come in stages and only some of these have, so that a second block
+ * has room on the multiprocessor, and the warps that do not multiply ask for the rest as places become free.
+ *
  * Whatever does not depend on the launch before is done before the block waits for it: weights, addresses,
  * and every parameter is read once, as each first use of a line of them waits for memory (`pin`). Tiles and
  * weights lie as in wide.cuh. */
@@ -120,8 +123,8 @@ template <> struct norm_table<f16> {
 };
 #endif
 
-/* WM: warpgroups that multiply, 64 cells each; N: columns. */
-template <class T, int TAPS, int WM, int N>
+/* WM: warpgroups that multiply, 64 cells each; N: columns; STAGED: see above. */
+template <class T, int TAPS, int WM, int N, int STAGED>
 __global__ void __launch_bounds__(SPLIT_THREADS, WM *N <= 64 ? 2 : 1)
     split_kernel(const __grid_constant__ ic_cu_conv a)
 {
@@ -140,7 +143,11 @@ __global__ void __launch_bounds__(SPLIT_THREADS, WM *N <= 64 ? 2 : 1)
     const int c16 = a.chunk16, units = c16 * TAPS, n8 = blockIdx.y * N8;
 
     let_next_start();
+    constexpr int STAGE16 = TAPS == 9 ? 1 : 4, STAGE_UNITS = STAGE16 * TAPS,
+                  STAGE = STAGE_UNITS * N8 * UNIT;
     const uint32_t bar = shared_address(smem), arrived = bar + 8, ring = shared_address(smem + a.ring_at);
+    auto full = [&](int slot) { return bar + 16 + slot * 16; };
+    auto empty = [&](int slot) { return bar + 24 + slot * 16; };
     float2 *sums = reinterpret_cast<float2 *>(smem + a.sums_at); /* [warp][N8] */
     const norm_table<T> table(reinterpret_cast<float *>(smem + a.scale_at), c16 * 16);
     const uint32_t area =
@@ -150,27 +157,39 @@ __global__ void __launch_bounds__(SPLIT_THREADS, WM *N <= 64 ? 2 : 1)
     if (tid == 0) {
         barrier_init(bar, 1);
         barrier_init(arrived, 1);
+        for (int i = 0; STAGED && i < a.ring; i++) {
+            barrier_init(full(i), 1);
+            barrier_init(empty(i), WM * 4);
+        }
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-        barrier_expect(bar, units * N8 * UNIT);
+        if (!STAGED)
+            barrier_expect(bar, units * N8 * UNIT);
         barrier_expect(arrived, WM * 64 * N * 4);
+        for (int i = 0; STAGED && i < a.ring; i++)
+            barrier_expect(full(i), STAGE);
     }
     __syncthreads();
-    /* All weights; pack.c's blocks are of 128 columns, the last one of what is left. Many pieces take one
+    /* Weights; pack.c's blocks are of 128 columns, the last one of what is left. Many pieces take one
      * warp long, and all warps disturb who is beside them: they help where nobody can be. */
+    const int weight_width = min(16, a.columns / 8 - (n8 & ~15));
+    const char *weight =
+        static_cast<const char *>(a.weight) +
+        ((size_t)(n8 & ~15) * a.c16 * TAPS + (size_t)rank * units * weight_width + (n8 & 15)) * UNIT;
     if (lane == 0) {
-        const int width = min(16, a.columns / 8 - (n8 & ~15)),
-                  askers = 2 * a.smem > SMEM_OF_TWO ? WARPS : 1;
-        const char *from =
-            static_cast<const char *>(a.weight) +
-            ((size_t)(n8 & ~15) * a.c16 * TAPS + (size_t)rank * units * width + (n8 & 15)) * UNIT;
-        if (width == N8 && warp == 0)
-            copy_bulk(ring, from, units * N8 * UNIT, bar);
-        for (int u = warp; u < units && width != N8 && warp < askers; u += askers)
-            copy_bulk(ring + u * N8 * UNIT, from + u * width * UNIT, N8 * UNIT, bar);
+        const int askers = 2 * a.smem > SMEM_OF_TWO ? WARPS : 1,
+                  now = STAGED ? a.ring * STAGE_UNITS : units;
+        if (!STAGED && weight_width == N8 && warp == 0)
+            copy_bulk(ring, weight, units * N8 * UNIT, bar);
+        for (int u = warp; u < now && (STAGED || weight_width != N8) && warp < askers; u += askers)
+            copy_bulk(ring + u * N8 * UNIT, weight + u * weight_width * UNIT, N8 * UNIT,
+                      STAGED ? full(u / STAGE_UNITS) : bar);
     }
     const ic_cu_io io = a.io[sample]; /* the table does not change during a graph */
-    if (!io.psi) {
-        barrier_wait(bar, 0); /* nobody may write to a block that has ended */
+    if (!io.psi) {                    /* nobody may write to a block that has ended */
+        if (!STAGED)
+            barrier_wait(bar, 0);
+        for (int i = 0; STAGED && i < a.ring; i++)
+            barrier_wait(full(i), 0);
         return;
     }
     __syncwarp();
@@ -356,7 +375,8 @@ __global__ void __launch_bounds__(SPLIT_THREADS, WM *N <= 64 ? 2 : 1)
         }
     }
     fence_writes();
-    barrier_wait(bar, 0); /* the weights */
+    if (!STAGED)
+        barrier_wait(bar, 0); /* the weights */
     __syncthreads();
 
     /* ---- the products ---- */
@@ -366,14 +386,39 @@ __global__ void __launch_bounds__(SPLIT_THREADS, WM *N <= 64 ? 2 : 1)
         const uint32_t rows0 = matrix_low(((area & 0xffffff) + wg * 8 * 16) / 16, PLANE / 16),
                        columns0 = matrix_low((ring & 0xffffff) / 16, 128 / 16);
         settle(acc);
-        products_begin();
+        auto stage = [&](int c0, int n,
+                         uint32_t columns) { /* 16-channel blocks from c0 on */
+                                             products_begin();
 #pragma unroll 1
-        for (int c = 0; c < c16; c++)
+                                             for (int c = 0; c < n; c++)
 #pragma unroll
-            for (int tap = 0; tap < TAPS; tap++)
-                product<BW, UNIT / 16>(acc[0], rows0 + c * (2 * PLANE / 16) + tap / 3 * BW + tap % 3,
-                                       columns0 + (c * TAPS + tap) * (N8 * UNIT / 16), c + tap > 0, T());
-        products_commit();
+                                                 for (int tap = 0; tap < TAPS; tap++)
+                                                     product<BW, UNIT / 16>(
+                                                         acc[0],
+                                                         rows0 + (c0 + c) * (2 * PLANE / 16) +
+                                                             tap / 3 * BW + tap % 3,
+                                                         columns + (c * TAPS + tap) * (N8 * UNIT / 16),
+                                                         c0 + c + tap > 0, T());
+                                             products_commit();
+        };
+        if (!STAGED)
+            stage(0, c16, columns0);
+        int slot = 0;
+        uint32_t phase = 0;
+#pragma unroll 1
+        for (int i = 0; STAGED && i < a.stages; i++) {
+            barrier_wait(full(slot), phase);
+            stage(i * STAGE16, STAGE16, columns0 + slot * (STAGE / 16));
+            if (i > 0 && i + a.ring <= a.stages) { /* the stage before has been read, its place is wanted */
+                products_wait<1>();
+                if (lane == 0)
+                    barrier_arrive(empty(slot > 0 ? slot - 1 : a.ring - 1));
+            }
+            if (++slot == a.ring) {
+                slot = 0;
+                phase ^= 1;
+            }
+        }
         products_wait<0>();
         settle(acc);
         /* A lane has two columns of each octet of two rows: of two octets they go in one piece. */
@@ -391,6 +436,25 @@ __global__ void __launch_bounds__(SPLIT_THREADS, WM *N <= 64 ? 2 : 1)
                     asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(to + j * 32), "f"(c[0]),
                                  "f"(c[1]), "f"(c[4]), "f"(c[5])
                                  : "memory");
+            }
+        }
+    }
+    if (STAGED && wg == WM) { /* who does not multiply */
+        int slot = 0;
+        uint32_t turn = 0;
+        for (int i = a.ring; i < a.stages; i++) {
+            barrier_wait(empty(slot), turn);
+            if (lane == 0) {
+                const char *from = weight + i * STAGE_UNITS * weight_width * UNIT;
+                if (w4 == 0)
+                    barrier_expect(full(slot), STAGE);
+                for (int u = w4; u < STAGE_UNITS; u += 4)
+                    copy_bulk(ring + slot * STAGE + u * N8 * UNIT, from + u * weight_width * UNIT,
+                              N8 * UNIT, full(slot));
+            }
+            if (++slot == a.ring) {
+                slot = 0;
+                turn ^= 1;
             }
         }
     }

@@ -7,7 +7,7 @@
 typedef void (*split_fn)(ic_cu_conv);
 
 static const split_fn kernels[IC_CU_SPLIT_COUNT] = {
-#define X(i, wm, n) split_kernel<IC_CU_TYPE, IC_CU_TAPS, wm, n>,
+#define X(i, wm, n, staged) split_kernel<IC_CU_TYPE, IC_CU_TAPS, wm, n, staged>,
     IC_CU_SPLIT_CONFIGS(X)
 #undef X
 };
