@@ -267,7 +267,8 @@ static enum ic_status find_device(struct ic_law_packed *p, struct ic_err *err)
     p->wide = p->type != IC_CU_F32 && prop.major == 9 &&
               ic_cu_wide_init(p->type, p->smem_max) == cudaSuccess &&
               ic_cu_split_init(p->type, p->smem_max) == cudaSuccess &&
-              ic_cu_fold_init(p->type, p->smem_max) == cudaSuccess;
+              ic_cu_fold_init(p->type, p->smem_max) == cudaSuccess &&
+              ic_cu_tall_init(p->type, p->smem_max) == cudaSuccess;
     return IC_OK;
 }
 

@@ -26,6 +26,8 @@ struct choice {
 
 static bool shape(struct ic_cu_conv *c, const struct ic_law_packed *p, struct choice k, int taps)
 {
+    if (k.config >= IC_CU_TALL_FIRST)
+        return ic_cu_tall_shape(c, taps, k.tiles, p->smem_max) && c->slots <= SLOTS_MAX;
     if (k.config >= IC_CU_SPLIT_FIRST)
         return ic_cu_split_shape(c, k.config - IC_CU_SPLIT_FIRST, taps, k.cluster_shift, p->smem_max) &&
                c->slots <= SLOTS_MAX;
@@ -143,11 +145,32 @@ static void each_split(const struct ic_law_exec *e, const struct ic_cu_conv *c, 
         }
 }
 
+/* The same of tall.cuh's, */
+static void each_tall(const struct ic_law_exec *e, const struct ic_cu_conv *c, int taps,
+                      void (*try_one)(void *, const struct ic_cu_conv *, struct choice), void *ctx)
+{
+    for (int tiles = 1; tiles <= 32; tiles *= 2) {
+        struct ic_cu_conv t = *c;
+        const struct choice ch = {.config = IC_CU_TALL_FIRST, .tiles = tiles};
+        if (!shape(&t, e->packed, ch, taps))
+            continue;
+        if (tiles > 1 && 2L * t.slots * ((t.columns + 64) / 128) * (long)e->plan->batch < e->packed->sms)
+            break; /* fewer, longer blocks would leave multiprocessors idle */
+        try_one(ctx, &t, ch);
+    }
+}
+
 /* Calls try_one for every sensible cut. */
 static void each_choice(const struct ic_law_exec *e, const struct ic_cu_conv *c, int taps,
                         void (*try_one)(void *, const struct ic_cu_conv *, struct choice), void *ctx)
 {
     static const int chunks[] = {0, 16, 8, 4, 2};
+    const char *tall = getenv("IC_LAW_CUDA_TALL"); /* 0, 1, for tests: never, wherever it can be */
+    struct ic_cu_conv some = *c;
+    if (e->packed->wide && (!tall || *tall == '1'))
+        each_tall(e, c, taps, try_one, ctx);
+    if (e->packed->wide && tall && *tall == '1' && ic_cu_tall_shape(&some, taps, 1, e->packed->smem_max))
+        return;
     if (e->packed->wide)
         each_wide(e, c, taps, try_one, ctx);
     if (e->packed->wide && e->plan->batch <= SPLIT_BATCH)
