@@ -57,7 +57,8 @@ cudaError_t ic_cu_launch_run(const struct ic_law_exec *e, const struct launch *l
 
 struct stopwatch {
     cudaEvent_t ev[2];
-    float best, best_sample; /* ms of the whole batch, and of what is enough; < 0: none yet */
+    float best, best_sample; /* ms of the whole batch, and of a lone launch for best_n; < 0: none yet */
+    unsigned best_n;
 };
 
 static bool timed(struct ic_law_exec *e, const struct launch *l, unsigned n, int launches,
@@ -74,17 +75,31 @@ static bool timed(struct ic_law_exec *e, const struct launch *l, unsigned n, int
     return true;
 }
 
+/* Thread blocks of a simulation. */
+static long blocks_of(const struct launch *l)
+{
+    if (l->kind == FOLD)
+        return ic_cu_fold_blocks(&l->a.fold);
+    const struct ic_cu_conv *c = &l->a.conv;
+    const int columns = ic_cu_config(l->config)->columns;
+    return (long)c->slots * ((c->columns + columns - 1) / columns / (c->passes > 1 ? c->passes : 1));
+}
+
 /* Milliseconds of one launch; < 0: it failed, or a single launch of a part of a large batch shows it to be
  * far from the best. */
 static float measure(struct ic_law_exec *e, const struct launch *l, struct stopwatch *w)
 {
-    const unsigned batch = e->plan->batch, enough = TUNE_CELLS / (e->plan->height * e->plan->width) + 1,
-                   n = batch < enough ? batch : enough;
+    const unsigned batch = e->plan->batch, enough = TUNE_CELLS / (e->plan->height * e->plan->width) + 1;
+    /* Where a part leaves multiprocessors idle it shows nothing. Those of conv.cuh are slow and many. */
+    const bool idle = (l->kind == FOLD || l->config >= IC_CU_CONFIG_COUNT) &&
+                      blocks_of(l) * (long)enough < e->packed->sms;
+    const unsigned n = batch < enough || idle ? batch : enough;
     float mine = -1, sample, ms;
     if (!timed(e, l, n, 1, w->ev, &sample) ||
         !timed(e, l, n, 1, w->ev, &sample)) /* the first one warms up */
         return -1;
-    if (w->best >= 0 && sample > TUNE_HOPELESS * w->best_sample + TUNE_LONE_MS)
+    if (w->best >= 0 &&
+        sample > TUNE_HOPELESS * w->best_sample * (float)n / (float)w->best_n + TUNE_LONE_MS)
         return -1;
     const float fit = TUNE_ROUND_MS / sample * (float)n / (float)batch;
     const int launches = fit < 1 ? 1 : fit < TUNE_LAUNCHES ? (int)fit : TUNE_LAUNCHES;
@@ -96,6 +111,7 @@ static float measure(struct ic_law_exec *e, const struct launch *l, struct stopw
     if (w->best < 0 || mine < w->best) {
         w->best = mine;
         w->best_sample = sample;
+        w->best_n = n;
     }
     return mine;
 }
