@@ -23,7 +23,7 @@ for file in conv exact expand frames last; do "$nvcc" $flags -c src/law/cuda/$fi
 "$nvcc" $flags -DIC_CU_TYPE=f16 -DIC_CU_NF4=1 -DIC_CU_TAPS=9 -c src/law/cuda/conv_inst.cu -o "$out/conv_inst.o"
 # Hopper's own family
 if [ "$newest" = 90 ]; then
-    for file in wide wide_inst split split_inst fold split_fold; do
+    for file in wide wide_inst split split_inst fold split_fold tall; do
         "$nvcc" -std=c++17 -gencode=arch=compute_90a,code=sm_90a -Xcompiler=-fPIC,-Wall,-Wextra -Isrc -DIC_CU_WIDE=1 \
             -DIC_CU_TYPE=f16 -DIC_CU_TAPS=9 -c src/law/cuda/$file.cu -o "$out/$file.o"
     done

@@ -159,6 +159,17 @@ struct ic_cu_wide_cut {
 #define IC_CU_CLUSTER_MAX 8              /* blocks */
 #define IC_CU_SPLIT_AHEAD(wm) (7 + (wm)) /* pieces of the input that a warp asks for at once */
 
+/* tall.cuh, Hopper and 16-bit weights only: its one configuration counts on from split.cuh's. */
+#define IC_CU_TALL_FIRST (IC_CU_SPLIT_FIRST + IC_CU_SPLIT_COUNT)
+#define IC_CU_TALL_THREADS 384
+#define IC_CU_TALL_TEAMS 4                      /* warps that load, each into a buffer of its own */
+#define IC_CU_TALL_CHUNK16(two) ((two) ? 1 : 2) /* 16s of channels there; two: tiles twice as high */
+#define IC_CU_TALL_RING 8                       /* stages of weights, where there is room */
+#define IC_CU_TALL_SUMS 128                     /* bytes of the statistics of a block's warps, */
+#define IC_CU_TALL_OUT (2 * 64 * (64 * 2 + 16)) /* of what waits to be stored */
+/* Twice so many cells of a lane are under way that are not copied as they are, by the 16 bytes of a cell. */
+#define IC_CU_TALL_AHEAD(loads) ((loads) == 2 ? 8 : 4)
+
 /* Of all families. */
 const struct ic_cu_config *ic_cu_config(int i);
 /* Fills tiles, slots and smem of `c` for a configuration. chunk16: 16-channel blocks at a time (0: all);
@@ -180,6 +191,12 @@ int ic_cu_split_shape(struct ic_cu_conv *c, int config, int taps, int cluster_sh
 cudaError_t ic_cu_split_init(enum ic_cu_type type, int smem_max);
 cudaError_t ic_cu_split_run(const struct ic_cu_conv *c, enum ic_cu_type type, int config, int taps,
                             int samples, int overlap, cudaStream_t stream);
+/* The same for tall.cuh: 3x3 convolutions of one input, outputs 64 or whole 128s. */
+const struct ic_cu_config *ic_cu_tall_config(void);
+int ic_cu_tall_shape(struct ic_cu_conv *c, int taps, int tiles, int smem_max);
+cudaError_t ic_cu_tall_init(enum ic_cu_type type, int smem_max);
+cudaError_t ic_cu_tall_run(const struct ic_cu_conv *c, enum ic_cu_type type, int samples, int overlap,
+                           cudaStream_t stream);
 /* Of all families. */
 cudaError_t ic_cu_conv_run(const struct ic_cu_conv *c, enum ic_cu_type type, int config, int taps,
                            int samples, int overlap, cudaStream_t stream);

@@ -269,7 +269,8 @@ static enum ic_status find_device(struct ic_law_packed *p, struct ic_err *err)
               ic_cu_wide_init(p->type, p->smem_max) == cudaSuccess &&
               ic_cu_split_init(p->type, p->smem_max) == cudaSuccess &&
               ic_cu_fold_init(p->type, p->smem_max) == cudaSuccess &&
-              ic_cu_split_fold_init(p->type, p->smem_max) == cudaSuccess;
+              ic_cu_split_fold_init(p->type, p->smem_max) == cudaSuccess &&
+              ic_cu_tall_init(p->type, p->smem_max) == cudaSuccess;
     return IC_OK;
 }
 

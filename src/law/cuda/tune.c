@@ -36,6 +36,8 @@ struct choice {
 static bool shape(struct ic_cu_conv *c, const struct ic_law_exec *e, struct choice k, int taps)
 {
     const int smem_max = e->packed->smem_max, slots_max = SLOTS_MAX(e->plan->batch);
+    if (k.config >= IC_CU_TALL_FIRST)
+        return ic_cu_tall_shape(c, taps, k.tiles, smem_max) && c->slots <= slots_max;
     if (k.config >= IC_CU_SPLIT_FIRST)
         return ic_cu_split_shape(c, k.config - IC_CU_SPLIT_FIRST, taps, k.cluster_shift, smem_max) &&
                c->slots <= slots_max;
@@ -67,7 +69,8 @@ cudaError_t ic_cu_launch_run(const struct ic_law_exec *e, const struct launch *l
 
 struct stopwatch {
     cudaEvent_t ev[2];
-    float best, best_sample; /* ms of the whole batch, and of what is enough; < 0: none yet */
+    float best, best_sample; /* ms of the whole batch, and of a lone launch for best_n; < 0: none yet */
+    unsigned best_n;
 };
 
 static bool timed(struct ic_law_exec *e, const struct launch *l, unsigned n, int launches,
@@ -84,17 +87,31 @@ static bool timed(struct ic_law_exec *e, const struct launch *l, unsigned n, int
     return true;
 }
 
+/* Thread blocks of a simulation. */
+static long blocks_of(const struct launch *l)
+{
+    if (l->kind == FOLD)
+        return ic_cu_fold_blocks(&l->a.fold);
+    const struct ic_cu_conv *c = &l->a.conv;
+    const int columns = ic_cu_config(l->config)->columns;
+    return (long)c->slots * ((c->columns + columns - 1) / columns / (c->passes > 1 ? c->passes : 1));
+}
+
 /* Milliseconds of one launch; < 0: it failed, or a single launch of a part of a large batch shows it to be
  * far from the best. */
 static float measure(struct ic_law_exec *e, const struct launch *l, struct stopwatch *w)
 {
-    const unsigned batch = e->plan->batch, enough = TUNE_CELLS / (e->plan->height * e->plan->width) + 1,
-                   n = batch < enough ? batch : enough;
+    const unsigned batch = e->plan->batch, enough = TUNE_CELLS / (e->plan->height * e->plan->width) + 1;
+    /* Where a part leaves multiprocessors idle it shows nothing. Those of conv.cuh are slow and many. */
+    const bool idle = (l->kind == FOLD || l->config >= IC_CU_CONFIG_COUNT) &&
+                      blocks_of(l) * (long)enough < e->packed->sms;
+    const unsigned n = batch < enough || idle ? batch : enough;
     float mine = -1, sample, ms;
     if (!timed(e, l, n, 1, w->ev, &sample) ||
         !timed(e, l, n, 1, w->ev, &sample)) /* the first one warms up */
         return -1;
-    if (w->best >= 0 && sample > TUNE_HOPELESS * w->best_sample + TUNE_LONE_MS)
+    if (w->best >= 0 &&
+        sample > TUNE_HOPELESS * w->best_sample * (float)n / (float)w->best_n + TUNE_LONE_MS)
         return -1;
     const float fit = TUNE_ROUND_MS / sample * (float)n / (float)batch;
     const int launches = fit < 1 ? 1 : fit < TUNE_LAUNCHES ? (int)fit : TUNE_LAUNCHES;
@@ -106,6 +123,7 @@ static float measure(struct ic_law_exec *e, const struct launch *l, struct stopw
     if (w->best < 0 || mine < w->best) {
         w->best = mine;
         w->best_sample = sample;
+        w->best_n = n;
     }
     return mine;
 }
@@ -155,11 +173,32 @@ static void each_split(const struct ic_law_exec *e, const struct ic_cu_conv *c, 
         }
 }
 
+/* The same of tall.cuh's, */
+static void each_tall(const struct ic_law_exec *e, const struct ic_cu_conv *c, int taps,
+                      void (*try_one)(void *, const struct ic_cu_conv *, struct choice), void *ctx)
+{
+    for (int tiles = 1; tiles <= 32; tiles *= 2) {
+        struct ic_cu_conv t = *c;
+        const struct choice ch = {.config = IC_CU_TALL_FIRST, .tiles = tiles};
+        if (!shape(&t, e, ch, taps))
+            continue;
+        if (tiles > 1 && 2L * t.slots * ((t.columns + 64) / 128) * (long)e->plan->batch < e->packed->sms)
+            break; /* fewer, longer blocks would leave multiprocessors idle */
+        try_one(ctx, &t, ch);
+    }
+}
+
 /* Calls try_one for every sensible cut. */
 static void each_choice(const struct ic_law_exec *e, const struct ic_cu_conv *c, int taps,
                         void (*try_one)(void *, const struct ic_cu_conv *, struct choice), void *ctx)
 {
     static const int chunks[] = {0, 16, 8, 4, 2};
+    const char *tall = getenv("IC_LAW_CUDA_TALL"); /* 0, 1, for tests: never, wherever it can be */
+    struct ic_cu_conv some = *c;
+    if (e->packed->wide && (!tall || *tall == '1'))
+        each_tall(e, c, taps, try_one, ctx);
+    if (e->packed->wide && tall && *tall == '1' && ic_cu_tall_shape(&some, taps, 1, e->packed->smem_max))
+        return;
     if (e->packed->wide)
         each_wide(e, c, taps, try_one, ctx);
     if (e->packed->wide && e->plan->batch <= SPLIT_BATCH)
@@ -491,7 +530,7 @@ static bool recut_all(struct ic_law_exec *e, const struct known *k, struct choic
     return good;
 }
 
-/* Milliseconds of a step as it stands, ; < 0: it failed. */
+/* Milliseconds of a step as it stands; < 0: it failed. */
 static float time_step(struct ic_law_exec *e, const cudaEvent_t ev[2], int launches)
 {
     cudaGraphExec_t graph = NULL;

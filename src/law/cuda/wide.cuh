@@ -100,6 +100,11 @@ __device__ inline constexpr uint32_t matrix_low(uint32_t at, uint32_t along_sum)
 #define LIST64                                                                                             \
     LIST32 ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54," \
            "%55,%56,%57,%58,%59,%60,%61,%62,%63"
+#define LIST128                                                                                            \
+    LIST64 ",%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79,%80,%81,%82,%83,%84,%85,%86," \
+           "%87,%88,%89,%90,%91,%92,%93,%94,%95,%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,"  \
+           "%108,%109,%110,%111,%112,%113,%114,%115,%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,"    \
+           "%126,%127"
 #define C8(i)                                                                                              \
     "+f"(c[i]), "+f"(c[i + 1]), "+f"(c[i + 2]), "+f"(c[i + 3]), "+f"(c[i + 4]), "+f"(c[i + 5]),            \
         "+f"(c[i + 6]), "+f"(c[i + 7])
@@ -118,7 +123,9 @@ __device__ inline constexpr uint32_t matrix_low(uint32_t at, uint32_t along_sum)
     PRODUCT(type, 32, LIST16, "16", "17", "18", "19", "20", C8(0), C8(8))                                  \
     PRODUCT(type, 64, LIST32, "32", "33", "34", "35", "36", C8(0), C8(8), C8(16), C8(24))                  \
     PRODUCT(type, 128, LIST64, "64", "65", "66", "67", "68", C8(0), C8(8), C8(16), C8(24), C8(32), C8(40), \
-            C8(48), C8(56))
+            C8(48), C8(56))                                                                                \
+    PRODUCT(type, 256, LIST128, "128", "129", "130", "131", "132", C8(0), C8(8), C8(16), C8(24), C8(32),   \
+            C8(40), C8(48), C8(56), C8(64), C8(72), C8(80), C8(88), C8(96), C8(104), C8(112), C8(120))
 PRODUCTS(f16)
 PRODUCTS(bf16)
 
@@ -165,10 +172,8 @@ template <class T> struct norm_octet {
             add[i] = plus[i];
         }
     }
-    __device__ uint4 operator()(uint4 v) const
-    {
-        return normalised<T>(v, by, add);
-    }
+    __device__ uint4 operator()(uint4 v) const { return normalised<T>(v, by, add); }
+    __device__ uint4 of_four(const uint4 *v) const { return pooled<T>(v, by, add); }
 };
 
 /* In float16 two at a time: the result is rounded to that anyway, and half of the instructions are saved.
@@ -184,21 +189,38 @@ template <> struct norm_octet<f16> {
             add[i] = __floats2half2_rn(plus[2 * i], plus[2 * i + 1]);
         }
     }
+    __device__ static __half2 elu2(__half2 x)
+    {
+        const __half2 zero = __float2half2_rn(0.0f), minus = __float2half2_rn(-1.0f),
+                      log2_e = __float2half2_rn(1.44269504f), least = __hmul2(__hmin2(x, zero), log2_e);
+        __half2 e;
+        asm("ex2.approx.f16x2 %0, %1;"
+            : "=r"(reinterpret_cast<uint32_t &>(e))
+            : "r"(reinterpret_cast<const uint32_t &>(least)));
+        return __hmax2(x, __hadd2(e, minus));
+    }
     __device__ uint4 operator()(uint4 v) const
     {
         __half2 *h = reinterpret_cast<__half2 *>(&v);
-        const __half2 zero = __float2half2_rn(0.0f), minus = __float2half2_rn(-1.0f),
-                      log2_e = __float2half2_rn(1.44269504f);
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            h[i] = elu2(__hfma2(h[i], by[i], add[i]));
+        return v;
+    }
+    /* The maximum of four, normalised: ELU grows with its argument. */
+    __device__ uint4 of_four(const uint4 *v) const
+    {
+        uint4 out;
+        __half2 *h = reinterpret_cast<__half2 *>(&out);
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            const __half2 x = __hfma2(h[i], by[i], add[i]), least = __hmul2(__hmin2(x, zero), log2_e);
-            __half2 e;
-            asm("ex2.approx.f16x2 %0, %1;"
-                : "=r"(reinterpret_cast<uint32_t &>(e))
-                : "r"(reinterpret_cast<const uint32_t &>(least)));
-            h[i] = __hmax2(x, __hadd2(e, minus));
+            h[i] = __hfma2(reinterpret_cast<const __half2 *>(v)[i], by[i], add[i]);
+#pragma unroll
+            for (int k = 1; k < 4; k++)
+                h[i] = __hmax2(h[i], __hfma2(reinterpret_cast<const __half2 *>(v + k)[i], by[i], add[i]));
+            h[i] = elu2(h[i]);
         }
-        return v;
+        return out;
     }
 };
 #endif
@@ -378,7 +400,9 @@ __global__ void __launch_bounds__((WM * WK + LOAD) * 128, BLOCKS)
 #pragma unroll
                     for (int k = 0; k < 2; k++) {
                         p[k] = spot_of(turn + k);
-                        v[k] = *reinterpret_cast<const uint4 *>(plane + p[k].cell * 16);
+                        v[k] = make_uint4(0, 0, 0, 0);
+                        if (p[k].mine) /* the rest would read what other threads bring */
+                            v[k] = *reinterpret_cast<const uint4 *>(plane + p[k].cell * 16);
                     }
 #pragma unroll
                     for (int k = 0; k < 2; k++)
