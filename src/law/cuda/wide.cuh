@@ -172,8 +172,14 @@ template <class T> struct norm_octet {
             add[i] = plus[i];
         }
     }
-    __device__ uint4 operator()(uint4 v) const { return normalised<T>(v, by, add); }
-    __device__ uint4 of_four(const uint4 *v) const { return pooled<T>(v, by, add); }
+    __device__ uint4 operator()(uint4 v) const
+    {
+        return normalised<T>(v, by, add);
+    }
+    __device__ uint4 of_four(const uint4 *v) const
+    {
+        return pooled<T>(v, by, add);
+    }
 };
 
 /* In float16 two at a time: the result is rounded to that anyway, and half of the instructions are saved.
