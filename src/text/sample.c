@@ -89,44 +89,6 @@ static enum ic_status build_chain(struct ic_sampler *s, const struct ic_text_par
     return ok ? IC_OK : ic_fail(err, IC_OOM, "out of memory");
 }
 
-/* The first character of GBNF from `g` on that is in no string, class or remark, or NULL. */
-static const char *outside(const char *g)
-{
-    for (; *g; g++) {
-        char end = *g == '"' ? '"' : *g == '[' ? ']' : *g == '#' ? '\n' : 0;
-        if (!end)
-            return g;
-        for (g++; *g && *g != end; g++)
-            if (*g == '\\' && end != '\n' && g[1])
-                g++;
-        if (!*g)
-            break;
-    }
-    return NULL;
-}
-
-/* Whether it speaks of tokens, <[17]> or <think>, beside characters. */
-static bool names_tokens(const char *g)
-{
-    while ((g = outside(g)) && *g != '<')
-        g++;
-    return g;
-}
-
-/* llama.cpp reads groups by recursion, without a bound: some ten thousand of them end the process. */
-static enum ic_status check_nesting(const char *g, struct ic_err *err)
-{
-    long depth = 0;
-
-    for (; (g = outside(g)); g++) {
-        depth += *g == '(' ? 1 : *g == ')' ? -1 : 0;
-        if (depth > IC_GRAMMAR_DEPTH_MAX)
-            return ic_fail(err, IC_TOO_LARGE, "the grammar nests groups deeper than %d",
-                           IC_GRAMMAR_DEPTH_MAX);
-    }
-    return IC_OK;
-}
-
 /* The grammar is llama.cpp's, and takes some tokens for what they do not say: a control token for its own spelling, which
  * nobody gets to see, and overlong forms, which are no UTF-8, for characters. False: the token is one of these. Else *tail gets
  * how many bytes of s->said would be left of a character. */
@@ -174,9 +136,7 @@ enum ic_status ic_sampler_open(struct ic_sampler **out, const struct ic_text_mod
         goto fail;
     }
     if (p->grammar) {
-        if ((st = check_nesting(p->grammar, err)) != IC_OK)
-            goto fail;
-        s->by_token = names_tokens(p->grammar);
+        s->by_token = ic_grammar_names_tokens(p->grammar);
         /* the parser prints what is wrong with a client's text there, and the text */
         ic_log_mute_stderr(true);
         s->grammar = llama_sampler_init_grammar(m->vocab, p->grammar, "root");
