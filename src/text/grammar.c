@@ -5,7 +5,9 @@
  *   every one of n leads to every later one, and the stacks are compared pair by pair: the cube of n. A dozen rules
  *   "a ::= b b" down to "x"? are 4096 places, and a token takes minutes, for everybody.
  *
- * So both are counted here. What this does not see is ambiguity that grows with the text.
+ * - It may throw where a grammar names tokens, and so end the process, when the text goes on by characters there.
+ *
+ * So the first two are counted here, and the last is refused. What this does not see is ambiguity that grows with the text.
  *
  * Thread: any. Owner: the caller. What does not parse is let through: the engine refuses it. */
 #include <jansson.h>
@@ -33,7 +35,8 @@ static const char *outside(const char *g)
     return NULL;
 }
 
-bool ic_grammar_names_tokens(const char *g)
+/* <[17]> or <think>, beside characters */
+static bool names_tokens(const char *g)
 {
     while ((g = outside(g)) && *g != '<')
         g++;
@@ -282,6 +285,8 @@ enum ic_status ic_grammar_check(const char *g, struct ic_err *err)
 
     if (nests_too_deep(g))
         st = ic_fail(err, IC_TOO_LARGE, "the grammar nests groups deeper than %d", IC_GRAMMAR_DEPTH_MAX);
+    else if (names_tokens(g))
+        st = ic_fail(err, IC_BAD_REQUEST, "a grammar that names tokens (<…>) is not supported");
     else
         st = r.names ? index_rules(&r, g, err) : ic_fail(err, IC_OOM, "out of memory");
     for (size_t i = 0; st == IC_OK && i < r.count; i++)

@@ -15,7 +15,6 @@ struct ic_sampler {
     struct llama_sampler *grammar; /* NULL: none */
     llama_token_data *cand;        /* n_vocab, refilled for every draw */
     int32_t n_vocab, logprobs;
-    bool by_token;      /* the grammar names tokens, so it may name control tokens */
     bool greedy, plain; /* plain: greedy with nothing in the way, an argmax is enough */
     const struct llama_vocab *vocab;
     /* with a grammar: [0, tail) what has been said of a character that is not complete; behind it, scratch */
@@ -102,7 +101,7 @@ static bool says_so(struct ic_sampler *s, int32_t token, size_t *tail)
     ic_vocab_piece(s->vocab, token, &s->said);
     size_t whole = ic_utf8_whole(s->said.data, s->said.len);
     *tail = s->said.len - whole;
-    return (s->said.len > s->tail || s->by_token) && !s->said.failed && ic_utf8_valid(s->said.data, whole);
+    return s->said.len > s->tail && !s->said.failed && ic_utf8_valid(s->said.data, whole);
 }
 
 static void accept_in_grammar(struct ic_sampler *s, int32_t token)
@@ -136,7 +135,6 @@ enum ic_status ic_sampler_open(struct ic_sampler **out, const struct ic_text_mod
         goto fail;
     }
     if (p->grammar) {
-        s->by_token = ic_grammar_names_tokens(p->grammar);
         /* the parser prints what is wrong with a client's text there, and the text */
         ic_log_mute_stderr(true);
         s->grammar = llama_sampler_init_grammar(m->vocab, p->grammar, "root");
