@@ -186,6 +186,8 @@ static enum ic_status parse_grammar(const json_t *o, struct ic_text_params *p, s
         return ic_fail(err, IC_BAD_REQUEST, "grammar and json_schema exclude each other");
     if (grammar && !*grammar)
         return ic_fail(err, IC_BAD_REQUEST, "grammar must not be empty");
+    if (grammar && (st = ic_grammar_check(grammar, err)) != IC_OK)
+        return st;
     if (grammar)
         return (p->grammar = strdup(grammar)) ? IC_OK : ic_fail(err, IC_OOM, "out of memory");
     if (absent(schema))

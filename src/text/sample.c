@@ -15,7 +15,6 @@ struct ic_sampler {
     struct llama_sampler *grammar; /* NULL: none */
     llama_token_data *cand;        /* n_vocab, refilled for every draw */
     int32_t n_vocab, logprobs;
-    bool by_token;      /* the grammar names tokens, so it may name control tokens */
     bool greedy, plain; /* plain: greedy with nothing in the way, an argmax is enough */
     const struct llama_vocab *vocab;
     /* with a grammar: [0, tail) what has been said of a character that is not complete; behind it, scratch */
@@ -89,44 +88,6 @@ static enum ic_status build_chain(struct ic_sampler *s, const struct ic_text_par
     return ok ? IC_OK : ic_fail(err, IC_OOM, "out of memory");
 }
 
-/* The first character of GBNF from `g` on that is in no string, class or remark, or NULL. */
-static const char *outside(const char *g)
-{
-    for (; *g; g++) {
-        char end = *g == '"' ? '"' : *g == '[' ? ']' : *g == '#' ? '\n' : 0;
-        if (!end)
-            return g;
-        for (g++; *g && *g != end; g++)
-            if (*g == '\\' && end != '\n' && g[1])
-                g++;
-        if (!*g)
-            break;
-    }
-    return NULL;
-}
-
-/* Whether it speaks of tokens, <[17]> or <think>, beside characters. */
-static bool names_tokens(const char *g)
-{
-    while ((g = outside(g)) && *g != '<')
-        g++;
-    return g;
-}
-
-/* llama.cpp reads groups by recursion, without a bound: some ten thousand of them end the process. */
-static enum ic_status check_nesting(const char *g, struct ic_err *err)
-{
-    long depth = 0;
-
-    for (; (g = outside(g)); g++) {
-        depth += *g == '(' ? 1 : *g == ')' ? -1 : 0;
-        if (depth > IC_GRAMMAR_DEPTH_MAX)
-            return ic_fail(err, IC_TOO_LARGE, "the grammar nests groups deeper than %d",
-                           IC_GRAMMAR_DEPTH_MAX);
-    }
-    return IC_OK;
-}
-
 /* The grammar is llama.cpp's, and takes some tokens for what they do not say: a control token for its own spelling, which
  * nobody gets to see, and overlong forms, which are no UTF-8, for characters. False: the token is one of these. Else *tail gets
  * how many bytes of s->said would be left of a character. */
@@ -140,7 +101,7 @@ static bool says_so(struct ic_sampler *s, int32_t token, size_t *tail)
     ic_vocab_piece(s->vocab, token, &s->said);
     size_t whole = ic_utf8_whole(s->said.data, s->said.len);
     *tail = s->said.len - whole;
-    return (s->said.len > s->tail || s->by_token) && !s->said.failed && ic_utf8_valid(s->said.data, whole);
+    return s->said.len > s->tail && !s->said.failed && ic_utf8_valid(s->said.data, whole);
 }
 
 static void accept_in_grammar(struct ic_sampler *s, int32_t token)
@@ -174,9 +135,6 @@ enum ic_status ic_sampler_open(struct ic_sampler **out, const struct ic_text_mod
         goto fail;
     }
     if (p->grammar) {
-        if ((st = check_nesting(p->grammar, err)) != IC_OK)
-            goto fail;
-        s->by_token = names_tokens(p->grammar);
         /* the parser prints what is wrong with a client's text there, and the text */
         ic_log_mute_stderr(true);
         s->grammar = llama_sampler_init_grammar(m->vocab, p->grammar, "root");

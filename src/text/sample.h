@@ -16,6 +16,8 @@
 #define IC_STOP_LEN_MAX 256             /* bytes of one stop string */
 #define IC_GRAMMAR_LEN_MAX (256 * 1024) /* bytes of a GBNF text */
 #define IC_GRAMMAR_DEPTH_MAX 256        /* groups within groups of a GBNF text */
+#define IC_GRAMMAR_FOLLOW_MAX 1000      /* groups and rules within each other, where the text can begin */
+#define IC_GRAMMAR_CHAIN_MAX 128        /* parts in a row that may all be left out */
 #define IC_REPEAT_LAST_N 64             /* tokens that the penalties look back on */
 
 /* Owned by a request; strings are heap copies freed by ic_text_params_deinit. */
@@ -35,6 +37,10 @@ struct ic_text_params {
     char *stop[IC_STOP_MAX];
     int32_t n_stop;
 };
+
+/* Whether a client's GBNF is within these bounds, without which llama.cpp's engine would stand still for minutes or end the
+ * process (grammar.c). IC_TOO_LARGE, IC_BAD_REQUEST (it names tokens), IC_OOM; what does not parse is left to ic_sampler_open. Any thread. */
+enum ic_status ic_grammar_check(const char *gbnf, struct ic_err *err);
 
 void ic_text_params_init(struct ic_text_params *p); /* the defaults, see sample.c */
 void ic_text_params_deinit(struct ic_text_params *p);

@@ -687,9 +687,6 @@ static void a_grammar_is_obeyed_by_what_is_said(void **state)
         /* 1 is the control token <s>, 0 <unk>: neither says anything */
         {"root ::= \"<s>\"", {1, 1, 1}, "<s>"},
         {"root ::= \"<unk>\" [a-z]", {0, 3 + 'q', 3 + 'q'}, "<unk>q"},
-        {"root ::= <[1]> \"<#\" [^<\\]]",
-         {1, 3 + 'q', 3 + 'q'},
-         "<#q"}, /* where it names the token it wants it */
         {"root ::= [^x]{3}", {1, 3 + 'q', 3 + 'q'}, "qqq"},
         /* E0 80 and F0 80 begin overlong forms, ED A0 surrogates; an end inside a character is none */
         {"root ::= [^x]{2}", {3 + 0xE0, 3 + 0x80, 3 + 0xA1}, "\xE0\xA1\x80\xE0\xA1\x80"},

@@ -161,6 +161,28 @@ test('a grammar of very many groups within groups is refused, not the end of the
   assert.equal(await c.text(STORY, { grammar: `root ::= "${'('.repeat(300)}" # ${'('.repeat(300)}`, max_tokens: 500 }), '('.repeat(300), 'in a string or a remark they are text');
 });
 
+// llama.cpp's engine compares all places where the text may go on with each other: with these a token took minutes.
+test('a grammar in which very much in a row may be left out is refused', async () => {
+  const doubled = (n) => `root ::= a0\n${Array.from({ length: n }, (_, i) => `a${i} ::= a${i + 1} a${i + 1}`).join('\n')}\na${n} ::= "x"?`;
+  const refused = [doubled(8), doubled(12), doubled(40), `root ::= "b" ${'"x"? '.repeat(200)}`, 'root ::= ("a" (("x"? "y"*){0,100}))+', `root ::= ${'( "x" | "" ) '.repeat(200)}`, 'root ::= e{200}\ne ::= | [a-z]'];
+  for (const grammar of refused) {
+    const e = await c.infer(STORY, { grammar, max_tokens: 5 }).refused();
+    assert.equal(e.code, 'too_large');
+    assert.match(e.message, /more than 128 parts in a row/);
+  }
+  const endless = Array.from({ length: 1100 }, (_, i) => `a${i} ::= a${i + 1}`).join('\n');
+  assert.match((await c.infer(STORY, { grammar: `root ::= a0\n${endless}\na1100 ::= "x"` }).refused()).message, /deeper than 1000/);
+  assert.match((await c.infer(STORY, { grammar: `root ::= "x"\n${'a'.repeat(128)} ::= "x"` }).refused()).message, /name in the grammar is longer/);
+  const taken = [doubled(6), 'root ::= "x"{0,2000}', `root ::= ( ${'"x" "y"? # z\n "z"* '.repeat(300)})`, Array(300).fill('').reduce((g, _, i) => `${g} | "${i}" ["?]*`, 'root ::= "a"'), 'root ::= "(" root? ")" ws root?\nws ::= [ \\]\\n]*'];
+  for (const grammar of taken) await c.infer(STORY, { ...GREEDY, grammar, max_tokens: 3 }).done();
+});
+
+test('a grammar that names tokens is refused: llama.cpp may throw in the midst of it', async () => {
+  for (const grammar of ['root ::= <[1]>', 'root ::= <think> [a-z]', 'root ::= x y\nx ::= "a"? | !<[3]>[b-c]+\ny ::= ( "d" | x )*'])
+    assert.match((await c.infer(STORY, { grammar, temp: 1, seed: 5, max_tokens: 9 }).refused()).message, /names tokens/);
+  assert.equal(await c.text(STORY, { grammar: 'root ::= "<[1]>" [<] # <x>', max_tokens: 20 }), '<[1]><');
+});
+
 test('a schema is obeyed', async () => {
   const json_schema = {
     type: 'object',
