@@ -59,8 +59,10 @@ static int exit_code(enum ic_status s)
 
 static int report(const char *file, enum ic_status s, const struct ic_err *err)
 {
+    const bool prefix =
+        file && strncmp(err->msg, file, strlen(file)) != 0; /* else the message begins with it */
     if (s != IC_OK)
-        fprintf(stderr, "inference-core law: %s%s%s\n", file ? file : "", file ? ": " : "", err->msg);
+        fprintf(stderr, "inference-core law: %s%s%s\n", prefix ? file : "", prefix ? ": " : "", err->msg);
     return exit_code(s);
 }
 
