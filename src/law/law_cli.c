@@ -60,7 +60,7 @@ static int exit_code(enum ic_status s)
 
 static int report(const char *file, enum ic_status s, const struct ic_err *err)
 {
-    const bool named =
+    const bool prefix =
         file && strncmp(err->msg, file, strlen(file)) != 0; /* else the message begins with it */
     if (s != IC_OK)
         fprintf(stderr, "inference-core law: %s%s%s\n", prefix ? file : "", prefix ? ": " : "", err->msg);
