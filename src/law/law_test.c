@@ -271,7 +271,7 @@ static const char *write_torch(const char *name, const char *key, const char *co
             size[k] = (int32_t)specs[i].dim[k];
             stride[k] = step;
         }
-        snprintf(full, sizeof full, "%s%s", wrappers[i == n - 1], specs[i].name);
+        snprintf(full, sizeof full, "%.30s%.47s", wrappers[i == n - 1], specs[i].name);
         pk_str(&p, full);
         pk_tensor(&p, "FloatStorage", "0", (int32_t)(sizeof zeros / 4), 0, specs[i].ndim, size, stride);
     }
