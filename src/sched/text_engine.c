@@ -374,31 +374,6 @@ static void put_away(struct ic_text_engine *e)
     ic_info("text", "idle for %.0f s: the model was unloaded", (double)e->cfg.idle_unload_ns / 1e9);
 }
 
-/* Somebody waits: the model comes back. What fails now may succeed in a moment, as when another process has the memory. */
-static bool bring_back(struct ic_text_engine *e)
-{
-    int64_t t0 = ic_now_ns();
-
-    say(e);
-    atomic_store(&e->worker.beat, 0); /* loading takes what it takes */
-    for (int i = 0; !atomic_load(&e->stop); i++) {
-        if ((e->model || open_model(e) == IC_OK) &&
-            ic_text_sched_unpark(e->sched, &e->be, &e->err) == IC_OK) {
-            double seconds = (double)(ic_now_ns() - t0) / 1e9;
-            atomic_store(&e->worker.health.wake_s, seconds);
-            atomic_fetch_add(&e->worker.health.woken, 1);
-            atomic_store(&e->worker.health.away, false);
-            ic_info("text", "the model is back after %.2f s", seconds);
-            return true;
-        }
-        if (i + 1 == REOPEN_TRIES)
-            return false;
-        ic_warn("text", "the model did not come back: %s", e->err.msg);
-        sleep(1u << i);
-    }
-    return true;
-}
-
 /* The model failed at every decode lately. On a GPU that is nearly always memory that somebody else has taken since. */
 static void lean_back(struct ic_text_engine *e)
 {
@@ -451,6 +426,55 @@ static void take_commands(struct ic_text_engine *e, int64_t until)
         }
         free(c);
     }
+}
+
+/* Obeys cancels, deadlines and commands for `ns`. False: nobody waits any more. */
+static bool wait_parked(struct ic_text_engine *e, int64_t ns)
+{
+    int64_t end = ic_now_ns() + ns;
+    bool waiting = true;
+
+    while (waiting && ic_now_ns() < end && !atomic_load(&e->stop)) {
+        int64_t until = end;
+        waiting = ic_text_sched_reap(e->sched, &until);
+        if (waiting)
+            take_commands(e, until);
+    }
+    return waiting;
+}
+
+/* Somebody waits: the model comes back. What fails now may succeed in a moment, as when another process has the memory.
+ * Where its file stays away, those who wait are told, and it is looked for again when the next one asks: the other
+ * engine has work to do. False: that is of no use. */
+static bool bring_back(struct ic_text_engine *e)
+{
+    int64_t t0 = ic_now_ns();
+
+    for (int i = 0; !atomic_load(&e->stop); i++) {
+        say(e);
+        atomic_store(&e->worker.beat, 0); /* loading takes what it takes */
+        if ((e->model || open_model(e) == IC_OK) &&
+            ic_text_sched_unpark(e->sched, &e->be, &e->err) == IC_OK) {
+            double seconds = (double)(ic_now_ns() - t0) / 1e9;
+            atomic_store(&e->worker.health.wake_s, seconds);
+            atomic_fetch_add(&e->worker.health.woken, 1);
+            atomic_store(&e->worker.health.away, false);
+            ic_info("text", "the model is back after %.2f s", seconds);
+            return true;
+        }
+        ic_warn("text", "the model did not come back: %s", e->err.msg);
+        if (i + 1 == REOPEN_TRIES) {
+            struct ic_err why = {0};
+            if (e->err.code != IC_NOT_FOUND && e->err.code != IC_BAD_REQUEST)
+                return false;
+            ic_fail(&why, IC_UNAVAILABLE, "the model's file is gone");
+            ic_text_sched_turn_away(e->sched, &why);
+            return true;
+        }
+        if (!wait_parked(e, (int64_t)1000000000 << i))
+            return true;
+    }
+    return true;
 }
 
 /* Rests where the governor says so, in pieces, obeying cancels, deadlines and commands meanwhile. False: go on. */

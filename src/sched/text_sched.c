@@ -839,6 +839,18 @@ bool ic_text_sched_is_parked(const struct ic_text_sched *s)
     return s->parked;
 }
 
+void ic_text_sched_turn_away(struct ic_text_sched *s, const struct ic_err *why)
+{
+    struct run *next;
+
+    IC_ASSERT(s->parked);
+    for (struct run *r = s->waiting; r; r = next) {
+        next = r->next;
+        finish(s, r, IC_END_ERROR, why);
+    }
+    publish_counters(s);
+}
+
 /* ---- open, close, submit --------------------------------------------------------------------------------- */
 
 enum ic_status ic_text_sched_open(struct ic_text_sched **out, const struct ic_text_backend *be,

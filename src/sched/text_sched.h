@@ -148,6 +148,8 @@ void ic_text_sched_forget_kv(struct ic_text_sched *s, const char *why);
 enum ic_status ic_text_sched_unpark(struct ic_text_sched *s, const struct ic_text_backend *be,
                                     struct ic_err *err);
 bool ic_text_sched_is_parked(const struct ic_text_sched *s);
+/* All requests end with this error. Only when parked. */
+void ic_text_sched_turn_away(struct ic_text_sched *s, const struct ic_err *why);
 
 /* During a decode, from any thread: true when everybody in it has been cancelled. */
 bool ic_text_sched_batch_is_dead(void *sched);

@@ -4,7 +4,7 @@ import test from 'node:test';
 import assert from 'node:assert/strict';
 import fs from 'node:fs';
 import path from 'node:path';
-import { ENDLESS, GREEDY, Client, Server, run, tempDir, until, withServer } from './lib.mjs';
+import { ENDLESS, GREEDY, MODEL, Client, Server, run, tempDir, until, withServer } from './lib.mjs';
 import { LAW, SimClient } from './simlib.mjs';
 
 const STORY = 'Once upon a time';
@@ -148,4 +148,25 @@ test('an idle model that is asked by many at once', async () => {
     gone.terminate(); // asks and goes: the model may come back for nobody, and nobody is harmed
     assert.equal(await clients[0].text(STORY, LONG), want);
   });
+});
+
+test('an idle model whose file is gone: who waits is told or may leave, laws go on, and it is looked for again', async (t) => {
+  const model = path.join(tempDir(t), 'm.gguf'), away = `${model}.away`;
+  fs.copyFileSync(MODEL, model);
+  await withServer(['--idle-unload', '1', '--law', LAW], async (server) => {
+    const c = await server.connect(), other = await server.connect();
+    const said = await c.text(STORY, LONG);
+    await healed(server, 'unloaded', 'text');
+    fs.renameSync(model, away);
+    const waits = c.infer(STORY, LONG), leaves = other.infer(STORY, LONG);
+    other.send({ op: 'abort' });
+    assert.equal((await leaves.finished()).reason, 'abort', 'while the model is looked for');
+    assert.equal((await waits.refused()).code, 'unavailable');
+    assert.equal((await waits.finished()).reason, 'error');
+    const sim = await SimClient.open(server);
+    await sim.steps((await sim.create({ frames: false })).sim_id, 3);
+    await sim.close();
+    fs.renameSync(away, model);
+    assert.equal(await c.text(STORY, LONG), said);
+  }, { model });
 });
