@@ -5,9 +5,10 @@
  *   every one of n leads to every later one, and the stacks are compared pair by pair: the cube of n. A dozen rules
  *   "a ::= b b" down to "x"? are 4096 places, and a token takes minutes, for everybody.
  *
+ * - It overlooks left recursion behind a part that may be left out, and follows it for ever.
  * - It may throw where a grammar names tokens, and so end the process, when the text goes on by characters there.
  *
- * So the first two are counted here, and the last is refused. What this does not see is ambiguity that grows with the text.
+ * So the first two are counted here, and the others refused. What this does not see is ambiguity that grows with the text.
  *
  * Thread: any. Owner: the caller. What does not parse is let through: the engine refuses it. */
 #include <jansson.h>
@@ -67,6 +68,7 @@ struct reader {
     bool first;
     bool skipping; /* in it: what is read cannot come first */
     bool lost;     /* too deep */
+    bool circle;   /* a rule leads to itself with nothing said */
 };
 
 static bool is_word(char c)
@@ -142,8 +144,9 @@ static struct span rule_span(struct reader *r, size_t i)
         r->at = back;
         r->skipping = skipping;
     }
-    return rule->state == DONE ? rule->span
-                               : (struct span){1, false}; /* left recursion, which is refused */
+    if (rule->state == RUNNING)
+        r->circle = true;
+    return rule->state == DONE ? rule->span : (struct span){1, false};
 }
 
 static struct span reference(struct reader *r)
@@ -296,7 +299,9 @@ enum ic_status ic_grammar_check(const char *g, struct ic_err *err)
         r.at = r.rules[i].body;
         alternatives(&r);
     }
-    if (st == IC_OK && r.lost)
+    if (st == IC_OK && r.circle)
+        st = ic_fail(err, IC_BAD_REQUEST, "a rule of the grammar leads to itself with no character before");
+    else if (st == IC_OK && r.lost)
         st = ic_fail(err, IC_TOO_LARGE, "the grammar's rules lead deeper than %d", IC_GRAMMAR_FOLLOW_MAX);
     else if (st == IC_OK && r.worst > IC_GRAMMAR_CHAIN_MAX)
         st = ic_fail(err, IC_TOO_LARGE, "more than %d parts in a row of the grammar may all be left out",

@@ -39,7 +39,7 @@ struct ic_text_params {
 };
 
 /* Whether a client's GBNF is within these bounds, without which llama.cpp's engine would stand still for minutes or end the
- * process (grammar.c). IC_TOO_LARGE, IC_BAD_REQUEST (it names tokens), IC_OOM; what does not parse is left to ic_sampler_open. Any thread. */
+ * process (grammar.c). IC_TOO_LARGE, IC_BAD_REQUEST (it names tokens, or is left recursive), IC_OOM; what does not parse is left to ic_sampler_open. Any thread. */
 enum ic_status ic_grammar_check(const char *gbnf, struct ic_err *err);
 
 void ic_text_params_init(struct ic_text_params *p); /* the defaults, see sample.c */

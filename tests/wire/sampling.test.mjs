@@ -177,6 +177,12 @@ test('a grammar in which very much in a row may be left out is refused', async (
   for (const grammar of taken) await c.infer(STORY, { ...GREEDY, grammar, max_tokens: 3 }).done();
 });
 
+test('left recursion behind what may be left out is refused; llama.cpp followed it for ever', async () => {
+  for (const grammar of ['root ::= x y\nx ::= "a"?\ny ::= root "d"', 'root ::= "a"* root', 'root ::= (x | "b") "c"\nx ::= ws root\nws ::= [ ]*', 'root ::= a\na ::= a{2} "b"'])
+    assert.match((await c.infer(STORY, { grammar, max_tokens: 9 }).refused()).message, /leads to itself/);
+  for (const grammar of ['root ::= "a"? "b" root?', 'root ::= ("a"* "b")* "c" | "d" root']) await c.infer(STORY, { ...GREEDY, grammar, max_tokens: 3 }).done();
+});
+
 test('a grammar that names tokens is refused: llama.cpp may throw in the midst of it', async () => {
   for (const grammar of ['root ::= <[1]>', 'root ::= <think> [a-z]', 'root ::= x y\nx ::= "a"? | !<[3]>[b-c]+\ny ::= ( "d" | x )*'])
     assert.match((await c.infer(STORY, { grammar, temp: 1, seed: 5, max_tokens: 9 }).refused()).message, /names tokens/);
