@@ -8,7 +8,7 @@
  * - It overlooks left recursion behind a part that may be left out, and follows it for ever.
  * - It may throw where a grammar names tokens, and so end the process, when the text goes on by characters there.
  *
- * So the first two are counted here, and the others refused. What this does not see is ambiguity that grows with the text.
+ * So the first two are counted here, and the others refused. What this does not see is ambiguity that grows with the text: IC_GRAMMAR_TOKEN_MS ends that.
  *
  * Thread: any. Owner: the caller. What does not parse is let through: the engine refuses it. */
 #include <jansson.h>

@@ -5,6 +5,7 @@
 #include <string.h>
 #include <sys/random.h>
 
+#include "base/clock.h"
 #include "base/log.h"
 #include "base/utf8.h"
 #include "text/internal.h"
@@ -292,10 +293,19 @@ static void fill_top(const float *l, int32_t n, float lse, int32_t want, struct 
     }
 }
 
+/* Nanoseconds that this thread has computed; not those that others took its core. */
+static int64_t computed_ns(void)
+{
+    struct timespec ts;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &ts);
+    return (int64_t)ts.tv_sec * 1000000000 + ts.tv_nsec;
+}
+
 enum ic_status ic_sampler_draw(struct ic_sampler *s, const float *logits, struct ic_sampled *out,
                                struct ic_err *err)
 {
     int32_t best = ic_logits_argmax(logits, s->n_vocab), token = best;
+    const int64_t before = s->grammar ? computed_ns() : 0;
 
     if (!isfinite(logits[best]))
         return ic_fail(err, IC_INTERNAL, "the model gave no usable logits");
@@ -311,6 +321,11 @@ enum ic_status ic_sampler_draw(struct ic_sampler *s, const float *logits, struct
     if (s->grammar)
         accept_in_grammar(s, token);
     llama_sampler_accept(s->chain, token);
+    /* Where a grammar has many ways to read what was said, and more with every character, no look at it told so before. */
+    if (s->grammar && computed_ns() - before > IC_GRAMMAR_TOKEN_MS * IC_MS)
+        return ic_fail(err, IC_TOO_LARGE,
+                       "the grammar can be read in too many ways: a token took longer than %d ms",
+                       IC_GRAMMAR_TOKEN_MS);
 
     float lse = ic_logits_log_sum_exp(logits, s->n_vocab, logits[best]);
     out->token = token;

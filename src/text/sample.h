@@ -17,6 +17,7 @@
 #define IC_GRAMMAR_LEN_MAX (256 * 1024) /* bytes of a GBNF text */
 #define IC_GRAMMAR_DEPTH_MAX 256        /* groups within groups of a GBNF text */
 #define IC_GRAMMAR_FOLLOW_MAX 1000      /* groups and rules within each other, where the text can begin */
+#define IC_GRAMMAR_TOKEN_MS 1000        /* of a core, that a grammar may take for one token */
 #define IC_GRAMMAR_CHAIN_MAX 128        /* parts in a row that may all be left out */
 #define IC_REPEAT_LAST_N 64             /* tokens that the penalties look back on */
 

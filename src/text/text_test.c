@@ -631,6 +631,27 @@ static void penalties_look_back_on_prompt_and_answer(void **state)
     ic_sampler_close(&s);
 }
 
+/* The ways to read it grow fourfold with each character. */
+static void a_grammar_with_too_many_readings_ends(void **state)
+{
+    float l[V];
+    struct ic_text_params p = greedy();
+    struct ic_err err = {0};
+    enum ic_status st = IC_OK;
+    int n = 0;
+
+    (void)state;
+    slope(l, 3 + 'a', 0.01f);
+    p.grammar = strdup("root ::= r\nr ::= \"a\" r x | \"a\" r y | \"b\"\nx ::= \"c\"\ny ::= \"c\"");
+    struct ic_sampler *s = sampler(&p, NULL, 0);
+    for (struct ic_sampled d; st == IC_OK && n < 100; n++)
+        st = ic_sampler_draw(s, l, &d, &err);
+    assert_int_equal(st, IC_TOO_LARGE);
+    assert_true(n > 3);
+    ic_sampler_close(&s);
+    free(p.grammar);
+}
+
 static void a_grammar_is_obeyed(void **state)
 {
     float l[V];
@@ -905,6 +926,7 @@ int main(void)
         cmocka_unit_test(tiny_temperatures_are_greedy),
         cmocka_unit_test(penalties_look_back_on_prompt_and_answer),
         cmocka_unit_test(a_grammar_is_obeyed),
+        cmocka_unit_test(a_grammar_with_too_many_readings_ends),
         cmocka_unit_test(a_grammar_is_obeyed_by_what_is_said),
         cmocka_unit_test(greedy_text_is_that_of_llama_cpp),
         cmocka_unit_test(a_cut_forgets_and_sequences_are_apart),
