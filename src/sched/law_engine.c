@@ -446,6 +446,10 @@ static enum ic_status take_in(struct ic_law_engine *e, unsigned base, const char
     ic_info("law", "%s: %s, d %u, hidden %u, %llu parameters in %s: %zu KiB, packed %zu KiB", law->name,
             ic_law_arch_info(law->arch)->name, law->d, law->b, (unsigned long long)law->params,
             e->variant[i].precision, law->weight_bytes >> 10, e->backend->packed_bytes(e->packed[i]) >> 10);
+    if (e->device && strcmp(e->device->name, "cuda") == 0 && law->precision == IC_LAW_FP32 &&
+        law->arch != IC_LAW_SNN_UNET && ic_law_fallback_on_device(e->packed[i]))
+        ic_info("law", "%s: float32 on the GPU, too; --precision fp16 is many times faster on tensor cores",
+                law->name);
     e->n_laws++;
     return IC_OK;
 }
