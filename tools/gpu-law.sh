@@ -32,6 +32,7 @@ for word in "$@"; do
         for fold in 1 2; do
             IC_LAW_CUDA_POISON=1 IC_LAW_CUDA_FOLD=$fold "$dir/law-gpu" check "$root" || status=1
         done
+        IC_LAW_CUDA_POISON=1 IC_LAW_CUDA_TALL=1 "$dir/law-gpu" tall || status=1
         ;;
     sanitize)
         if command -v compute-sanitizer >/dev/null; then
