@@ -136,6 +136,7 @@ test('a model that was there and is gone is waited for, with nothing less asked'
   const model = path.join(tempDir(t), 'model.gguf');
   fs.copyFileSync(MODEL, model);
   const srv = await supervised(t, ['--max-delay-seconds', '1'], ['--model', model]);
+  await until(() => srv.state().state === 'running', 'the supervisor to hear that it is ready');
   fs.unlinkSync(model);
   process.kill(srv.state().pid, 'SIGKILL');
   await until(() => srv.state().last_end === 'exit code 4' && srv.state().restarts >= 4, 'some tries without the model');
