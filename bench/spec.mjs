@@ -21,7 +21,7 @@ def volume(width, height, depth):
 const texts = {
   'quoted back': { prompt: `# file one\n${code}# file one again\n${code}# file one again\n`, temperature: 0 },
   'free text': { prompt: 'The old lighthouse keeper opened the door and', temperature: 0.8, seed: 1 },
-  'wild text': { prompt: 'The old lighthouse keeper opened the door and', temperature: 1.5, seed: 1 }, // never says a thing twice
+  'wild text': { prompt: 'The old lighthouse keeper opened the door and', temperature: 1.5, seed: 2 }, // never says a thing twice
 };
 
 async function serve(on) {
@@ -39,7 +39,7 @@ async function serve(on) {
 }
 
 // Tokens a second between the first and the last.
-async function ask(port, params) {
+async function ask(port, params, whole) {
   const r = await fetch(`http://127.0.0.1:${port}/v1/completions`, { method: 'POST', body: JSON.stringify({ ...params, max_tokens: 128, stream: true, ignore_eos: true, stream_options: { include_usage: true } }) });
   let first, last, n = 0, rest = '';
   for await (const part of r.body.pipeThrough(new TextDecoderStream())) {
@@ -52,6 +52,7 @@ async function ask(port, params) {
       if (o.choices?.[0]?.text) first ??= last = performance.now(), (last = performance.now());
     }
   }
+  if (whole && n !== 128) throw new Error(`the text ended after ${n} tokens: its speed says little`);
   return ((n - 1) * 1000) / (last - first);
 }
 
@@ -70,7 +71,7 @@ for (let i = 0; i < turns; i++) {
     await ask(s.port, { prompt: 'warm', temperature: 0 });
     let before = await counted(s.port);
     for (const [name, params] of Object.entries(texts)) {
-      now[name + on] = await ask(s.port, params);
+      now[name + on] = await ask(s.port, params, true);
       (speed[name + on] ??= []).push(now[name + on]);
       if (on === '1') {
         const after = await counted(s.port);
