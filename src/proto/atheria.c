@@ -9,7 +9,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/random.h>
 #include <zlib.h>
 
 #include "base/clock.h"
@@ -532,9 +531,7 @@ static void load(struct ic_server *s, struct conn *c, const json_t *args)
     cmd.opts.metrics_ns = METRICS_EVERY_NS;
     if (ic_law_init_parse(*a->init ? a->init : l->initial_mode, &cmd.opts.init, NULL) != IC_OK)
         cmd.opts.init = IC_LAW_INIT_COMPLEX_NOISE;
-    if (getrandom(&cmd.opts.seed, sizeof cmd.opts.seed, 0) < 0)
-        cmd.opts.seed = s->last_rid;
-    cmd.opts.seed &= IC_SEED_SAFE;
+    cmd.opts.seed = ic_sim_seed(s->last_rid);
     if (a->has_gamma) {
         cmd.opts.set |= IC_SET_GAMMA;
         cmd.opts.gamma = a->gamma;
@@ -597,9 +594,7 @@ static void do_reset(struct ic_server *s, struct conn *c, const json_t *args)
     struct ic_sim_cmd cmd = {.op = IC_SIM_RESET, .opts = {.set = IC_SET_SEED}};
 
     (void)args;
-    if (getrandom(&cmd.opts.seed, sizeof cmd.opts.seed, 0) < 0)
-        cmd.opts.seed = s->last_rid;
-    cmd.opts.seed &= IC_SEED_SAFE;
+    cmd.opts.seed = ic_sim_seed(s->last_rid);
     if (*a->init && ic_law_init_parse(a->init, &cmd.opts.init, NULL) == IC_OK)
         cmd.opts.set |= IC_SET_INIT;
     on_sim(s, c, &cmd);

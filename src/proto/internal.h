@@ -39,8 +39,6 @@ struct sim_call {
     char id[];
 };
 
-/* Of a seed that the server chooses: what every client can read in JSON and give back, JavaScript's too. */
-#define IC_SEED_SAFE ((UINT64_C(1) << 53) - 1)
 #define IC_SIM_CALLS_MAX 256 /* sim_* messages of one connection that wait for their answer */
 
 enum dialect { DIALECT_NATIVE, DIALECT_ATHERIA };
@@ -110,6 +108,9 @@ void ic_native_metrics(struct ic_server *s); /* to every subscriber */
 /* sim.c: the sim_* ops */
 bool ic_sim_message(struct ic_server *s, struct conn *c, const char *op, const json_t *top,
                     const json_t *payload, const char *id); /* false: not one of its ops */
+/* A seed for a client that names none: one that it can read in JSON and give back, JavaScript's too, so below 2^53.
+ * instead: where the system has no random numbers. */
+uint64_t ic_sim_seed(uint64_t instead);
 /* A binary message: the state of a sim_create. False: none is awaited. */
 bool ic_sim_binary(struct ic_server *s, struct conn *c, const char *data, size_t len);
 /* One that was thrown away: the sim_create that waits for it fails by it. False: none is awaited. */

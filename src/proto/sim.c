@@ -82,6 +82,14 @@ enum ic_status ic_sim_parse_opts(const json_t *o, struct ic_sim_opts *p, struct 
     return st;
 }
 
+#define SEED_MAX ((UINT64_C(1) << 53) - 1)
+
+uint64_t ic_sim_seed(uint64_t instead)
+{
+    uint64_t seed;
+    return (getrandom(&seed, sizeof seed, 0) < 0 ? instead : seed) & SEED_MAX;
+}
+
 static enum ic_status parse_tool(const json_t *o, struct ic_sim_cmd *cmd, struct ic_err *err)
 {
     const char *tool = NULL, *type = NULL, *key;
@@ -158,9 +166,7 @@ static enum ic_status parse_create(const struct ic_server *s, const json_t *o, s
     cmd->width = (unsigned)(width ? width : grid);
     if (!(cmd->opts.set & IC_SET_SEED)) {
         cmd->opts.set |= IC_SET_SEED;
-        if (getrandom(&cmd->opts.seed, sizeof cmd->opts.seed, 0) < 0)
-            cmd->opts.seed = cmd->rid;
-        cmd->opts.seed &= IC_SEED_SAFE;
+        cmd->opts.seed = ic_sim_seed(cmd->rid);
     }
     if (!(cmd->opts.set & IC_SET_INIT)) { /* as the law's own configuration says */
         cmd->opts.set |= IC_SET_INIT;

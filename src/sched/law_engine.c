@@ -409,9 +409,10 @@ static enum ic_status open_as(struct ic_law_engine *e, const char *path, const c
     }
     struct ic_err why = {0};
     if (st == IC_OK &&
-        (st = ic_law_open(path, &opts, &e->laws[e->n_laws], &why)) != IC_OK) /* of several, which */
-        ic_fail(&e->err, st, "%s%s%s", strstr(why.msg, path) ? "" : path, strstr(why.msg, path) ? "" : ": ",
-                why.msg);
+        (st = ic_law_open(path, &opts, &e->laws[e->n_laws], &why)) != IC_OK) { /* of several, which */
+        const bool prefix = !strstr(why.msg, path);
+        ic_fail(&e->err, st, "%s%s%s", prefix ? path : "", prefix ? ": " : "", why.msg);
+    }
     return st;
 }
 

@@ -193,9 +193,6 @@ static bool item(struct reader *r, struct span *x)
         r->at += *r->at != 0;
     } else if (c == '.') {
         r->at++;
-    } else if (c == '<' || c == '!') {
-        r->at += strcspn(r->at, ">");
-        r->at += *r->at != 0;
     } else if (c == '(') {
         r->at++;
         *x = deeper(r);
