@@ -221,11 +221,7 @@ long ic_cu_fold_blocks(const struct ic_cu_fold *a)
 
 cudaError_t ic_cu_fold_init(enum ic_cu_type type, int smem_max)
 {
-    cudaError_t e = cudaSuccess;
-    for (int i = 0; i < IC_CU_FOLD_COUNT && e == cudaSuccess; i++)
-        e = allow_smem(kernel_of(type, i), smem_max);
-    cudaGetLastError(); /* not to have them is no failure */
-    return e;
+    return allow_smem(IC_CU_FOLD_COUNT, smem_max, [=](int i) { return kernel_of(type, i); });
 }
 
 cudaError_t ic_cu_fold_run(const struct ic_cu_fold *a, enum ic_cu_type type, int config, int samples,

@@ -40,11 +40,18 @@ static inline void share_lanes(struct ic_cu_src *s, int threads)
         ;
 }
 
-/* A kernel of a family may use so much shared memory; NULL: it is not built. */
-static inline cudaError_t allow_smem(const void *kernel, int smem_max)
+/* The kernels of a family, kernel_at(0 … count - 1), may use so much shared memory; NULL: that one is not built. Not to have
+ * them is no failure, so nothing is left of it for the next call. */
+template <class F> static cudaError_t allow_smem(int count, int smem_max, F kernel_at)
 {
-    return kernel ? cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, smem_max)
-                  : cudaErrorNoKernelImageForDevice;
+    cudaError_t e = cudaSuccess;
+    for (int i = 0; i < count && e == cudaSuccess; i++) {
+        const void *kernel = kernel_at(i);
+        e = kernel ? cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, smem_max)
+                   : cudaErrorNoKernelImageForDevice;
+    }
+    cudaGetLastError();
+    return e;
 }
 
 /* kernel_of(type, taps, config) of a family for Hopper, whose kernels are built by type and taps; NULL where it is not. */

@@ -76,11 +76,8 @@ int ic_cu_split_shape(struct ic_cu_conv *c, int config, int taps, int cluster_sh
 
 cudaError_t ic_cu_split_init(enum ic_cu_type type, int smem_max)
 {
-    cudaError_t e = cudaSuccess;
-    for (int i = 0; i < 2 * IC_CU_SPLIT_COUNT && e == cudaSuccess; i++)
-        e = allow_smem(kernel_of(type, i & 1 ? 9 : 1, i / 2), smem_max);
-    cudaGetLastError(); /* not to have them is no failure */
-    return e;
+    return allow_smem(2 * IC_CU_SPLIT_COUNT, smem_max,
+                      [=](int i) { return kernel_of(type, i & 1 ? 9 : 1, i / 2); });
 }
 
 cudaError_t ic_cu_split_run(const struct ic_cu_conv *c, enum ic_cu_type type, int config, int taps,

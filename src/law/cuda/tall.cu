@@ -77,11 +77,7 @@ static const void *const kernels[2][2][3] = {
 
 cudaError_t ic_cu_tall_init(enum ic_cu_type type, int smem_max)
 {
-    cudaError_t e = cudaSuccess;
-    for (int i = 0; i < 6 && e == cudaSuccess; i++)
-        e = allow_smem(kernels[type == IC_CU_BF16][i / 3][i % 3], smem_max);
-    cudaGetLastError(); /* not to have them is no failure */
-    return e;
+    return allow_smem(6, smem_max, [=](int i) { return kernels[type == IC_CU_BF16][i / 3][i % 3]; });
 }
 
 cudaError_t ic_cu_tall_run(const struct ic_cu_conv *c, enum ic_cu_type type, int samples, int overlap,

@@ -80,11 +80,8 @@ int ic_cu_wide_shape(struct ic_cu_conv *c, int config, int taps, const struct ic
 
 cudaError_t ic_cu_wide_init(enum ic_cu_type type, int smem_max)
 {
-    cudaError_t e = cudaSuccess;
-    for (int i = 0; i < 2 * IC_CU_WIDE_COUNT && e == cudaSuccess; i++)
-        e = allow_smem(kernel_of(type, i & 1 ? 9 : 1, i / 2), smem_max);
-    cudaGetLastError(); /* not to have them is no failure */
-    return e;
+    return allow_smem(2 * IC_CU_WIDE_COUNT, smem_max,
+                      [=](int i) { return kernel_of(type, i & 1 ? 9 : 1, i / 2); });
 }
 
 cudaError_t ic_cu_wide_run(const struct ic_cu_conv *c, enum ic_cu_type type, int config, int taps,
