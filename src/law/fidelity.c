@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <math.h>
+#include <pthread.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -14,6 +15,7 @@
 
 #define ROWS (IC_LAW_FIDELITY_ROWS_MAX + 1) /* row 0 is float32 */
 #define SEEDS IC_LAW_FIDELITY_SEEDS_MAX
+#define GROUP 64        /* seeds that are stepped together: what a plan and the states take is bounded */
 #define TIMES 24        /* at which the overlap is taken, at most */
 #define SAMPLES 160     /* of the metrics, about */
 #define BATCHES 8       /* that the samples of a run are cut into (law/stats.h), at most */
@@ -40,7 +42,8 @@ struct row {
     struct ic_law_packed *packed;
     struct ic_law_plan *plan;
     struct ic_law_exec *exec;
-    struct ic_law_io io[SEEDS];
+    struct ic_law_io io[GROUP];
+    float *kept[GROUP];                 /* psi as it was when metrics were asked for */
     double sum[JUDGED][SEEDS][BATCHES]; /* over samples of the metrics */
     double overlap[TIMES];              /* mean over seeds */
     double one_sum;                     /* of squared one-step errors */
@@ -51,17 +54,27 @@ struct row {
 struct run {
     const struct ic_law_fidelity_opts *o;
     unsigned grid, rows, times, time[TIMES];
-    unsigned spin_up, every;              /* steps before the first sample; between samples */
-    unsigned samples, batches, one_steps; /* samples taken so far */
-    unsigned planned, in_batch[BATCHES];  /* samples in all; of each batch */
-    size_t floats, memory;                /* of psi; of each of h, c */
+    unsigned spin_up, every;             /* steps before the first sample; between samples */
+    unsigned first, n;                   /* the group's: seeds before it, and in it */
+    unsigned samples, batches;           /* samples that the group has taken so far */
+    unsigned one_steps;                  /* one-step errors of a row so far */
+    unsigned planned, in_batch[BATCHES]; /* samples in all; of each batch */
+    size_t floats, memory;               /* of psi; of each of h, c */
     struct row row[ROWS];
-    struct ic_cpu_pool *pool;                /* computes metrics */
-    struct ic_law_io from[SEEDS], to[SEEDS]; /* scratch: the float32 state, and where a row takes it */
+    struct ic_cpu_pool *pool; /* computes metrics */
+    pthread_t beside;         /* drives it while a device steps on, if `busy` */
+    bool busy;
+    struct ic_law_io from[GROUP], to[GROUP]; /* scratch: the float32 state, and where a row takes it */
+    double x[SEEDS * BATCHES];               /* scratch */
     FILE *csv;
 };
 
 /* ---- Memory ------------------------------------------------------------------------------------ */
+
+static unsigned group_of(const struct ic_law_fidelity_opts *o)
+{
+    return o->seeds < GROUP ? o->seeds : GROUP;
+}
 
 static bool io_new(const struct run *r, struct ic_law_io *io, float gamma)
 {
@@ -71,13 +84,7 @@ static bool io_new(const struct run *r, struct ic_law_io *io, float gamma)
         io->h = aligned_alloc(64, (r->memory * sizeof(float) + 63) / 64 * 64);
         io->c = aligned_alloc(64, (r->memory * sizeof(float) + 63) / 64 * 64);
     }
-    if (!io->psi || (r->memory && (!io->h || !io->c)))
-        return false;
-    if (r->memory) {
-        memset(io->h, 0, r->memory * sizeof(float));
-        memset(io->c, 0, r->memory * sizeof(float));
-    }
-    return true;
+    return io->psi && (!r->memory || (io->h && io->c));
 }
 
 static void io_free(struct ic_law_io *io)
@@ -99,8 +106,10 @@ static void io_copy(const struct run *r, struct ic_law_io *to, const struct ic_l
 static void row_close(const struct run *r, struct row *w)
 {
     const struct ic_law_backend *be = r->o->backend;
-    for (unsigned s = 0; s < r->o->seeds; s++)
+    for (unsigned s = 0; s < GROUP; s++) {
         io_free(&w->io[s]);
+        free(w->kept[s]);
+    }
     if (w->exec)
         be->close(&w->exec);
     ic_law_plan_close(&w->plan);
@@ -116,7 +125,8 @@ static enum ic_status row_open(const struct run *r, struct row *w, const struct 
     const struct ic_law_open_opts how = {.config = o->config, .arch = o->arch, .policy = policy};
     enum ic_status s = ic_law_open(o->path, &how, &w->law, err);
     if (s == IC_OK)
-        s = ic_law_plan_open(w->law, r->grid, r->grid, o->seeds, o->backend->tensor_bytes, &w->plan, err);
+        s = ic_law_plan_open(w->law, r->grid, r->grid, group_of(o), o->backend->tensor_bytes, &w->plan,
+                             err);
     if (s == IC_OK)
         s = o->backend->pack(w->law, o->threads, &w->packed, err);
     if (s == IC_OK)
@@ -158,24 +168,48 @@ static void put_csv(const struct run *r, const struct row *w, const char *what, 
 static void sample_one(void *ctx, unsigned unit, unsigned worker)
 {
     struct run *r = ctx;
-    struct row *w = &r->row[unit / r->o->seeds];
-    const unsigned s = unit % r->o->seeds, batch = r->samples * r->batches / r->planned;
+    struct row *w = &r->row[unit / r->n];
+    const unsigned s = unit % r->n, batch = r->samples * r->batches / r->planned;
     const struct ic_law_shape shape = {r->grid, r->grid, w->law->d};
     struct ic_law_metrics m;
     (void)worker;
-    if (ic_law_metrics_compute(w->io[s].psi, NULL, shape, 0, &m, NULL) != IC_OK)
+    if (ic_law_metrics_compute(w->kept[s], NULL, shape, 0, &m, NULL) != IC_OK)
         return;
     for (size_t k = 0; k < JUDGED; k++)
-        w->sum[k][s][batch] += *(const double *)(const void *)((const char *)&m + judged[k].at);
+        w->sum[k][r->first + s][batch] += *(const double *)(const void *)((const char *)&m + judged[k].at);
 }
 
+static void *sample_all(void *ctx)
+{
+    struct run *r = ctx;
+    ic_cpu_pool_take(r->pool);
+    ic_cpu_pool_run(r->pool, sample_one, r, r->rows * r->n);
+    ic_cpu_pool_release(r->pool);
+    return NULL;
+}
+
+static void finish_sample(struct run *r)
+{
+    if (!r->busy)
+        return;
+    pthread_join(r->beside, NULL);
+    r->busy = false;
+    r->samples++;
+}
+
+/* A device steps on meanwhile; where the CPU steps, its cores are taken. */
 static void sample_metrics(struct run *r)
 {
-    ic_cpu_pool_take(r->pool);
-    ic_cpu_pool_run(r->pool, sample_one, r, r->rows * r->o->seeds);
-    ic_cpu_pool_release(r->pool);
+    finish_sample(r);
+    for (unsigned i = 0; i < r->rows; i++)
+        for (unsigned s = 0; s < r->n; s++)
+            memcpy(r->row[i].kept[s], r->row[i].io[s].psi, r->floats * sizeof(float));
     r->in_batch[r->samples * r->batches / r->planned]++;
-    r->samples++;
+    r->busy = r->o->backend->run && pthread_create(&r->beside, NULL, sample_all, r) == 0;
+    if (!r->busy) {
+        sample_all(r);
+        r->samples++;
+    }
 }
 
 /* One step of `w` from the float32 run's states against float32's own step; *out: mean over seeds of the
@@ -183,14 +217,14 @@ static void sample_metrics(struct run *r)
 static enum ic_status one_step(struct run *r, struct row *w, double *out, struct ic_err *err)
 {
     *out = 0;
-    for (unsigned s = 0; s < r->o->seeds; s++)
+    for (unsigned s = 0; s < r->n; s++)
         io_copy(r, &r->to[s], &r->from[s]);
-    enum ic_status st = ic_law_exec_run(r->o->backend, w->exec, r->to, r->o->seeds, 1, err);
-    for (unsigned s = 0; s < r->o->seeds && st == IC_OK; s++) {
+    enum ic_status st = ic_law_exec_run(r->o->backend, w->exec, r->to, r->n, 1, err);
+    for (unsigned s = 0; s < r->n && st == IC_OK; s++) {
         const float *after = r->row[0].io[s].psi;
         const double change = difference(after, r->from[s].psi, r->floats);
         const double e = change > 0 ? difference(r->to[s].psi, after, r->floats) / change : 0;
-        *out += e * e / r->o->seeds;
+        *out += e * e / r->n;
     }
     return st;
 }
@@ -201,11 +235,29 @@ static enum ic_status one_steps(struct run *r, unsigned step, struct ic_err *err
     for (unsigned i = 1; i < r->rows && st == IC_OK; i++) {
         double e;
         st = one_step(r, &r->row[i], &e, err);
-        r->row[i].one_sum += e;
+        r->row[i].one_sum += e * r->n;
         put_csv(r, &r->row[i], "one_step", "", -1, step, sqrt(e));
     }
-    r->one_steps++;
+    r->one_steps += r->n;
     return st;
+}
+
+/* What the group adds to the CSV. */
+static void put_means(const struct run *r)
+{
+    for (unsigned i = 0; i < r->rows && r->csv; i++)
+        for (size_t k = 0; k < JUDGED; k++)
+            for (unsigned s = r->first; s < r->first + r->n; s++) {
+                double mean = 0;
+                for (unsigned b = 0; b < r->batches; b++) {
+                    const double sum = r->row[i].sum[k][s][b];
+                    mean += sum / r->samples;
+                    put_csv(r, &r->row[i], "batch", judged[k].name, (int)s, b, sum / r->in_batch[b]);
+                }
+                put_csv(r, &r->row[i], "mean", judged[k].name, (int)s, r->o->steps, mean);
+            }
+    if (r->csv)
+        fflush(r->csv); /* a long run that is stopped leaves what it has */
 }
 
 /* Each seed's difference from float32, batch by batch: what both runs of a seed have in common falls out.
@@ -213,26 +265,19 @@ static enum ic_status one_steps(struct run *r, unsigned step, struct ic_err *err
 static void judge(struct run *r)
 {
     const unsigned n = r->o->seeds, batches = r->batches;
-    double x[SEEDS * BATCHES];
     for (unsigned i = 0; i < r->rows; i++)
         for (size_t k = 0; k < JUDGED; k++) {
             struct row *w = &r->row[i];
             w->mean[k] = 0;
-            for (unsigned s = 0; s < n; s++) {
-                double mean = 0;
-                for (unsigned b = 0; b < batches; b++) {
-                    mean += w->sum[k][s][b] / r->samples;
-                    put_csv(r, w, "batch", judged[k].name, (int)s, b, w->sum[k][s][b] / r->in_batch[b]);
-                }
-                w->mean[k] += mean / n;
-                put_csv(r, w, "mean", judged[k].name, (int)s, r->o->steps, mean);
-            }
+            for (unsigned s = 0; s < n; s++)
+                for (unsigned b = 0; b < batches; b++)
+                    w->mean[k] += w->sum[k][s][b] / r->samples / n;
             const double scale = fmax(fabs(r->row[0].mean[k]), judged[k].least);
             for (unsigned s = 0; s < n; s++)
                 for (unsigned b = 0; b < batches; b++)
-                    x[s * batches + b] =
+                    r->x[s * batches + b] =
                         (w->sum[k][s][b] - r->row[0].sum[k][s][b]) / r->in_batch[b] / scale;
-            w->dev[k] = ic_law_estimate_of(x, n, batches);
+            w->dev[k] = ic_law_estimate_of(r->x, n, batches);
         }
 }
 
@@ -253,23 +298,39 @@ static void choose_times(struct run *r)
     r->time[r->times++] = r->o->steps;
 }
 
+static enum ic_status take_memory(struct run *r, struct ic_err *err)
+{
+    const struct ic_law *law = r->row[0].law;
+    r->floats = ic_law_psi_bytes(law, r->grid, r->grid) / sizeof(float);
+    r->memory = ic_law_memory_bytes(law, r->grid, r->grid) / 2 / sizeof(float);
+    for (unsigned k = 0; k < group_of(r->o); k++) {
+        bool good = io_new(r, &r->from[k], law->gamma) && io_new(r, &r->to[k], law->gamma);
+        for (unsigned i = 0; i < r->rows; i++) {
+            r->row[i].kept[k] = malloc(r->floats * sizeof(float));
+            good = io_new(r, &r->row[i].io[k], law->gamma) && r->row[i].kept[k] && good;
+        }
+        if (!good)
+            return ic_fail(err, IC_OOM, "no memory for %u states of %u rows", group_of(r->o), r->rows);
+    }
+    return IC_OK;
+}
+
+/* The group's starts. */
 static enum ic_status start(struct run *r, struct ic_err *err)
 {
     const struct ic_law *law = r->row[0].law;
     const struct ic_law_shape shape = {r->grid, r->grid, law->d};
     enum ic_law_init_mode mode;
     enum ic_status s = ic_law_init_parse(law->initial_mode, &mode, err);
-    r->floats = ic_law_psi_bytes(law, r->grid, r->grid) / sizeof(float);
-    r->memory = ic_law_memory_bytes(law, r->grid, r->grid) / 2 / sizeof(float);
-    for (unsigned k = 0; k < r->o->seeds && s == IC_OK; k++) {
-        bool good = io_new(r, &r->from[k], law->gamma) && io_new(r, &r->to[k], law->gamma);
-        for (unsigned i = 0; i < r->rows; i++)
-            good = io_new(r, &r->row[i].io[k], law->gamma) && good;
-        if (!good)
-            return ic_fail(err, IC_OOM, "no memory for %u states of %u rows", r->o->seeds, r->rows);
-        s = ic_law_init_fill(r->row[0].io[k].psi, shape, mode, k + 1, err);
+    for (unsigned k = 0; k < r->n && s == IC_OK; k++) {
+        struct ic_law_io *first = &r->row[0].io[k];
+        if (r->memory) {
+            memset(first->h, 0, r->memory * sizeof(float));
+            memset(first->c, 0, r->memory * sizeof(float));
+        }
+        s = ic_law_init_fill(first->psi, shape, mode, r->first + k + 1, err);
         for (unsigned i = 1; i < r->rows && s == IC_OK; i++) {
-            io_copy(r, &r->row[i].io[k], &r->row[0].io[k]);
+            io_copy(r, &r->row[i].io[k], first);
             for (size_t x = 0; x < r->floats && r->o->row[i - 1].nudged; x++)
                 r->row[i].io[k].psi[x] *= x % 3 ? 1 - 1e-6f : 1 + 1e-6f;
         }
@@ -280,10 +341,10 @@ static enum ic_status start(struct run *r, struct ic_err *err)
 static void take_overlaps(struct run *r, unsigned which)
 {
     for (unsigned i = 0; i < r->rows; i++)
-        for (unsigned s = 0; s < r->o->seeds; s++) {
+        for (unsigned s = 0; s < r->n; s++) {
             const double v = overlap(r->row[i].io[s].psi, r->row[0].io[s].psi, r->floats);
             r->row[i].overlap[which] += v / r->o->seeds;
-            put_csv(r, &r->row[i], "overlap", "", (int)s, r->time[which], v);
+            put_csv(r, &r->row[i], "overlap", "", (int)(r->first + s), r->time[which], v);
         }
 }
 
@@ -312,16 +373,15 @@ static bool samples(const struct run *r, unsigned t)
 static enum ic_status step_through(struct run *r, struct ic_err *err)
 {
     enum ic_status st = IC_OK;
-    plan_samples(r);
     for (unsigned done = 0, next = 0; done < r->o->steps && st == IC_OK;) {
         const bool take = takes_one_step(r, done + 1);
         unsigned t = done + 1; /* the last step is looked at: samples() */
         while (!samples(r, t) && t != r->time[next] && !takes_one_step(r, t) && !takes_one_step(r, t + 1))
             t++;
-        for (unsigned s = 0; take && s < r->o->seeds; s++)
+        for (unsigned s = 0; take && s < r->n; s++)
             io_copy(r, &r->from[s], &r->row[0].io[s]);
         for (unsigned i = 0; i < r->rows && st == IC_OK; i++)
-            st = ic_law_exec_run(r->o->backend, r->row[i].exec, r->row[i].io, r->o->seeds, t - done, err);
+            st = ic_law_exec_run(r->o->backend, r->row[i].exec, r->row[i].io, r->n, t - done, err);
         done = t;
         if (take && st == IC_OK)
             st = one_steps(r, t, err);
@@ -330,7 +390,28 @@ static enum ic_status step_through(struct run *r, struct ic_err *err)
         if (next < r->times && t == r->time[next])
             take_overlaps(r, next++);
     }
+    finish_sample(r);
     return st;
+}
+
+static enum ic_status run_groups(struct run *r, struct ic_err *err)
+{
+    const unsigned seeds = r->o->seeds, group = group_of(r->o);
+    enum ic_status s = take_memory(r, err);
+    plan_samples(r);
+    for (r->first = 0; r->first < seeds && s == IC_OK; r->first += group) {
+        r->n = seeds - r->first < group ? seeds - r->first : group;
+        r->samples = 0;
+        memset(r->in_batch, 0, sizeof r->in_batch);
+        s = start(r, err);
+        if (s == IC_OK)
+            s = step_through(r, err);
+        if (s == IC_OK)
+            put_means(r);
+        if (s == IC_OK && r->first + r->n < seeds)
+            fprintf(stderr, "grid %u: %u of %u seeds done\n", r->grid, r->first + r->n, seeds);
+    }
+    return s;
 }
 
 /* ---- Telling ----------------------------------------------------------------------------------- */
@@ -407,15 +488,16 @@ static enum ic_law_fidelity_verdict print_grid(const struct run *r)
     return worst;
 }
 
-/* The one-step error of each layer alone in NF4, from the last states. */
+/* The one-step error of each layer alone in NF4, from the last states of the last
+ * group. */
 static enum ic_status print_layers(struct run *r, struct ic_err *err)
 {
     struct ic_law_spec specs[IC_LAW_SPECS_MAX];
     const struct ic_law *law = r->row[0].law;
     const size_t n = ic_law_arch_specs(law->arch, law->d, law->b, specs);
-    for (unsigned k = 0; k < r->o->seeds; k++)
+    for (unsigned k = 0; k < r->n; k++)
         io_copy(r, &r->from[k], &r->row[0].io[k]);
-    enum ic_status s = ic_law_exec_run(r->o->backend, r->row[0].exec, r->row[0].io, r->o->seeds, 1, err);
+    enum ic_status s = ic_law_exec_run(r->o->backend, r->row[0].exec, r->row[0].io, r->n, 1, err);
     printf("each layer alone in NF4: share of the parameters, one-step error\n");
     for (size_t i = 0; i < n && s == IC_OK; i++) {
         if (specs[i].ndim != 4)
@@ -529,9 +611,7 @@ static enum ic_status run_grid(struct run *r, FILE *plot, unsigned which,
     if (s == IC_OK)
         s = ic_cpu_pool_open(r->o->threads, &r->pool, err);
     if (s == IC_OK)
-        s = start(r, err);
-    if (s == IC_OK)
-        s = step_through(r, err);
+        s = run_groups(r, err);
     ic_cpu_pool_close(&r->pool);
     if (s == IC_OK) {
         judge(r);
@@ -545,7 +625,7 @@ static enum ic_status run_grid(struct run *r, FILE *plot, unsigned which,
     fflush(stdout);
     for (unsigned i = 0; i < r->rows; i++)
         row_close(r, &r->row[i]);
-    for (unsigned k = 0; k < r->o->seeds; k++) {
+    for (unsigned k = 0; k < GROUP; k++) {
         io_free(&r->from[k]);
         io_free(&r->to[k]);
     }
@@ -571,10 +651,7 @@ enum ic_status ic_law_fidelity(const struct ic_law_fidelity_opts *o, enum ic_law
     IC_ASSERT(o->rows >= 1 && o->rows < ROWS && o->grids >= 1 && o->grids <= IC_LAW_FIDELITY_GRIDS_MAX &&
               o->seeds >= 1 && o->seeds <= SEEDS && o->steps >= 4 && o->spin_up < o->steps);
     *worst = IC_LAW_FIDELITY_PASS;
-    struct run *r = malloc(sizeof *r);
-    enum ic_status s = r ? IC_OK : ic_fail(err, IC_OOM, "no memory to compare precisions");
-    if (s == IC_OK)
-        s = open_file(o->csv, &csv, err);
+    enum ic_status s = open_file(o->csv, &csv, err);
     if (s == IC_OK)
         s = open_file(o->plot, &plot, err);
     if (csv)
@@ -585,13 +662,20 @@ enum ic_status ic_law_fidelity(const struct ic_law_fidelity_opts *o, enum ic_law
                 "font-size='12'>\n<rect width='100%%' height='100%%' fill='white'/>\n",
                 PLOT_W, PLOT_H * o->grids);
     for (unsigned g = 0; g < o->grids && s == IC_OK; g++) {
-        *r = (struct run){.o = o, .grid = o->grid[g], .csv = csv};
+        struct run *r = calloc(1, sizeof *r);
+        if (!r) {
+            s = ic_fail(err, IC_OOM, "no memory to compare precisions");
+            break;
+        }
+        r->o = o;
+        r->grid = o->grid[g];
+        r->csv = csv;
         s = run_grid(r, plot, g, worst, err);
+        free(r);
     }
     if (plot)
         fprintf(plot, "</svg>\n");
     s = close_file(csv, o->csv, s, err);
     s = close_file(plot, o->plot, s, err);
-    free(r);
     return s;
 }

@@ -695,7 +695,7 @@ static int fidelity_numbers(const struct options *o, struct ic_law_fidelity_opts
         fo->grid[i] = (unsigned)grid;
     }
     if (o->seeds && (!whole_number(o->seeds, IC_LAW_FIDELITY_SEEDS_MAX, &seeds) || !seeds))
-        return usage_error("--seeds is not a whole number from 1 to 256: ", o->seeds);
+        return usage_error("--seeds is not a whole number from 1 to 4096: ", o->seeds);
     if (o->steps && (!whole_number(o->steps, IC_LAW_FIDELITY_STEPS_MAX, &steps) || steps < 4))
         return usage_error("--steps is not a whole number from 4 to 1000000: ", o->steps);
     if (o->spin_up && (!whole_number(o->spin_up, steps - 1, &spin_up) || !spin_up))

@@ -339,6 +339,17 @@ static size_t lines_of(const char *path, const char *with)
     return n;
 }
 
+/* The line that begins with `with`. */
+static void line_of(const char *path, const char *with, char *out, int size)
+{
+    FILE *f = fopen(path, "r");
+    assert_non_null(f);
+    do
+        assert_non_null(fgets(out, size, f));
+    while (strncmp(out, with, strlen(with)) != 0);
+    fclose(f);
+}
+
 static void fidelity_judges(void **state)
 {
     char *law = GOLDEN "unet_unitary-d4-b16", csv[] = "/tmp/ic-law-csv-XXXXXX",
@@ -377,6 +388,21 @@ static void fidelity_judges(void **state)
     SAYS("means over steps 31 to 40");
     SAYS("verdict: bf16 is undecided");
     SAYS("one seed says nothing about others");
+    /* more seeds than are stepped together: each starts from its own number, whoever else runs */
+    char alone[128], among[128];
+#define MANY(n)                                                                                            \
+    RUN("fidelity", "--law", law, "--grids", "8", "--seeds", n, "--steps", "4", "--threshold", "900",      \
+        "--precisions", "bf16", "--csv", csv)
+    assert_int_equal(MANY("2"), IC_EXIT_OK);
+    line_of(csv, "8,bf16,mean,complexity,1,", alone, sizeof alone);
+    assert_int_equal(MANY("67"), IC_EXIT_OK);
+    SAYS("grid 8x8, 67 seeds, 4 steps");
+    assert_int_equal(lines_of(csv, "8,bf16,mean,complexity,"), 67);
+    line_of(csv, "8,bf16,mean,complexity,1,", among, sizeof among);
+    assert_string_equal(alone, among);
+    line_of(csv, "8,bf16,mean,complexity,65,", among, sizeof among); /* the second of its group */
+    assert_string_not_equal(strrchr(alone, ','), strrchr(among, ','));
+    assert_int_equal(RUN("fidelity", "--law", law, "--seeds", "4097"), IC_EXIT_USAGE);
     assert_int_equal(RUN("fidelity", "--law", law, "--steps", "40", "--spin-up", "40"), IC_EXIT_USAGE);
     assert_int_equal(FIDELITY("--precisions", "fp12"), IC_EXIT_USAGE);
     assert_int_equal(RUN("fidelity"), IC_EXIT_USAGE);
