@@ -153,6 +153,7 @@ static void on_tick(struct source *s)
     uint64_t expired;
     if (read(s->fd, &expired, sizeof expired) != sizeof expired || n->closing)
         return;
+    conn_were_away(n, ic_now_ns() - n->tick_ns);
     n->tick_ns = INT64_MAX;
     int64_t due = conn_tick(n), floor = ic_now_ns() + TICK_MIN_MS * IC_MS;
     n->app->on_tick(n->arg);

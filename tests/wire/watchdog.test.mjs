@@ -4,7 +4,7 @@ import test from 'node:test';
 import assert from 'node:assert/strict';
 import fs from 'node:fs';
 import path from 'node:path';
-import { ENDLESS, GREEDY, MODEL, Client, Server, run, tempDir, until, withServer } from './lib.mjs';
+import { ENDLESS, GREEDY, MODEL, Client, Server, run, sleep, tempDir, until, withServer } from './lib.mjs';
 import { LAW, SimClient } from './simlib.mjs';
 
 const STORY = 'Once upon a time';
@@ -44,6 +44,29 @@ test('a decode that hangs is left behind, and the engine goes on in the same pro
     assert.equal(await (await server.connect()).text(STORY, LONG), text, 'and is right');
     assert.equal((await server.http('/health')).status, 200);
   }, env('text-hang:30'));
+});
+
+test('a process that is stopped for long, as a paused container is, goes on with everybody when it may', async () => {
+  const args = ['--stall-seconds', '2', '--idle-seconds', '1', '--ctx-size', '8192', '--law', LAW];
+  await withServer(args, async (server) => {
+    const c = await server.connect();
+    const streams = ['Once', 'The cat', 'A dog', 'One day'].map((p) => c.infer(p, ENDLESS));
+    const silent = await server.connect();
+    const sims = await SimClient.open(server);
+    const { sim_id } = await sims.create({ grid: 128 });
+    await sims.sim('sim_run', { sim_id, frames: false });
+    for (const s of streams) await s.first();
+    server.signal('SIGSTOP');
+    await sleep(5000);
+    server.signal('SIGCONT');
+    const had = streams.map((s) => s.tokens.length);
+    await until(() => streams.every((s, i) => s.tokens.length > had[i] + 5), 'more tokens of each stream');
+    await silent.sync();
+    await sims.sim('sim_pause', { sim_id });
+    assert.deepEqual(streams.map((s) => [s.error, s.end]), streams.map(() => [null, null]));
+    const m = await server.metrics();
+    for (const engine of ['text', 'law']) assert.equal(m[`ic_engine_ticks_aborted_total{engine="${engine}"}`], 0);
+  });
 });
 
 test('what was said before the hang is not lost', async () => {
