@@ -538,7 +538,7 @@ static int run(struct supervise *s)
         int64_t at = due(s), ms = at == INT64_MAX ? -1 : (at - ic_now_ns()) / IC_MS + 1;
         poll(p, 2, ms < -1 ? 0 : ms > 3600000 ? 3600000 : (int)ms);
         if (s->beat_ns && ic_now_ns() - at > AWAY_NS)
-            s->beat_ns = ic_now_ns(); /* nor did the server, where a container was paused: it is heard first */
+            s->beat_ns = ic_now_ns(); /* nor may the server have: it is heard first */
         take_datagram(s);
         if (p[0].revents)
             code = take_signal(s);
