@@ -4,6 +4,7 @@ import assert from 'node:assert/strict';
 import fs from 'node:fs';
 import http from 'node:http';
 import net from 'node:net';
+import os from 'node:os';
 import { once } from 'node:events';
 import path from 'node:path';
 import { BIN, ENDLESS, GREEDY, MODEL, Server, freePort, run, sleep, tempDir, until, within } from './lib.mjs';
@@ -32,6 +33,15 @@ test('SIGTERM and SIGINT: what runs is finished, then close 1001 and exit 0', as
     assert.equal((await within(c.closed.promise, 'the close')).code, 1001);
     assert.deepEqual(await within(srv.exit, 'the exit'), { code: 0, signal: null });
   }
+});
+
+test('many more threads than processors: as many as there are compute, and the log says so', async (t) => {
+  if (os.cpus().length > 128) return t.skip('skipped: so many processors');
+  const srv = await Server.start(['--threads', '256']);
+  const c = await srv.connect();
+  assert.notEqual(await c.text(STORY, { ...GREEDY, max_tokens: 20 }), '');
+  assert.ok(srv.log.some((l) => /instead of the 256 threads asked for/.test(l)), srv.log.join('\n'));
+  await srv.stop();
 });
 
 test('while draining: no new requests, no new connections, /ready 503, /health 200', async () => {
