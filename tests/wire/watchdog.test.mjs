@@ -158,6 +158,37 @@ test('an idle model is unloaded, comes back for the next request, and sessions g
   });
 });
 
+test('an idle model whose file was exchanged comes back as the new one, and nothing of the old one is used', async (t) => {
+  const model = path.join(tempDir(t), 'model.gguf');
+  const other = fs.readFileSync(MODEL);
+  for (let i = 500003; i < 600000; i += 4) other[i] ^= 0x80; // the signs of some weights
+  const long = 'Once upon a time there was a little girl who liked to play in the park with her dog. '.repeat(2);
+  const messages = [{ role: 'user', content: long }];
+  const texts = async (c) => [await c.text(long, LONG), await c.text(messages, LONG)];
+  fs.writeFileSync(model, other);
+  let want;
+  const args = ['--chat-template', 'chatml', '--ctx-size', '2048'];
+  await withServer(args, async (server) => {
+    want = await texts(await server.connect());
+  }, { model });
+  fs.copyFileSync(MODEL, model);
+  await withServer([...args, '--idle-unload', '1'], async (server) => {
+    const c = await server.connect();
+    const [raw, chat] = [await c.session(), await c.session()];
+    await c.text(long, LONG, { session_id: raw });
+    await c.text(messages, LONG, { session_id: chat });
+    assert.notDeepEqual(await texts(c), want);
+    await healed(server, 'unloaded', 'text');
+    assert.ok((await server.metrics()).ic_text_kv_spill_bytes > 0, 'something was kept');
+    fs.rmSync(model);
+    fs.writeFileSync(model, other);
+    assert.deepEqual(await texts(c), want);
+    assert.equal((await c.infer(' Then', LONG, { session_id: raw }).refused()).code, 'not_found');
+    await c.text([{ role: 'user', content: 'And then?' }], LONG, { session_id: chat });
+    assert.ok(server.log.some((l) => l.includes('another one than before')));
+  }, { model });
+});
+
 test('an idle model that is asked by many at once', async () => {
   await withServer(['--idle-unload', '1'], async (server) => {
     const clients = await Promise.all(Array.from({ length: 8 }, () => server.connect()));
