@@ -223,6 +223,7 @@ static void advance(void *arg)
             ic_warn("serve", "%d requests did not finish in time", ic_server_active(s->server));
             ic_server_cancel_all(s->server);
             enter(s, PHASE_CANCELLING);
+            for_ms = 0;
         }
         /* fall through */
     case PHASE_CANCELLING:

@@ -68,8 +68,9 @@ test('while draining: no new requests, no new connections, /ready 503, /health 2
   assert.deepEqual(await within(srv.exit, 'the exit'), { code: 0, signal: null });
 });
 
+// 2 s are also the grace of CANCELLING: it is counted from its beginning, not from the signal
 test('--drain-seconds over: error unavailable, end, close 1001, exit 0', async () => {
-  const srv = await Server.start(['--ctx-size', '131072', '--parallel', '1', '--drain-seconds', '1']);
+  const srv = await Server.start(['--ctx-size', '131072', '--parallel', '1', '--drain-seconds', '2']);
   const c = await srv.connect();
   const running = c.infer(STORY, ENDLESS);
   await running.first();
