@@ -168,6 +168,13 @@ test('no model, or one that is broken: exit 4 and one line', async (t) => {
   }
 });
 
+test('files of the network that are missing or broken: exit 4, not that of a port in use', async () => {
+  for (const args of [
+    ['--web-root', '/nonexistent'], ['--web-root', MODEL],
+    ['--tls-cert', '/nonexistent', '--tls-key', MODEL], ['--tls-cert', MODEL, '--tls-key', MODEL],
+  ]) failed(await run(['serve', '--model', MODEL, '--port', '0', ...args]), 4);
+});
+
 test('options that are none, or wrong: exit 2', async () => {
   const cases = [
     [['serve'], /--model/],
