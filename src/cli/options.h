@@ -48,7 +48,8 @@
       "1: a full context drops its middle half and goes on; 0: it ends (length)")                          \
     S(pooling, "pooling", "none", "TYPE",                                                                  \
       "of embeddings (/v1/embeddings): mean, cls or last; none: there are none")                           \
-    I(threads, "threads", 0, 0, 512, "threads", "for compute; 0: as many as there are free cores")         \
+    I(threads, "threads", 0, 0, 512, "threads",                                                            \
+      "for compute, no more than there are processors; 0: as many as there are free cores")                \
     S(gpu_layers, "gpu-layers", "auto", "auto|N",                                                          \
       "layers on the GPU: as many as fit, or N (the output counts as one); -1: all")                       \
     I(vram_margin, "vram-margin", 512 << 20, 0, 1LL << 44, "bytes", "of each GPU's memory that stay free") \
@@ -57,7 +58,7 @@
       "folder of ggml's back ends; default: where llama.cpp's libraries lie")                              \
     S(chat_template, "chat-template", NULL, "NAME",                                                        \
       "chat format in place of the model's own, e.g. chatml, llama3")                                      \
-    I(law_threads, "law-threads", 0, 0, 512, "threads", "for laws; 0: as many as there are free cores")    \
+    I(law_threads, "law-threads", 0, 0, 256, "threads", "for laws; 0: as many as there are free cores")    \
     S(precision, "precision", NULL, "LIST",                                                                \
       "of laws: fp32, fp16, bf16, nf4, nf4dq or LAW=…; a second one is served as LAW@…")                   \
     S(law_backend, "law-backend", "cpu", "cpu|auto|cuda|…",                                                \

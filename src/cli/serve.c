@@ -223,6 +223,7 @@ static void advance(void *arg)
             ic_warn("serve", "%d requests did not finish in time", ic_server_active(s->server));
             ic_server_cancel_all(s->server);
             enter(s, PHASE_CANCELLING);
+            for_ms = 0;
         }
         /* fall through */
     case PHASE_CANCELLING:
@@ -532,7 +533,11 @@ int ic_cli_serve(int argc, char **argv)
     ic_turn_init(&s.turn);
     st = start(&s, &err);
     if (st != IC_OK) {
-        code = tell_failure(&s, s.net ? IC_EXIT_FAILED : IC_EXIT_PORT, err.msg);
+        code = tell_failure(&s,
+                            s.net                ? IC_EXIT_FAILED
+                            : st == IC_NOT_FOUND ? IC_EXIT_FILE
+                                                 : IC_EXIT_PORT,
+                            err.msg);
     } else {
         advance(&s);
         ic_cpu_hurry(); /* this thread is the loop from here on; what computes has threads of its own */

@@ -35,6 +35,7 @@
 #include "ops/restart.h"
 
 #define SECOND (1000 * IC_MS)
+#define AWAY_NS (2 * SECOND)        /* a wait that lasted so much too long: we did not run ourselves */
 #define ABORT_GRACE_NS (5 * SECOND) /* from SIGABRT, for its backtrace, to SIGKILL */
 #define DELAY_MIN_NS (200 * IC_MS)
 #define CTX_UNSAID 4096 /* what ctx-size 0 means at most */
@@ -536,6 +537,8 @@ static int run(struct supervise *s)
     while (code < 0) {
         int64_t at = due(s), ms = at == INT64_MAX ? -1 : (at - ic_now_ns()) / IC_MS + 1;
         poll(p, 2, ms < -1 ? 0 : ms > 3600000 ? 3600000 : (int)ms);
+        if (s->beat_ns && ic_now_ns() - at > AWAY_NS)
+            s->beat_ns = ic_now_ns(); /* nor may the server have: it is heard first */
         take_datagram(s);
         if (p[0].revents)
             code = take_signal(s);

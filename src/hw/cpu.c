@@ -1,5 +1,6 @@
 #include "hw/cpu.h"
 
+#include <math.h>
 #include <sched.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -75,6 +76,16 @@ int ic_cpu_cores(void)
     if (quota < n)
         n = (int)quota;
     return n > 0 ? n : 1;
+}
+
+int ic_cpu_processors(void)
+{
+    cpu_set_t mine;
+
+    count_cores(&mine);
+    const int n = CPU_COUNT(&mine);
+    const double quota = cgroup_quota();
+    return quota >= n ? n : quota > 1 ? (int)ceil(quota) : 1;
 }
 
 /* Sums over our cpus the jiffies not idle (user, nice, system, irq, softirq, steal) and all of them. */

@@ -8,7 +8,10 @@
  * counted once (two busy-waiting threads on one core slow each other down). At least 1. */
 int ic_cpu_cores(void);
 
-/* Of those, the ones that nobody used during the next `sample_ms` (blocks as long): the right number of
+/* The same, hyper-thread siblings counted each, a part of one as a whole: more than so many never compute at once. */
+int ic_cpu_processors(void);
+
+/* Of those cores, the ones that nobody used during the next `sample_ms` (blocks as long): the right number of
  * spinning compute threads. A thread too many costs far more than one too few: with 3 threads on 2 cores a
  * 15 M model fell from 592 to 1.6 tokens/s. At least 1. */
 int ic_cpu_cores_free(int sample_ms);

@@ -429,6 +429,25 @@ static void timed_out(struct conn *c, int64_t now)
     }
 }
 
+/* A tick that comes so late tells that this process did not run: it was stopped, its container paused. What clients said
+ * meanwhile lies unread; that is no silence of theirs, and is read before anybody's time is up. */
+void conn_were_away(struct ic_net *n, int64_t ns)
+{
+    int64_t now = ic_now_ns(), read_by = now + IC_NET_TICK_MS * IC_MS;
+
+    if (ns < IC_NET_AWAY_MS * IC_MS)
+        return;
+    for (unsigned i = 0; i < n->slot_count; i++) {
+        struct conn *c = n->slots[i];
+        if (!c)
+            continue;
+        if (n->due[i] < read_by)
+            n->due[i] = read_by;
+        if (c->state == C_OPEN)
+            c->ws.rx_ns = c->ws.rx_ns + ns < now ? c->ws.rx_ns + ns : now;
+    }
+}
+
 int64_t conn_tick(struct ic_net *n)
 {
     int64_t now = ic_now_ns(), next = INT64_MAX;

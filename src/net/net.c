@@ -14,6 +14,7 @@
 #include <sys/epoll.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/timerfd.h>
 #include <unistd.h>
 
@@ -153,6 +154,7 @@ static void on_tick(struct source *s)
     uint64_t expired;
     if (read(s->fd, &expired, sizeof expired) != sizeof expired || n->closing)
         return;
+    conn_were_away(n, ic_now_ns() - n->tick_ns);
     n->tick_ns = INT64_MAX;
     int64_t due = conn_tick(n), floor = ic_now_ns() + TICK_MIN_MS * IC_MS;
     n->app->on_tick(n->arg);
@@ -193,14 +195,17 @@ static bool open_tables(struct ic_net *n)
     return true;
 }
 
-static enum ic_status check_tls_files(const struct ic_net_config *cfg, struct ic_err *err)
+static enum ic_status check_files(const struct ic_net_config *cfg, struct ic_err *err)
 {
     if (!cfg->tls_cert != !cfg->tls_key)
         return ic_fail(err, IC_BAD_REQUEST, "TLS needs both a certificate and a key");
     if (cfg->tls_cert && access(cfg->tls_cert, R_OK))
-        return ic_fail(err, IC_BAD_REQUEST, "cannot read the TLS certificate %s", cfg->tls_cert);
+        return ic_fail(err, IC_NOT_FOUND, "cannot read the TLS certificate %s", cfg->tls_cert);
+    struct stat root;
+    if (cfg->web_root && (stat(cfg->web_root, &root) || !S_ISDIR(root.st_mode)))
+        return ic_fail(err, IC_NOT_FOUND, "the folder to serve, %s, is not there", cfg->web_root);
     if (cfg->tls_key && access(cfg->tls_key, R_OK))
-        return ic_fail(err, IC_BAD_REQUEST, "cannot read the TLS key %s", cfg->tls_key);
+        return ic_fail(err, IC_NOT_FOUND, "cannot read the TLS key %s", cfg->tls_key);
     return IC_OK;
 }
 
@@ -251,7 +256,7 @@ static enum ic_status open_lws(struct ic_net *n, struct ic_err *err)
     n->vhost = lws_create_vhost(n->ctx, &info);
     if (!n->vhost)
         return n->cfg->tls_cert
-                   ? ic_fail(err, IC_BAD_REQUEST, "TLS certificate %s and key %s do not work together",
+                   ? ic_fail(err, IC_NOT_FOUND, "TLS certificate %s and key %s do not work together",
                              n->cfg->tls_cert, n->cfg->tls_key)
                    : ic_fail(err, IC_INTERNAL, "the network library did not start");
     return IC_OK;
@@ -305,7 +310,7 @@ enum ic_status ic_net_open(struct ic_net **out, const struct ic_net_config *cfg,
     net_tick_by(n, ic_now_ns() + IC_NET_TICK_MS * IC_MS);
     raise_fd_limit(cfg->connections_max + FDS_BESIDE);
     enum ic_status st =
-        open_tables(n) ? check_tls_files(cfg, err) : ic_fail(err, IC_OOM, "no memory for connections");
+        open_tables(n) ? check_files(cfg, err) : ic_fail(err, IC_OOM, "no memory for connections");
     if (!st)
         st = ic_listen(n, err);
     if (!st)

@@ -28,7 +28,7 @@ struct ic_net_config {
 struct ic_net;
 
 /* Binds and listens. IC_BUSY: the address is in use (never shared: no SO_REUSEPORT). IC_BAD_REQUEST: bad
- * address or certificate. `app` and the strings must outlive the net. On error *out is NULL. */
+ * address. IC_NOT_FOUND: certificate, key or web_root are missing or broken. `app` and the strings must outlive the net. On error *out is NULL. */
 enum ic_status ic_net_open(struct ic_net **out, const struct ic_net_config *cfg,
                            const struct ic_peer_app *app, void *app_arg, struct ic_err *err);
 int ic_net_port(const struct ic_net *n); /* the bound TCP port */

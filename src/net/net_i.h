@@ -32,6 +32,7 @@
 #define IC_NET_LISTEN_MAX 4       /* addresses one host name may stand for */
 #define IC_NET_LOBBY 64           /* sockets past connections_max that are kept to be told 503 */
 #define IC_NET_STASH_MAX 65536    /* bytes read ahead while an answer is awaited */
+#define IC_NET_AWAY_MS 2000       /* a tick that is as late: the whole process stood still */
 #define IC_NET_RX 65536           /* one read */
 #define IC_NET_TX_TLS 16384       /* one TLS record */
 #define IC_NET_LINGER_MS 1000     /* wait for the client's FIN after ours */
@@ -183,6 +184,7 @@ void conn_rx(struct conn *c, const uint8_t *p, size_t len);
 void conn_eof(struct conn *c);   /* the client will send no more */
 void conn_touch(struct conn *c); /* settle this one before lws gets the thread back */
 void conn_settle_all(struct ic_net *n);
+void conn_were_away(struct ic_net *n, int64_t ns); /* how late the tick is */
 int64_t conn_tick(struct ic_net *n);               /* when the next one is due (ic_now_ns) */
 void net_tick_by(struct ic_net *n, int64_t at_ns); /* the next tick comes then at the latest */
 void conn_set_due(struct conn *c, int64_t ms);

@@ -105,7 +105,10 @@ static void addresses(void **state)
     assert_int_equal(ic_net_open(&n, &cfg, &no_app, NULL, &err), IC_BAD_REQUEST);
     cfg.tls_key = __FILE__;
     cfg.tls_cert = __FILE__;
-    assert_int_equal(ic_net_open(&n, &cfg, &no_app, NULL, &err), IC_BAD_REQUEST);
+    assert_int_equal(ic_net_open(&n, &cfg, &no_app, NULL, &err), IC_NOT_FOUND);
+    cfg.tls_key = cfg.tls_cert = NULL;
+    cfg.web_root = "/nonexistent";
+    assert_int_equal(ic_net_open(&n, &cfg, &no_app, NULL, &err), IC_NOT_FOUND);
     ic_net_close(&n);
     ic_net_close(NULL);
     static const char *const hosts[] = {"localhost", "::1", "[::1]", "::", "0.0.0.0"};

@@ -10,14 +10,20 @@ enum { OUTSIDE, COMPUTING, LEFT_BEHIND };
 enum ic_watch_do ic_watch_next(struct ic_watch_state *w, int64_t beat, int64_t now, int64_t stall_ns)
 {
     int64_t grace = stall_ns < IC_ABORT_GRACE_NS ? stall_ns : IC_ABORT_GRACE_NS;
+    int64_t from = beat > w->looked_ns ? beat : w->looked_ns;
 
     if (beat != w->beat) {
         if (w->beat)
             w->rebuilds = 0; /* it moved by itself: a rebuilding sets it to 0 */
         w->beat = beat;
-        w->told_ns = 0;
+        w->told_ns = w->away_ns = 0;
     }
-    if (beat == 0 || now - beat < stall_ns)
+    if (w->looked_ns && now - from > 2 * IC_LOOK_NS) {
+        w->away_ns += now - from - IC_LOOK_NS;
+        w->told_ns += w->told_ns ? now - from - IC_LOOK_NS : 0;
+    }
+    w->looked_ns = now;
+    if (beat == 0 || now - beat - w->away_ns < stall_ns)
         return IC_WATCH_DO_NOTHING;
     if (!w->told_ns) {
         w->told_ns = now;
@@ -41,6 +47,7 @@ bool ic_worker_start(struct ic_worker *w)
         return false;
     l->engine = w->engine;
     w->life = l;
+    w->watch.looked_ns = ic_now_ns();
     if (pthread_create(&w->thread, NULL, w->main, l) != 0) {
         free(l);
         return false;

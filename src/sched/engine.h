@@ -28,9 +28,14 @@ enum ic_watch {
 #define IC_ABORT_GRACE_NS INT64_C(5000000000)
 #define IC_REBUILDS_MAX 3 /* without a sign of life in between */
 
-/* The watch over one thread. One thread, about once a second. */
+#define IC_LOOK_NS INT64_C(1000000000) /* from one look at an engine to the next */
+
+/* The watch over one thread. One thread, about once a second. Where looks are further apart, the process did not run in
+ * between (it was stopped, its container paused): that time is held against nobody. */
 struct ic_watch_state {
     int64_t beat, told_ns; /* the last beat seen; since when it has been told to stop, 0: it has not */
+    int64_t looked_ns;     /* the last look */
+    int64_t away_ns;       /* since that beat, for how long the process did not run */
     int rebuilds;
 };
 enum ic_watch_do {

@@ -52,17 +52,43 @@ static void who_stopped_when_told_starts_from_nothing(void **state)
     (void)state;
     assert_int_equal(ic_watch_next(&w, 1, 100 * S, STALL), IC_WATCH_DO_ABORT);
     assert_int_equal(ic_watch_next(&w, 101 * S, 102 * S, STALL), IC_WATCH_DO_NOTHING);
-    assert_int_equal(ic_watch_next(&w, 101 * S, 162 * S, STALL),
+    for (int64_t at = 103 * S; at < 161 * S; at += S)
+        assert_int_equal(ic_watch_next(&w, 101 * S, at, STALL), IC_WATCH_DO_NOTHING);
+    assert_int_equal(ic_watch_next(&w, 101 * S, 161 * S, STALL),
                      IC_WATCH_DO_ABORT); /* a new stall: told anew */
+}
+
+/* A container that is paused for an hour, before a tick, in one, and in one that has been told to stop. */
+static void nobody_is_blamed_for_time_in_which_the_process_did_not_run(void **state)
+{
+    struct ic_watch_state w = {0};
+    int64_t beat = 10 * S, at = 10 * S;
+
+    (void)state;
+    assert_int_equal(ic_watch_next(&w, 0, at, STALL), IC_WATCH_DO_NOTHING);
+    assert_int_equal(ic_watch_next(&w, beat, at += 3600 * S, STALL), IC_WATCH_DO_NOTHING);
+    for (int64_t end = at + 30 * S; at < end;)
+        assert_int_equal(ic_watch_next(&w, beat, at += S, STALL), IC_WATCH_DO_NOTHING);
+    assert_int_equal(ic_watch_next(&w, beat, at += 3600 * S, STALL), IC_WATCH_DO_NOTHING);
+    for (int64_t end = at + 27 * S; at < end;) /* two of the sixty were the looks after the pauses */
+        assert_int_equal(ic_watch_next(&w, beat, at += S, STALL), IC_WATCH_DO_NOTHING);
+    assert_int_equal(ic_watch_next(&w, beat, at += S, STALL), IC_WATCH_DO_ABORT);
+    assert_int_equal(ic_watch_next(&w, beat, at += 3600 * S, STALL), IC_WATCH_DO_WAIT);
+    for (int i = 0; i < 3; i++)
+        assert_int_equal(ic_watch_next(&w, beat, at += S, STALL), IC_WATCH_DO_WAIT);
+    assert_int_equal(ic_watch_next(&w, beat, at += S, STALL), IC_WATCH_DO_REBUILD);
 }
 
 static int stall(struct ic_watch_state *w, int64_t *now)
 {
     int64_t beat = *now += S;
 
-    assert_int_equal(ic_watch_next(w, beat, *now, STALL), IC_WATCH_DO_NOTHING);
-    assert_int_equal(ic_watch_next(w, beat, *now += STALL, STALL), IC_WATCH_DO_ABORT);
-    return (int)ic_watch_next(w, beat, *now += IC_ABORT_GRACE_NS, STALL);
+    for (; *now < beat + STALL; *now += S)
+        assert_int_equal(ic_watch_next(w, beat, *now, STALL), IC_WATCH_DO_NOTHING);
+    assert_int_equal(ic_watch_next(w, beat, *now, STALL), IC_WATCH_DO_ABORT);
+    for (*now += S; *now < beat + STALL + IC_ABORT_GRACE_NS; *now += S)
+        assert_int_equal(ic_watch_next(w, beat, *now, STALL), IC_WATCH_DO_WAIT);
+    return (int)ic_watch_next(w, beat, *now, STALL);
 }
 
 static void given_up_after_too_many_in_a_row(void **state)
@@ -92,6 +118,7 @@ int main(void)
         cmocka_unit_test(told_once_then_left_behind_once),
         cmocka_unit_test(a_short_limit_has_a_short_grace),
         cmocka_unit_test(who_stopped_when_told_starts_from_nothing),
+        cmocka_unit_test(nobody_is_blamed_for_time_in_which_the_process_did_not_run),
         cmocka_unit_test(given_up_after_too_many_in_a_row),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -14,7 +14,8 @@ struct ic_session {
     int32_t *tokens, n_tokens;
     struct ic_chat_msg *msgs; /* CHAT: the turns so far, owned */
     size_t n_msgs;
-    bool busy; /* a request of it is being served */
+    bool busy;  /* a request of it is being served */
+    bool stale; /* RAW: its tokens are those of a model that is no more */
     int64_t used_ns;
 };
 

@@ -4,6 +4,7 @@
 
 #include <pthread.h>
 #include <stdlib.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/altstack.h"
@@ -14,6 +15,7 @@
 #include "hw/ledger.h"
 #include "sched/spill_disk.h"
 #include "text/draft.h"
+#include "text/lora.h"
 
 #define REOPEN_TRIES 5 /* after 1, 2, 4 and 8 s */
 #define FAILURES_MAX 2 /* decodes in a row, before the model is opened anew with fewer layers on the GPU */
@@ -54,6 +56,8 @@ struct ic_text_engine {
     struct ic_text_model *vocab;
     int64_t idle_since_ns; /* 0: not idle */
     int failures;          /* decodes in a row that the model failed at */
+    uint64_t files;        /* which files the model was opened from, model_files() */
+    bool exchanged;        /* they are others than before, and the scheduler does not know yet */
     _Atomic(enum ic_engine_state) state;
     _Atomic int32_t inbox_requests;
     atomic_bool stop, draining;
@@ -300,14 +304,36 @@ static enum ic_status open_files(struct ic_text_engine *e)
     return st;
 }
 
+/* Tells the model and its adapters from others of the same names. */
+static uint64_t model_files(const struct ic_text_config *c)
+{
+    struct ic_lora_list lora = {0};
+    uint64_t sum = 0;
+
+    ic_lora_parse(&lora, c->lora, NULL);
+    for (int i = -1; i < lora.n; i++) {
+        struct stat f = {0};
+        stat(i < 0 ? c->path : lora.item[i].path, &f);
+        const uint64_t what[] = {f.st_dev, f.st_ino, (uint64_t)f.st_size, (uint64_t)f.st_mtim.tv_sec,
+                                 (uint64_t)f.st_mtim.tv_nsec};
+        for (size_t k = 0; k < sizeof what / sizeof *what; k++)
+            sum = (sum ^ what[k]) * 1099511628211u;
+    }
+    ic_lora_deinit(&lora);
+    return sum;
+}
+
 static enum ic_status open_model(struct ic_text_engine *e)
 {
     const struct ic_text_info *old = atomic_load(&e->info_now);
     struct ic_text_info *i = &e->info[old == &e->info[0]];
+    const uint64_t files = model_files(&e->cfg.model);
     enum ic_status st = open_files(e);
 
     if (st != IC_OK)
         return st;
+    e->exchanged |= e->files && e->files != files;
+    e->files = files;
     *i = *ic_text_model_info(e->model);
     atomic_store(&e->info_now, i);
     e->hand_over = i->threads >= ic_cpu_cores();
@@ -348,6 +374,13 @@ static enum ic_status open_model(struct ic_text_engine *e)
         ic_draft_set_abort(e->draft, should_abort, e->worker.life);
     publish(e, e->model, NULL);
     return IC_OK;
+}
+
+static enum ic_status pin_prefix(struct ic_text_engine *e, struct ic_err *err)
+{
+    return e->cfg.prefix ? ic_text_pin_file(e->sched, &e->be, e->cfg.prefix,
+                                            ic_text_model_info(e->model)->has_chat_template, err)
+                         : IC_OK;
 }
 
 /* ---- the model goes away and comes back ---------------------------------------------------------------------- */
@@ -453,8 +486,18 @@ static bool bring_back(struct ic_text_engine *e)
     for (int i = 0; !atomic_load(&e->stop); i++) {
         say(e);
         atomic_store(&e->worker.beat, 0); /* loading takes what it takes */
-        if ((e->model || open_model(e) == IC_OK) &&
-            ic_text_sched_unpark(e->sched, &e->be, &e->err) == IC_OK) {
+        enum ic_status st = e->model ? IC_OK : open_model(e);
+        const bool exchanged = st == IC_OK && e->exchanged;
+        if (exchanged) {
+            ic_warn("text",
+                    "the model's file is another one than before: what the old one computed is forgotten");
+            ic_text_sched_forget_model(e->sched);
+            e->exchanged = false;
+        }
+        if (st == IC_OK && ic_text_sched_unpark(e->sched, &e->be, &e->err) == IC_OK) {
+            struct ic_err own = {0};
+            if (exchanged && pin_prefix(e, &own) != IC_OK)
+                ic_warn("text", "%s", own.msg);
             double seconds = (double)(ic_now_ns() - t0) / 1e9;
             atomic_store(&e->worker.health.wake_s, seconds);
             atomic_fetch_add(&e->worker.health.woken, 1);
@@ -495,10 +538,7 @@ static enum ic_status first_load(struct ic_text_engine *e)
     enum ic_status st = open_model(e);
     if (st == IC_OK)
         st = ic_text_sched_open(&e->sched, &e->be, &e->counters, &e->err);
-    if (st == IC_OK && e->cfg.prefix)
-        st = ic_text_pin_file(e->sched, &e->be, e->cfg.prefix,
-                              ic_text_model_info(e->model)->has_chat_template, &e->err);
-    return st;
+    return st == IC_OK ? pin_prefix(e, &e->err) : st;
 }
 
 /* The one before hangs in a decode and keeps its models; the scheduler and all who wait are ours. */

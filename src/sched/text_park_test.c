@@ -100,6 +100,33 @@ static void what_does_not_fit_any_more_ends_with_a_reason(void **state)
     world_free(w);
 }
 
+/* Nothing of one model is of use to another: neither its KV nor what its tokens were called. */
+static void another_model_begins_with_nothing(void **state)
+{
+    struct world *w = world_new(5, 3, 16, 100, 300);
+    const int32_t pinned[] = {1, 2, 3, 4};
+    char text[100];
+
+    (void)state;
+    w->f.be.policy.cache_ram = 1 << 20;
+    lose(w, true);
+    reopen(w);
+    CHECK(ic_text_sched_pin(w->s, pinned, 4, NULL) == IC_OK);
+    struct client_req *a = submit(w, ask(w, 0, letters(text, 40), 3));
+    run_dry(w);
+    struct client_req *b = endless(submit_prompt(w, letters(text, 20), 50));
+    tick(w);
+    lose(w, true);
+    struct client_req *c = submit(w, ask(w, 0, "c", 3)), *d = submit_prompt(w, letters(text, 40), 3);
+    CHECK(a->end.reason == IC_END_LENGTH && w->c.spill_bytes > 0 && w->s->pins);
+    w->unchecked = true; /* these errors are none that the oracle knows */
+    ic_text_sched_forget_model(w->s);
+    CHECK(b->ended && b->code == IC_UNAVAILABLE && w->c.spill_bytes == 0 && !w->s->pins);
+    run_dry(w);
+    CHECK(c->code == IC_NOT_FOUND && d->end.stats.tokens == 3 && d->end.stats.cached_tokens == 0);
+    world_free(w);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -107,6 +134,7 @@ int main(void)
         cmocka_unit_test(a_lost_device_fails_its_batch_only),
         cmocka_unit_test(cancels_and_deadlines_hold_while_there_is_no_model),
         cmocka_unit_test(what_does_not_fit_any_more_ends_with_a_reason),
+        cmocka_unit_test(another_model_begins_with_nothing),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -153,6 +153,9 @@ static enum ic_status tokenize_run(struct ic_text_sched *s, struct run *r, int32
     int32_t max = be->ctx_size - 1; /* one token at least must fit behind the prompt */
     enum ic_status st;
 
+    if (se && se->stale)
+        return ic_fail(err, IC_NOT_FOUND,
+                       "Session not found: the model that it was held with is another one now");
     if (se && se->kind != IC_SESSION_NEW && (se->kind == IC_SESSION_CHAT) != (q->prompt == NULL))
         return ic_fail(err, IC_BAD_REQUEST, "this session goes on with `%s`",
                        se->kind == IC_SESSION_CHAT ? "messages" : "prompt");
@@ -791,6 +794,36 @@ void ic_text_sched_forget_kv(struct ic_text_sched *s, const char *why)
     publish_counters(s);
 }
 
+static void drop_pins(struct ic_text_sched *s)
+{
+    for (struct ic_pin *p = s->pins, *next; p; p = next) {
+        next = p->next;
+        free(p->tokens);
+        free(p);
+    }
+    s->pins = NULL;
+}
+
+void ic_text_sched_forget_model(struct ic_text_sched *s)
+{
+    struct ic_err err = {0};
+    struct run *next;
+
+    IC_ASSERT(s->parked);
+    ic_fail(&err, IC_UNAVAILABLE, "the model was exchanged for another one");
+    for (struct run *r = s->waiting; r; r = next) {
+        next = r->next;
+        if (r->prepared)
+            finish(s, r, IC_END_ERROR, &err);
+    }
+    ic_spill_clear(&s->spill);
+    drop_pins(s);
+    for (int i = 0; i < IC_SESSION_BUCKETS; i++)
+        for (struct ic_session *se = s->sessions.bucket[i]; se; se = se->next)
+            se->stale = se->kind == IC_SESSION_RAW;
+    publish_counters(s);
+}
+
 /* A request that was prepared for the old model. */
 static enum ic_status rebind_run(struct ic_text_sched *s, struct run *r, struct ic_err *err)
 {
@@ -914,11 +947,7 @@ void ic_text_sched_close(struct ic_text_sched **sp)
     ic_queue_clear(s);
     ic_spill_clear(&s->spill);
     ic_prefix_close(&s->prefix);
-    for (struct ic_pin *p = s->pins, *next; p; p = next) {
-        next = p->next;
-        free(p->tokens);
-        free(p);
-    }
+    drop_pins(s);
     free(s->slots);
     free(s->order);
     free(s->rows);

@@ -143,6 +143,10 @@ void ic_text_sched_park(struct ic_text_sched *s);
  * and `why`, everybody else who was running goes back to the head of the queue and is computed again. When parked:
  * forgets nothing (what lies in host memory is good), does nothing. */
 void ic_text_sched_forget_kv(struct ic_text_sched *s, const char *why);
+/* What will come back is another model: all KV of the old one is forgotten, and what was pinned. Requests that are read
+ * already end with IC_UNAVAILABLE; conversations of messages go on, those of prompts, which are tokens, are not found any
+ * more. Only when parked. */
+void ic_text_sched_forget_model(struct ic_text_sched *s);
 /* Goes on with `be` (borrowed as in open; may be the old pointer, filled anew), whose sizes may have changed: requests
  * that do not fit any more end with an error. IC_OOM: still parked, try again. Only when parked. */
 enum ic_status ic_text_sched_unpark(struct ic_text_sched *s, const struct ic_text_backend *be,

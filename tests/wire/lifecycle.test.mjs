@@ -4,6 +4,7 @@ import assert from 'node:assert/strict';
 import fs from 'node:fs';
 import http from 'node:http';
 import net from 'node:net';
+import os from 'node:os';
 import { once } from 'node:events';
 import path from 'node:path';
 import { BIN, ENDLESS, GREEDY, MODEL, Server, freePort, run, sleep, tempDir, until, within } from './lib.mjs';
@@ -34,6 +35,15 @@ test('SIGTERM and SIGINT: what runs is finished, then close 1001 and exit 0', as
   }
 });
 
+test('many more threads than processors: as many as there are compute, and the log says so', async (t) => {
+  if (os.cpus().length > 128) return t.skip('skipped: so many processors');
+  const srv = await Server.start(['--threads', '256']);
+  const c = await srv.connect();
+  assert.notEqual(await c.text(STORY, { ...GREEDY, max_tokens: 20 }), '');
+  assert.ok(srv.log.some((l) => /instead of the 256 threads asked for/.test(l)), srv.log.join('\n'));
+  await srv.stop();
+});
+
 test('while draining: no new requests, no new connections, /ready 503, /health 200', async () => {
   const srv = await Server.start(['--ctx-size', '65536', '--drain-seconds', '600']);
   const c = await srv.connect();
@@ -58,8 +68,9 @@ test('while draining: no new requests, no new connections, /ready 503, /health 2
   assert.deepEqual(await within(srv.exit, 'the exit'), { code: 0, signal: null });
 });
 
+// 2 s are also the grace of CANCELLING: it is counted from its beginning, not from the signal
 test('--drain-seconds over: error unavailable, end, close 1001, exit 0', async () => {
-  const srv = await Server.start(['--ctx-size', '131072', '--parallel', '1', '--drain-seconds', '1']);
+  const srv = await Server.start(['--ctx-size', '131072', '--parallel', '1', '--drain-seconds', '2']);
   const c = await srv.connect();
   const running = c.infer(STORY, ENDLESS);
   await running.first();
@@ -155,6 +166,13 @@ test('no model, or one that is broken: exit 4 and one line', async (t) => {
     const r = await run(['serve', '--model', model, '--port', '0', '--threads', '1', '--log-level', 'error']);
     assert.doesNotThrow(() => failed(r, 4), `${path.basename(model)}: ${r.code} ${r.signal}\n${r.stderr}`);
   }
+});
+
+test('files of the network that are missing or broken: exit 4, not that of a port in use', async () => {
+  for (const args of [
+    ['--web-root', '/nonexistent'], ['--web-root', MODEL],
+    ['--tls-cert', '/nonexistent', '--tls-key', MODEL], ['--tls-cert', MODEL, '--tls-key', MODEL],
+  ]) failed(await run(['serve', '--model', MODEL, '--port', '0', ...args]), 4);
 });
 
 test('options that are none, or wrong: exit 2', async () => {

@@ -208,6 +208,21 @@ test('a server that hangs is aborted and started again', async (t) => {
   await srv.stop();
 });
 
+test('a server that was stopped together with its supervisor, as in a paused container, is not taken for silent', async (t) => {
+  const srv = await supervised(t, ['--watchdog-seconds', '4']);
+  const { pid } = await until(() => srv.state().state === 'running' && srv.state(), 'READY to be told');
+  process.kill(srv.process.pid, 'SIGSTOP');
+  process.kill(pid, 'SIGSTOP');
+  await sleep(6000);
+  process.kill(srv.process.pid, 'SIGCONT');
+  await sleep(200);
+  process.kill(pid, 'SIGCONT');
+  assert.equal((await srv.http('/health')).status, 200);
+  await sleep(1000);
+  assert.deepEqual([srv.state().pid, srv.state().restarts], [pid, 0]);
+  await srv.stop();
+});
+
 // A manager in a few lines of Python: node has no datagrams of AF_UNIX.
 const MANAGER = `
 import socket, sys, subprocess, os

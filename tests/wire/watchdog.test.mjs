@@ -4,7 +4,7 @@ import test from 'node:test';
 import assert from 'node:assert/strict';
 import fs from 'node:fs';
 import path from 'node:path';
-import { ENDLESS, GREEDY, MODEL, Client, Server, run, tempDir, until, withServer } from './lib.mjs';
+import { ENDLESS, GREEDY, MODEL, Client, Server, run, sleep, tempDir, until, withServer } from './lib.mjs';
 import { LAW, SimClient } from './simlib.mjs';
 
 const STORY = 'Once upon a time';
@@ -44,6 +44,29 @@ test('a decode that hangs is left behind, and the engine goes on in the same pro
     assert.equal(await (await server.connect()).text(STORY, LONG), text, 'and is right');
     assert.equal((await server.http('/health')).status, 200);
   }, env('text-hang:30'));
+});
+
+test('a process that is stopped for long, as a paused container is, goes on with everybody when it may', async () => {
+  const args = ['--stall-seconds', '2', '--idle-seconds', '1', '--ctx-size', '8192', '--law', LAW];
+  await withServer(args, async (server) => {
+    const c = await server.connect();
+    const streams = ['Once', 'The cat', 'A dog', 'One day'].map((p) => c.infer(p, ENDLESS));
+    const silent = await server.connect();
+    const sims = await SimClient.open(server);
+    const { sim_id } = await sims.create({ grid: 128 });
+    await sims.sim('sim_run', { sim_id, frames: false });
+    for (const s of streams) await s.first();
+    server.signal('SIGSTOP');
+    await sleep(5000);
+    server.signal('SIGCONT');
+    const had = streams.map((s) => s.tokens.length);
+    await until(() => streams.every((s, i) => s.tokens.length > had[i] + 5), 'more tokens of each stream');
+    await silent.sync();
+    await sims.sim('sim_pause', { sim_id });
+    assert.deepEqual(streams.map((s) => [s.error, s.end]), streams.map(() => [null, null]));
+    const m = await server.metrics();
+    for (const engine of ['text', 'law']) assert.equal(m[`ic_engine_ticks_aborted_total{engine="${engine}"}`], 0);
+  });
 });
 
 test('what was said before the hang is not lost', async () => {
@@ -133,6 +156,37 @@ test('an idle model is unloaded, comes back for the next request, and sessions g
     await healed(server, 'unloaded_total', 'text', 2);
     assert.equal(await c.text(STORY, LONG), said, 'again');
   });
+});
+
+test('an idle model whose file was exchanged comes back as the new one, and nothing of the old one is used', async (t) => {
+  const model = path.join(tempDir(t), 'model.gguf');
+  const other = fs.readFileSync(MODEL);
+  for (let i = 500003; i < 600000; i += 4) other[i] ^= 0x80; // the signs of some weights
+  const long = 'Once upon a time there was a little girl who liked to play in the park with her dog. '.repeat(2);
+  const messages = [{ role: 'user', content: long }];
+  const texts = async (c) => [await c.text(long, LONG), await c.text(messages, LONG)];
+  fs.writeFileSync(model, other);
+  let want;
+  const args = ['--chat-template', 'chatml', '--ctx-size', '2048'];
+  await withServer(args, async (server) => {
+    want = await texts(await server.connect());
+  }, { model });
+  fs.copyFileSync(MODEL, model);
+  await withServer([...args, '--idle-unload', '1'], async (server) => {
+    const c = await server.connect();
+    const [raw, chat] = [await c.session(), await c.session()];
+    await c.text(long, LONG, { session_id: raw });
+    await c.text(messages, LONG, { session_id: chat });
+    assert.notDeepEqual(await texts(c), want);
+    await healed(server, 'unloaded', 'text');
+    assert.ok((await server.metrics()).ic_text_kv_spill_bytes > 0, 'something was kept');
+    fs.rmSync(model);
+    fs.writeFileSync(model, other);
+    assert.deepEqual(await texts(c), want);
+    assert.equal((await c.infer(' Then', LONG, { session_id: raw }).refused()).code, 'not_found');
+    await c.text([{ role: 'user', content: 'And then?' }], LONG, { session_id: chat });
+    assert.ok(server.log.some((l) => l.includes('another one than before')));
+  }, { model });
 });
 
 test('an idle model that is asked by many at once', async () => {
