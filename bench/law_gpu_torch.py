@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """UNET_UNITARY under PyTorch on a GPU: the baseline of bench/law_gpu.c, same arithmetic, same line format.
 
-  law_gpu_torch.py [--d N] [--b N] [--eager] [--case GRID,BATCH]...
+  law_gpu_torch.py [--d N] [--b N] [--eager [--tf32]] [--case GRID,BATCH]...
 
 Compiled: torch.compile(mode="reduce-overhead") of the whole step, network in fp16 channels-last, psi complex64
-outside, as Atheria would run it. Eager: float32 (TF32 off). Times are medians of 5 runs of many steps, device
+outside, as Atheria would run it. Eager: float32 (TF32 off, or on in convolutions). Times are medians of 5 runs of many steps, device
 events around each run.
 """
 import argparse
@@ -36,15 +36,16 @@ def main():
     p.add_argument("--d", type=int, default=8)
     p.add_argument("--b", type=int, default=32)
     p.add_argument("--eager", action="store_true")
+    p.add_argument("--tf32", action="store_true")
     p.add_argument("--case", action="append", default=[])
     a = p.parse_args()
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = False, a.tf32
     torch.backends.cudnn.benchmark = True
     torch.manual_seed(1)
     net = Net(a.d, a.b).eval().cuda().requires_grad_(False)
     if not a.eager:
         net = net.half().to(memory_format=torch.channels_last)
-    name = "torch-eager-fp32" if a.eager else "torch-compile-fp16"
+    name = ("torch-eager-tf32" if a.tf32 else "torch-eager-fp32") if a.eager else "torch-compile-fp16"
     for case in a.case:
         grid, batch = map(int, case.split(","))
         torch._dynamo.reset()

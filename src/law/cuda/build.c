@@ -1,6 +1,7 @@
 /* Launches of a plan: what melts into what, where statistics lie, and who reads them how. See exec_int.h. */
 #include "law/cuda/exec_int.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -37,8 +38,10 @@ static int slots_max(const struct ic_law_op *op, unsigned batch)
     return n < SLOTS_MAX(batch) ? (int)n : SLOTS_MAX(batch);
 }
 
-size_t ic_cu_stats_floats(const struct ic_law_op *norm, unsigned batch)
+size_t ic_cu_stats_floats(const struct ic_law_op *norm, unsigned batch, enum ic_cu_type type)
 {
+    if (type == IC_CU_F32)
+        return (size_t)batch * norm->groups * IC_CU_SUMS32 * 2 * (sizeof(double) / sizeof(float));
     return (size_t)batch * ic_cu_pad(norm->cout) / (unsigned)gran_of(norm) *
            (unsigned)slots_max(norm, batch) * 2;
 }
@@ -96,7 +99,7 @@ static void expect_norm(struct ic_law_exec *e, struct view *v, size_t at)
     v->norm_index = at;
     v->gran = gran_of(norm);
     v->stats = e->stats + e->stats_floats;
-    e->stats_floats += ic_cu_stats_floats(norm, e->plan->batch);
+    e->stats_floats += ic_cu_stats_floats(norm, e->plan->batch, e->packed->type);
 }
 
 /* ---- Transposed convolutions that are folded into the next one: fold.cuh, split_fold.cuh ---------- */
@@ -392,15 +395,27 @@ enum ic_status ic_cu_build32(struct ic_law_exec *e)
                                  .io = e->table,
                                  .weight = e->packed->ops[at].weight,
                                  .bias = e->packed->ops[at].bias,
+                                 .sums = (double *)(void *)e->stats,
                                  .cout = (int)op->cout,
                                  .height = (int)op->height,
                                  .width = (int)op->width,
                                  .groups = (int)op->groups,
                                  .d = (int)p->law->d,
                                  .product = p->law->product,
+                                 .split = e->packed->split,
+                                 .smem_max = e->packed->smem_max,
                                  .eps = op->eps,
                                  .spike_at = op->spike_at,
                                  .spike_to = op->spike_to};
+        if (a->split && e->packed->ops[at].half) {
+            int exponent;
+            frexp(ic_cu_input_bound(e->packed, p, at), &exponent);
+            a->half = 1;
+            a->scale = ldexpf(1, 15 - exponent);
+            a->unscale = e->packed->ops[at].unscale / a->scale;
+        } else {
+            a->scale = a->unscale = 1;
+        }
         for (int i = 0; i < 2; i++)
             if (op->in[i] >= 0) {
                 a->in[i] = (const float *)tensor_at(e, op->in[i]);

@@ -18,7 +18,7 @@ for file in pack exec build tune states; do
 done
 flags="-std=c++17 -arch=sm_$newest -Xcompiler=-fPIC,-Wall,-Wextra -Isrc"
 # shellcheck disable=SC2086
-for file in conv exact expand frames last; do "$nvcc" $flags -c src/law/cuda/$file.cu -o "$out/$file.o"; done
+for file in conv exact exact_mma expand frames last; do "$nvcc" $flags -c src/law/cuda/$file.cu -o "$out/$file.o"; done
 # shellcheck disable=SC2086
 "$nvcc" $flags -DIC_CU_TYPE=f16 -DIC_CU_NF4=1 -DIC_CU_TAPS=9 -c src/law/cuda/conv_inst.cu -o "$out/conv_inst.o"
 # Hopper's own family

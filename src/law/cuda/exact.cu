@@ -1,13 +1,16 @@
 /* Every operation of a plan in float32, NCHW, one kernel each: for laws that are kept in float32, for spiking
  * ones (a rounding would flip a spike), for GPUs without bfloat16 tensor cores, and what the tensor core path
- * is compared with. Sums of a convolution run in float32 over all taps and channels with fused
- * multiply-adds; norms' statistics in float64. No fast-math. */
+ * is compared with. Convolutions are here for SNN_UNET and for GPUs before 8.0, the others' are in exact_mma.cu;
+ * their sums run in float32 over all taps and channels with fused multiply-adds. Norms' statistics are in
+ * float64. No fast-math. */
 #define _Noreturn __attribute__((noreturn)) /* plan.h is C */
 #include "law/cuda/kernels.h"
 #include "law/plan.h"
 
 #define BLOCK 128 /* threads; of convolutions and norms below */
-#define NORM_BLOCK 1024
+#define NORM_BLOCK 512
+#define NORM_EACH 16 /* values of a thread */
+#define NORM_VALUES (NORM_BLOCK * NORM_EACH)
 #define OUTS 8  /* outputs of a thread of a convolution */
 #define CELLS 4 /* cells, side by side */
 #define TILE 16 /* side of a block's */
@@ -136,6 +139,15 @@ template <int SIDE, bool UP> static void run_conv32(const ic_cu_op32 &a, int sam
         conv32<SIDE, UP, 1><<<grid(1), TILE_THREADS, 0, stream>>>(a);
 }
 
+/* A group is summed in parts, by a block each: how many depends on its size alone. One: norm32 sums it itself. */
+__host__ __device__ static int parts_of(const ic_cu_op32 &a)
+{
+    const size_t n = (size_t)a.cout / a.groups * a.height * a.width,
+                 parts = (n + NORM_VALUES - 1) / NORM_VALUES;
+    return parts < IC_CU_SUMS32 ? (int)parts : IC_CU_SUMS32;
+}
+
+/* To all threads. */
 __device__ static double block_sum(double v, double *shared)
 {
     for (int m = 16; m; m >>= 1)
@@ -144,36 +156,102 @@ __device__ static double block_sum(double v, double *shared)
     if (threadIdx.x % 32 == 0)
         shared[threadIdx.x / 32] = v;
     __syncthreads();
-    double sum = 0;
-    for (int i = 0; i < NORM_BLOCK / 32; i++)
-        sum += shared[i];
-    return sum;
+    v = shared[threadIdx.x % 32 % (blockDim.x / 32)];
+    for (int m = (int)blockDim.x / 64; m; m >>= 1)
+        v += __shfl_xor_sync(~0u, v, m);
+    return v;
 }
 
-/* A block a group: the mean, then the squared deviations, then the values. */
-__global__ static void norm32(const __grid_constant__ ic_cu_op32 a)
+__global__ static void __launch_bounds__(NORM_BLOCK) sums32(const __grid_constant__ ic_cu_op32 a)
 {
     __shared__ double shared[NORM_BLOCK / 32];
-    const int s = blockIdx.z, g = blockIdx.x, per = a.cout / a.groups, cells = a.height * a.width;
+    const int s = blockIdx.z, g = blockIdx.y, parts = parts_of(a);
     if (!a.io[s].psi)
         return;
-    float *x = a.out + s * a.out_stride + (size_t)g * per * cells;
-    const size_t n = (size_t)per * cells;
-    const bool rms = a.kind == IC_LAW_OP_RMSNORM;
+    const size_t n = (size_t)a.cout / a.groups * a.height * a.width, part = (n + parts - 1) / parts,
+                 from = blockIdx.x * part, to = min(from + part, n);
+    const float *x = a.out + s * a.out_stride + g * n;
     double sum = 0, sq = 0;
-    if (!rms) {
-        for (size_t i = threadIdx.x; i < n; i += NORM_BLOCK)
-            sum += x[i];
-        sum = block_sum(sum, shared) / (double)n;
+#pragma unroll 8
+    for (size_t i = from + threadIdx.x; i < to; i += NORM_BLOCK) {
+        const double d = x[i];
+        sum += d;
+        sq += d * d;
     }
-    for (size_t i = threadIdx.x; i < n; i += NORM_BLOCK)
-        sq += (x[i] - sum) * (x[i] - sum);
-    sq = block_sum(sq, shared) / (double)n;
-    const float mean = (float)sum, r = (float)(1.0 / sqrt(sq + (double)a.eps));
-    for (size_t i = threadIdx.x; i < n; i += NORM_BLOCK) {
-        const int c = g * per + (int)(i / cells);
-        x[i] = activate(a, (x[i] - mean) * r * a.weight[c] + (a.bias ? a.bias[c] : 0.0f));
+    sum = block_sum(sum, shared);
+    sq = block_sum(sq, shared);
+    if (threadIdx.x == 0) {
+        double *out = a.sums + (((size_t)s * a.groups + g) * parts + blockIdx.x) * 2;
+        out[0] = sum;
+        out[1] = sq;
     }
+}
+
+/* A thread: NORM_EACH values of a group. Where a block has all of it, it needs nothing else. */
+__global__ static void __launch_bounds__(NORM_BLOCK, 2) norm32(const __grid_constant__ ic_cu_op32 a)
+{
+    __shared__ double shared[NORM_BLOCK / 32];
+    const int s = blockIdx.z, g = blockIdx.y, per = a.cout / a.groups, parts = parts_of(a),
+              cells = a.height * a.width, step = (int)blockDim.x;
+    const size_t n = (size_t)per * cells, from = (size_t)blockIdx.x * step * NORM_EACH + threadIdx.x;
+    if (!a.io[s].psi)
+        return;
+    const int left = n > from ? (int)min(n - from, (size_t)step * NORM_EACH) : 0;
+    float *x = a.out + s * a.out_stride + g * n + from, v[NORM_EACH];
+#pragma unroll
+    for (int i = 0; i < NORM_EACH; i++)
+        v[i] = i * step < left ? x[i * step] : 0.0f;
+    const bool rms = a.kind == IC_LAW_OP_RMSNORM;
+    double mean = 0, var = 0;
+    if (parts == 1) {
+#pragma unroll
+        for (int i = 0; i < NORM_EACH; i++)
+            mean += v[i];
+        mean = rms ? 0 : block_sum(mean, shared) / n;
+    } else {
+        const double *in = a.sums + ((size_t)s * a.groups + g) * parts * 2;
+        for (int i = 0; i < parts; i++) {
+            mean += in[2 * i];
+            var += in[2 * i + 1];
+        }
+        mean = rms ? 0 : mean / n;
+        var = var / n - mean * mean;
+    }
+    const float m = (float)mean;
+#pragma unroll
+    for (int i = 0; i < NORM_EACH; i++)
+        v[i] = i * step < left ? v[i] - m : 0.0f;
+    if (parts == 1) {
+#pragma unroll
+        for (int i = 0; i < NORM_EACH; i++)
+            var += (double)v[i] * v[i];
+        var = block_sum(var, shared) / n - (mean - m) * (mean - m);
+    }
+    const float r = (float)(1.0 / sqrt(fmax(var, 0.0) + (double)a.eps));
+    int c = (int)(from / cells), cell = (int)(from % cells);
+#pragma unroll
+    for (int i = 0; i < NORM_EACH; i++, cell += step) {
+        for (; cell >= cells; cell -= cells)
+            c++;
+        if (i * step < left)
+            x[i * step] =
+                activate(a, v[i] * r * a.weight[g * per + c] + (a.bias ? a.bias[g * per + c] : 0.0f));
+    }
+}
+
+static void run_norm32(const ic_cu_op32 &a, unsigned samples, cudaStream_t stream)
+{
+    const unsigned parts = (unsigned)parts_of(a), groups = (unsigned)a.groups;
+    const size_t n = (size_t)a.cout / a.groups * a.height * a.width;
+    unsigned threads = 64; /* no more than a small group needs: more of them run at once */
+    while (threads < NORM_BLOCK && threads * NORM_EACH < n)
+        threads *= 2;
+    if (parts > 1) {
+        sums32<<<dim3(parts, groups, samples), NORM_BLOCK, 0, stream>>>(a);
+        threads = NORM_BLOCK / 2;
+    }
+    norm32<<<dim3((unsigned)((n + threads * NORM_EACH - 1) / (threads * NORM_EACH)), groups, samples),
+             threads, 0, stream>>>(a);
 }
 
 __global__ static void pool32(const __grid_constant__ ic_cu_op32 a)
@@ -247,52 +325,81 @@ __global__ static void lstm32(const __grid_constant__ ic_cu_op32 a)
     a.out[s * a.out_stride + at] = h;
 }
 
+/* Cells of a block of update32: their psi lies in shared memory. */
+__host__ __device__ static int update_cells(int d)
+{
+    int cells = BLOCK;
+    while (cells > 1 && cells * (2 * d + 1) * sizeof(float) > 32768)
+        cells /= 2;
+    return cells;
+}
+
+/* psi comes and goes as it lies; a thread has all of a cell's, an odd number of words from its neighbour's. */
 __global__ static void update32(const __grid_constant__ ic_cu_op32 a)
 {
-    const int cells = a.height * a.width, i = blockIdx.x * BLOCK + threadIdx.x, s = blockIdx.z;
+    extern __shared__ float tile[];
+    const int each = update_cells(a.d), first = blockIdx.x * each,
+              here = min(each, a.height * a.width - first), s = blockIdx.z, cells = a.height * a.width,
+              row = 2 * a.d;
     const ic_cu_io io = a.io[s];
-    if (!io.psi || i >= cells)
+    if (!io.psi)
         return;
-    const float *y = a.in[0] + s * a.in_stride[0] + i, gamma = fmaxf(io.gamma, 0.0f);
-    float *psi = io.psi + (size_t)i * a.d * 2;
-    float sum = 0, r = 0;
-    for (int pass = 0; pass < 2; pass++) {
+    float *all = io.psi + (size_t)first * row;
+    for (int j = threadIdx.x; j < here * row; j += blockDim.x)
+        tile[j / row * (row + 1) + j % row] = all[j];
+    __syncthreads();
+    if ((int)threadIdx.x < here) {
+        const int i = first + (int)threadIdx.x;
+        const float *y = a.in[0] + s * a.in_stride[0] + i, gamma = fmaxf(io.gamma, 0.0f);
+        float *psi = tile + threadIdx.x * (row + 1), sum = 0;
         for (int k = 0; k < a.d; k++) {
             const float ar = y[(size_t)k * cells], ai = y[(size_t)(a.d + k) * cells], pr = psi[2 * k],
                         pi = psi[2 * k + 1];
             const float dr = a.product ? ar * pr - ai * pi : ar, di = a.product ? ar * pi + ai * pr : ai;
             const float fr = pr + (dr - gamma * pr), fi = pi + (di - gamma * pi);
-            if (pass) {
-                psi[2 * k] = fr / r;
-                psi[2 * k + 1] = fi / r;
-                continue;
-            }
+            psi[2 * k] = fr;
+            psi[2 * k + 1] = fi;
             sum += fr * fr + fi * fi;
             if (io.delta) {
                 io.delta[((size_t)i * a.d + k) * 2] = dr;
                 io.delta[((size_t)i * a.d + k) * 2 + 1] = di;
             }
         }
-        r = sqrtf(sum) + 1e-9f;
+        const float r = sqrtf(sum) + 1e-9f;
+        for (int k = 0; k < row; k++)
+            psi[k] = psi[k] / r;
     }
+    __syncthreads();
+    for (int j = threadIdx.x; j < here * row; j += blockDim.x)
+        all[j] = tile[j / row * (row + 1) + j % row];
+}
+
+static void run_update32(const ic_cu_op32 &a, unsigned samples, cudaStream_t stream)
+{
+    const int each = update_cells(a.d), cells = a.height * a.width;
+    update32<<<dim3((unsigned)((cells + each - 1) / each), 1, samples), BLOCK,
+               each *(2 * a.d + 1) * sizeof(float), stream>>>(a);
 }
 
 cudaError_t ic_cu_op32_run(const struct ic_cu_op32 *a, int samples, cudaStream_t stream)
 {
     const unsigned blocks = (unsigned)(a->height * a->width + BLOCK - 1) / BLOCK, n = (unsigned)samples;
-    const dim3 cells(blocks, 1, n), planes(blocks, (unsigned)a->cout, n), groups((unsigned)a->groups, 1, n);
+    if (a->split &&
+        (a->kind == IC_LAW_OP_CONV3X3 || a->kind == IC_LAW_OP_CONV1X1 || a->kind == IC_LAW_OP_CONVT2X2))
+        return ic_cu_mma32_run(a, samples, stream);
+    const dim3 cells(blocks, 1, n), planes(blocks, (unsigned)a->cout, n);
     switch (a->kind) {
     case IC_LAW_OP_INPUT: input32<<<cells, BLOCK, 0, stream>>>(*a); break;
     case IC_LAW_OP_CONV3X3: run_conv32<3, false>(*a, samples, stream); break;
     case IC_LAW_OP_CONV1X1: run_conv32<1, false>(*a, samples, stream); break;
     case IC_LAW_OP_CONVT2X2: run_conv32<1, true>(*a, samples, stream); break;
     case IC_LAW_OP_GROUPNORM:
-    case IC_LAW_OP_RMSNORM: norm32<<<groups, NORM_BLOCK, 0, stream>>>(*a); break;
+    case IC_LAW_OP_RMSNORM: run_norm32(*a, n, stream); break;
     case IC_LAW_OP_MAXPOOL2: pool32<<<planes, BLOCK, 0, stream>>>(*a); break;
     case IC_LAW_OP_RESIZE_HALF: resize32<<<planes, BLOCK, 0, stream>>>(*a); break;
     case IC_LAW_OP_MEM_IN: mem_in32<<<planes, BLOCK, 0, stream>>>(*a); break;
     case IC_LAW_OP_LSTM: lstm32<<<planes, BLOCK, 0, stream>>>(*a); break;
-    case IC_LAW_OP_UPDATE: update32<<<cells, BLOCK, 0, stream>>>(*a); break;
+    case IC_LAW_OP_UPDATE: run_update32(*a, n, stream); break;
     default: return cudaErrorInvalidValue;
     }
     return cudaGetLastError();

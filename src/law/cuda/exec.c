@@ -273,8 +273,13 @@ static struct layout layout_of(const struct ic_law_packed *packed, const struct 
 {
     struct layout l = {.stats = 64};
     for (size_t i = 0; i < p->op_count; i++)
-        if (p->ops[i].kind == IC_LAW_OP_GROUPNORM || p->ops[i].kind == IC_LAW_OP_RMSNORM)
-            l.stats += ic_cu_stats_floats(&p->ops[i], p->batch);
+        if (p->ops[i].kind == IC_LAW_OP_GROUPNORM || p->ops[i].kind == IC_LAW_OP_RMSNORM) {
+            const size_t floats = ic_cu_stats_floats(&p->ops[i], p->batch, packed->type);
+            if (packed->type != IC_CU_F32)
+                l.stats += floats;
+            else if (floats > l.stats) /* a norm's sums are read before the next one's are made */
+                l.stats = floats;
+        }
     for (size_t i = 0; i < packed->op_count; i++) {
         const size_t folded = ic_cu_folded_bytes(p, i);
         l.folded += folded;

@@ -11,6 +11,10 @@ struct ic_cu_weights {
     float *bias;  /* padded, NULL: none; norms: shift */
     struct ic_cu_nf4 nf4;
     size_t expanded; /* bytes of NF4 weights when they are 16-bit; else 0 */
+    /* float32: a norm's or a transposed convolution's |out| <= gain * |in| + offset, where a norm's in is at most the
+     * root of the values that it is over; whether exact_mma.cu multiplies fp16, and by what the weights were divided */
+    float gain, offset, unscale;
+    int half;
 };
 
 struct ic_law_packed {
@@ -19,6 +23,7 @@ struct ic_law_packed {
     int device, sms, smem_max;
     int overlap; /* programmatic dependent launch */
     int wide;    /* wide.cuh's and split.cuh's kernels run here */
+    int split;   /* float32: convolutions are exact_mma.cu's */
     size_t op_count, bytes;
     struct ic_cu_weights ops[IC_LAW_PLAN_OPS_MAX];
 };
@@ -42,6 +47,8 @@ enum ic_cu_type ic_cu_type_of(const struct ic_law *law);
 /* IC_UNAVAILABLE: no driver, no device, or one that is too old for `type`. */
 enum ic_status ic_cu_pack(const struct ic_law *law, enum ic_cu_type type, struct ic_law_packed **out,
                           struct ic_err *err);
+/* float32: what the inputs of op `at` are at most, from what is packed of the ops before it; INFINITY: not known. */
+double ic_cu_input_bound(const struct ic_law_packed *packed, const struct ic_law_plan *plan, size_t at);
 void ic_cu_unpack(struct ic_law_packed **packed);
 
 #endif

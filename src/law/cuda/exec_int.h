@@ -101,7 +101,7 @@ struct ic_law_state {
 void ic_cu_fold_plan(const struct ic_law_packed *packed, const struct ic_law_plan *plan,
                      struct ic_law_plan *out);
 size_t ic_cu_folded_bytes(const struct ic_law_plan *p, size_t at);
-size_t ic_cu_stats_floats(const struct ic_law_op *norm, unsigned batch);
+size_t ic_cu_stats_floats(const struct ic_law_op *norm, unsigned batch, enum ic_cu_type type);
 enum ic_status ic_cu_build(struct ic_law_exec *e, struct ic_err *err);
 enum ic_status ic_cu_build32(struct ic_law_exec *e);
 

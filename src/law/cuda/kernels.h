@@ -308,7 +308,7 @@ struct ic_cu_update {
 cudaError_t ic_cu_update_run(const struct ic_cu_update *a, enum ic_cu_type type, int samples,
                              cudaStream_t stream);
 
-/* ---- float32, NCHW, plain: exact.cu ---------------------------------------------------------- */
+/* ---- float32, NCHW: exact.cu, exact_mma.cu ---------------------------------------------------------- */
 
 struct ic_cu_op32 {
     int kind; /* enum ic_law_op_kind */
@@ -316,12 +316,26 @@ struct ic_cu_op32 {
     const struct ic_cu_io *io;
     const float *in[2], *weight, *bias;
     float *out;
+    double *sums; /* of norms: [sample][group][IC_CU_SUMS32 at most](sum, sum of squares) */
     size_t in_stride[2], out_stride; /* floats of a sample */
     int cin[2], cout, height, width; /* of the output */
     int groups, d, product;
+    /* A convolution of exact_mma.cu; half: of its fp16. Its inputs are multiplied by scale, what comes out by unscale. */
+    int split, half, smem_max;
+    float scale, unscale;
     float eps, spike_at, spike_to;
 };
 cudaError_t ic_cu_op32_run(const struct ic_cu_op32 *a, int samples, cudaStream_t stream);
+#define IC_CU_SUMS32 64 /* parts of a group that are summed by themselves, at most */
+
+/* The convolutions by tensor cores, from 8.0 on: exact_mma.cu. Weights are words of 4 bytes, one tf32 or the fp16 of two
+ * channels, [outputs / 16][words / 8][tap][high, low][lane][4], where a lane's four are (row, word) = (lane / 4, lane % 4),
+ * (+ 8, + 0), (+ 0, + 4), (+ 8, + 4) of 16 and 8; channels of both inputs in a row, padded with zeros to a whole number of
+ * chunks. A row is an output; of transposed ones [output][y] of four and two, and x = 1 is row + 8. */
+#define IC_CU_MMA32_UNIT 256                           /* words of 16 outputs, 8 words of channels, a tap */
+#define IC_CU_MMA32_WORDS(taps) ((taps) == 9 ? 8 : 16) /* of a chunk */
+cudaError_t ic_cu_mma32_init(int smem_max);
+cudaError_t ic_cu_mma32_run(const struct ic_cu_op32 *a, int samples, cudaStream_t stream);
 
 #ifdef __cplusplus
 }

@@ -12,6 +12,7 @@
  * another size than 64, become 16-bit here. */
 #include "law/cuda/exec.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -20,7 +21,8 @@
 #define UNIT 128  /* values of a unit */
 #define BLOCK 128 /* columns that lie together */
 #define SMALLEST_GRID 16
-#define HALF_MAJOR 8 /* compute capability from which conv.cuh runs */
+#define HALF_MAJOR 8  /* compute capability from which conv.cuh and exact_mma.cu run */
+#define SCALE_MOST 48 /* exponents of what exact_mma.cu scales: products stay float32's */
 
 /* Which of PyTorch's channels stands at a padded place; -1: none. */
 struct side {
@@ -197,9 +199,18 @@ static enum ic_status pack_half(struct ic_law_packed *p, const struct ic_law_wei
     return s;
 }
 
-/* A vector of float32 as it is, or one value per column: padded, permuted, repeated for each phase. */
+static float largest(const float *v, size_t n)
+{
+    float most = 0;
+    for (size_t i = 0; i < n; i++)
+        most = fmaxf(most, fabsf(v[i]));
+    return most;
+}
+
+/* A vector of float32 as it is, or one value per column: padded, permuted, repeated for each phase. most: its largest. */
 static enum ic_status pack_vector(struct ic_law_packed *p, const struct ic_law_weight *w,
-                                  const struct side *out, unsigned columns, float **to, struct ic_err *err)
+                                  const struct side *out, unsigned columns, float **to, float *most,
+                                  struct ic_err *err)
 {
     const size_t n = columns ? columns : w->count;
     float *all = malloc(w->count * sizeof *all), *v = calloc(n, sizeof *v);
@@ -211,9 +222,115 @@ static enum ic_status pack_vector(struct ic_law_packed *p, const struct ic_law_w
             const long c = columns ? channel_at(out, i % out->padded[0]) : (long)i;
             v[i] = c < 0 ? 0 : all[c];
         }
+        *most = largest(all, w->count);
         s = send(p, v, n * sizeof *v, &sent, err);
         *to = sent;
     }
+    free(all);
+    free(v);
+    return s;
+}
+
+/* ---- float32 by tensor cores: exact_mma.cu ------------------------------------------------------- */
+
+double ic_cu_input_bound(const struct ic_law_packed *packed, const struct ic_law_plan *plan, size_t at)
+{
+    double bound[IC_LAW_PLAN_TENSORS_MAX], most = 0;
+    for (size_t t = 0; t < plan->tensor_count; t++)
+        bound[t] = INFINITY;
+    for (size_t i = 0; i < at; i++) {
+        const struct ic_law_op *op = &plan->ops[i];
+        const double gain = (double)packed->ops[i].gain, offset = (double)packed->ops[i].offset;
+        if (op->kind == IC_LAW_OP_GROUPNORM || op->kind == IC_LAW_OP_RMSNORM)
+            bound[op->out] = gain * sqrt((double)op->cout / op->groups * op->height * op->width) + offset;
+        else if (op->kind == IC_LAW_OP_MAXPOOL2)
+            bound[op->out] = bound[op->in[0]];
+        else if (op->kind == IC_LAW_OP_CONVT2X2)
+            bound[op->out] = gain * bound[op->in[0]] + offset;
+        else if (op->kind == IC_LAW_OP_LSTM)
+            bound[op->out] = 1;
+    }
+    for (int i = 0; i < 2; i++)
+        if (plan->ops[at].in[i] >= 0)
+            most = fmax(most, bound[plan->ops[at].in[i]]);
+    return most;
+}
+
+/* Of a transposed convolution: [inputs][outputs], by what the largest input becomes larger at most. */
+static float largest_sum(const float *v, size_t inputs, size_t outputs)
+{
+    double most = 0;
+    for (size_t o = 0; o < outputs; o++) {
+        double sum = 0;
+        for (size_t c = 0; c < inputs; c++)
+            sum += fabs((double)v[c * outputs + o]);
+        most = fmax(most, sum);
+    }
+    return (float)most;
+}
+
+static float rounded(float v, bool half)
+{
+    uint32_t bits;
+    if (half)
+        return ic_f16_to_f32(ic_f32_to_f16(v));
+    memcpy(&bits, &v, sizeof bits);
+    bits = (bits + 0x1000u) & 0xffffe000u;
+    memcpy(&v, &bits, sizeof v);
+    return v;
+}
+
+/* Puts a value's two parts where its word has room for them: word[0], word[128]. */
+static void put_split(uint32_t *word, float v, bool half, size_t which)
+{
+    const float part[2] = {rounded(v, half), rounded(v - rounded(v, half), half)};
+    for (int i = 0; i < 2; i++) {
+        uint32_t bits;
+        memcpy(&bits, &part[i], sizeof bits);
+        word[i * 128] |= half ? (uint32_t)ic_f32_to_f16(part[i]) << 16 * which : bits;
+    }
+}
+
+/* The order is in kernels.h. */
+static enum ic_status pack_split(struct ic_law_packed *p, const struct ic_law_plan *plan, size_t index,
+                                 struct ic_err *err)
+{
+    const struct ic_law_op *op = &plan->ops[index];
+    const struct ic_law_weight *w = &p->law->weights[op->weight];
+    struct ic_cu_weights *to = &p->ops[index];
+    const bool up = op->kind == IC_LAW_OP_CONVT2X2;
+    const size_t taps = op->kind == IC_LAW_OP_CONV3X3 ? 9 : 1, outputs = (size_t)op->cout * (up ? 4 : 1),
+                 channels = op->cin[0] + op->cin[1];
+    int exponent[2]; /* of the largest input, the largest weight */
+    float *all = malloc(w->count * sizeof *all);
+    if (!all)
+        return ic_fail(err, IC_OOM, "no memory to pack weights");
+    ic_law_weight_read(w, 0, w->count, all);
+    const double bound = ic_cu_input_bound(p, plan, index);
+    frexp(bound, &exponent[0]);
+    frexpf(largest(all, w->count), &exponent[1]);
+    to->half = isfinite(bound) && abs(exponent[0]) < SCALE_MOST && abs(exponent[1]) < SCALE_MOST;
+    to->unscale = to->half ? ldexpf(1, exponent[1] - 15) : 1;
+    if (up)
+        to->gain = largest_sum(all, op->cin[0], outputs);
+    const size_t each = to->half ? 2 : 1, chunk = IC_CU_MMA32_WORDS(taps),
+                 words = (channels + each * chunk - 1) / (each * chunk) * chunk,
+                 units = (outputs + 15) / 16 * (words / 8) * taps;
+    uint32_t *v = calloc(units * IC_CU_MMA32_UNIT, sizeof *v);
+    enum ic_status s = v ? IC_OK : ic_fail(err, IC_OOM, "no memory to pack weights");
+    for (size_t i = 0; i < units * 128 * each && s == IC_OK; i++) {
+        const size_t at = i / each % 128, unit = i / each / 128, lane = at / 4, tap = unit % taps,
+                     o = unit / taps / (words / 8) * 16 +
+                         (up ? lane / 4 * 2 + at % 2 : lane / 4 + at % 2 * 8),
+                     word = unit / taps % (words / 8) * 8 + lane % 4 + at % 4 / 2 * 4,
+                     c = word * each + i % each;
+        if (o < outputs && c < channels)
+            put_split(&v[unit * IC_CU_MMA32_UNIT + at],
+                      all[up ? c * outputs + o : (o * channels + c) * taps + tap] / to->unscale, to->half,
+                      i % each);
+    }
+    if (s == IC_OK)
+        s = send(p, v, units * IC_CU_MMA32_UNIT * sizeof *v, &to->weight, err);
     free(all);
     free(v);
     return s;
@@ -233,15 +350,19 @@ static enum ic_status pack_op(struct ic_law_packed *p, const struct ic_law_plan 
     enum ic_status s;
     if (!conv || p->type == IC_CU_F32) {
         float *weight = NULL;
-        s = pack_vector(p, w, NULL, 0, &weight, err);
-        to->weight = weight;
-        return s == IC_OK && b ? pack_vector(p, b, NULL, 0, &to->bias, err) : s;
+        if (conv && p->split)
+            s = pack_split(p, plan, index, err);
+        else {
+            s = pack_vector(p, w, NULL, 0, &weight, &to->gain, err);
+            to->weight = weight;
+        }
+        return s == IC_OK && b ? pack_vector(p, b, NULL, 0, &to->bias, &to->offset, err) : s;
     }
     const struct matrix m = matrix_of(plan, op);
     const bool keep =
         w->precision == IC_LAW_NF4 && w->nf4.block == IC_NF4_BLOCK && !m.in.pairs && !m.out.pairs;
     s = keep ? pack_nf4(p, w, &m, to, err) : pack_half(p, w, &m, to, err);
-    return s == IC_OK && b ? pack_vector(p, b, &m.out, m.columns, &to->bias, err) : s;
+    return s == IC_OK && b ? pack_vector(p, b, &m.out, m.columns, &to->bias, &to->offset, err) : s;
 }
 
 static enum ic_status find_device(struct ic_law_packed *p, struct ic_err *err)
@@ -265,6 +386,8 @@ static enum ic_status find_device(struct ic_law_packed *p, struct ic_err *err)
     p->overlap = prop.major >= 9;
     if (p->type != IC_CU_F32 && (e = ic_cu_conv_init(p->type, p->smem_max)) != cudaSuccess)
         return ic_cu_fail(err, e, "this build's kernels on this device");
+    p->split = p->type == IC_CU_F32 && p->law->arch != IC_LAW_SNN_UNET && prop.major >= HALF_MAJOR &&
+               ic_cu_mma32_init(p->smem_max) == cudaSuccess;
     p->wide = p->type != IC_CU_F32 && prop.major == 9 &&
               ic_cu_wide_init(p->type, p->smem_max) == cudaSuccess &&
               ic_cu_split_init(p->type, p->smem_max) == cudaSuccess &&

@@ -597,7 +597,8 @@ enum ic_status ic_cu_choose_together(struct ic_law_exec *e, struct ic_err *err)
 {
     const int64_t until = ic_now_ns() + STEPS_MOST_MS * (int64_t)1000000;
     struct stopwatch w;
-    if (!e->packed->wide || getenv("IC_LAW_CUDA_CUT"))
+    if (!(e->packed->wide || (e->packed->type == IC_CU_F32 && getenv("IC_LAW_CUDA_VERBOSE"))) ||
+        getenv("IC_LAW_CUDA_CUT"))
         return IC_OK;
     TRY(cudaEventCreate(&w.ev[0]), "an event");
     TRY(cudaEventCreate(&w.ev[1]), "an event");
@@ -622,7 +623,7 @@ enum ic_status ic_cu_choose_together(struct ic_law_exec *e, struct ic_err *err)
         }
         (void)recut_all(e, &k, k.choice[0]);
     }
-    if (getenv("IC_LAW_CUDA_VERBOSE") && step > 0)
+    if (getenv("IC_LAW_CUDA_VERBOSE"))
         print_launches(e, w.ev, launches);
     cudaEventDestroy(w.ev[0]);
     cudaEventDestroy(w.ev[1]);
