@@ -15,7 +15,8 @@
  * LOAD warpgroups only load: their last warp asks for weights, the others bring and normalise the inputs,
  * 16 channels or a few times that at a time (a chunk), in teams, each for a buffer of its own: what is
  * written for wgmma must be fenced, which waits for all that a warp has under way, so that a warp cannot
- * bring its next chunk meanwhile. The two others only multiply and store. */
+ * bring its next chunk meanwhile. The two others only multiply and store. The first chunks, which nothing
+ * else could go on beside, are brought by all warps. */
 #ifndef IC_LAW_CUDA_FOLD_CUH
 #define IC_LAW_CUDA_FOLD_CUH
 
@@ -31,6 +32,10 @@ __device__ inline void store_turned(uint32_t at, uint32_t a, uint32_t b, uint32_
 }
 #endif
 
+template <int N> struct number {
+    static constexpr int value = N;
+};
+
 struct yes {
     static constexpr bool value = true;
 };
@@ -45,31 +50,27 @@ __global__ void __launch_bounds__((2 + LOAD) * 128, BLOCKS)
     fold_kernel(const __grid_constant__ ic_cu_fold a)
 {
 #if IC_CU_WGMMA
-    constexpr int WM = 2, THREADS = (WM + LOAD) * 128, BUFFERS = IC_CU_FOLD_BUFFERS,
+    constexpr int WM = 2, THREADS = (WM + LOAD) * 128, WARPS = THREADS / 32, BUFFERS = IC_CU_FOLD_BUFFERS,
                   TEAM = (LOAD * 4 - 1) / BUFFERS;
     constexpr int N = PAIR ? 32 : 64, N8 = N / 8, PHASES = PAIR ? 1 : 2; /* of a warpgroup's products */
     constexpr int HALVES = CELLS_N > 128 ? 2 : 1, PRODUCT_N = CELLS_N / HALVES, HALF_H = PRODUCT_N / 8;
     constexpr int TILE_W = 8, TILE_H = CELLS_N / TILE_W;
     constexpr int LOW_W = TILE_W + 2, LOW_CELLS = LOW_W * (TILE_H + 2);
     constexpr int SKIP_W = TILE_W + 1, SKIP_ONE = SKIP_W * (TILE_H + 1), SKIP_CELLS = 4 * SKIP_ONE;
-    constexpr int AT_ONCE = TEAM * 16, LOW_TURNS = (LOW_CELLS + AT_ONCE - 1) / AT_ONCE,
-                  SKIP_TURNS = (SKIP_CELLS + AT_ONCE - 1) / AT_ONCE;
-    static_assert(SKIP_TURNS <= 64, "a bit each");
     constexpr int A = 8 * UNIT; /* bytes of weights of a product */
     constexpr int LOW_STEPS = PAIR ? 6 : 8,
                   SKIP_STEPS = PAIR ? 4 : 6; /* products of a warpgroup and stage */
     constexpr int LOW_STAGE = 2 * LOW_STEPS * A, SKIP_STAGE = 2 * SKIP_STEPS * A, SLOT = LOW_STAGE;
-    constexpr int OUT_ROW = 48;
+    constexpr int OUT_ROW = 64 * 2 + 16, OUT_H = IC_CU_FOLD_OUT_H; /* cells; rows at a time */
     extern __shared__ __align__(128) char smem[];
     const int tid = threadIdx.x, lane = tid & 31, w4 = tid >> 5 & 3;
     const int warp = __shfl_sync(~0u, tid >> 5, 0), wg = warp >> 2; /* wg: also a phase's row */
     const int sample = blockIdx.z, column0 = blockIdx.y * N;
+    const int cluster = 1 << a.cluster_shift, rank = blockIdx.x & (cluster - 1);
 
-    const ic_cu_io io = a.io[sample];
     let_next_start();
-    if (!io.psi)
-        return;
-
+    touch(a, warp);
+    const float *psi = a.io[sample].psi;
     float *scale = reinterpret_cast<float *>(smem + a.scale_at), *shift = scale + (a.low16 + a.skip16) * 16;
     float *sums = reinterpret_cast<float *>(smem + a.sums_at); /* [warp][2] (sum, square) */
     const uint32_t bars = shared_address(smem), ring = shared_address(smem + a.ring_at);
@@ -79,10 +80,10 @@ __global__ void __launch_bounds__((2 + LOAD) * 128, BLOCKS)
     auto tile_empty = [&](int buffer) { return empty(a.ring + buffer); };
     if (tid < a.ring) {
         barrier_init(full(tid), 1);
-        barrier_init(empty(tid), WM * 4);
+        barrier_init(empty(tid), cluster * WM * 4);
     }
     if (tid < BUFFERS) {
-        barrier_init(tile_full(tid), TEAM);
+        barrier_init(tile_full(tid), TEAM * WARPS);
         barrier_init(tile_empty(tid), WM * 4);
     }
     /* where cells of the tile in shared memory lie in the grid, seen from the tile's first: y << 16 | x */
@@ -97,14 +98,13 @@ __global__ void __launch_bounds__((2 + LOAD) * 128, BLOCKS)
         }
         table[cell] = y << 16 | x;
     }
-    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-    __syncthreads();
+    barriers_known(cluster);
 
     const int tile0 = blockIdx.x * a.tiles_per_block,
               tiles = min(a.tiles_per_block, a.tiles_x * a.tiles_y - tile0);
     const int low_chunks = divided(a.low16 + a.low_chunk - 1, a.low_chunk), chunks = low_chunks + a.skip16;
 
-    /* ---- weights: one stage after another, as they lie in memory ---- */
+    /* ---- weights: one stage after another, as they lie in memory; those of a cluster's blocks are the same ---- */
     const int stages = a.low16 + 3 * a.skip16;
     const char *weight0 = static_cast<const char *>(a.weight) +
                           (size_t)blockIdx.y * (a.low16 * LOW_STAGE + a.skip16 * 3 * SKIP_STAGE);
@@ -116,7 +116,7 @@ __global__ void __launch_bounds__((2 + LOAD) * 128, BLOCKS)
             barrier_wait(empty(fill_slot), (fill_turn - 1) & 1);
         if (lane == 0) {
             barrier_expect(full(fill_slot), bytes);
-            copy_bulk(ring + fill_slot * SLOT, weight, bytes, full(fill_slot));
+            copy_bulk_shared(ring + fill_slot * SLOT, weight, bytes, full(fill_slot), a.cluster_shift, rank);
         }
         fill_left--;
         weight += bytes;
@@ -136,16 +136,18 @@ __global__ void __launch_bounds__((2 + LOAD) * 128, BLOCKS)
 
     /* ---- inputs: item i is a chunk of a tile, in buffer i % BUFFERS ---- */
     auto buffer_at = [&](int buffer) { return smem + a.area_at + buffer * a.buffer_bytes; };
-    /* Brings an item and normalises it; outside the grid it stays zero, after the activation. A turn of a
-     * warp is 16 cells of 16 channels: eight lanes are eight cells of an octet. */
-    auto bring = [&](auto is_low, int ti, int c0, int nc, int buffer) {
+    /* Asks for an item, as one of WARPS warps that share it: a turn of a warp is 16 cells of 16 channels, eight
+     * lanes are eight cells of an octet. Returns which of its cells lie in the grid. */
+    auto ask = [&](auto is_low, auto warps, int member, int ti, int c0, int nc, int buffer) {
         constexpr bool LOW = decltype(is_low)::value;
-        constexpr int CELLS = LOW ? LOW_CELLS : SKIP_CELLS, TURNS = LOW ? LOW_TURNS : SKIP_TURNS;
+        constexpr int CELLS = LOW ? LOW_CELLS : SKIP_CELLS, AT_ONCE = decltype(warps)::value * 16,
+                      TURNS = (CELLS + AT_ONCE - 1) / AT_ONCE;
+        static_assert(TURNS <= 64, "a bit each");
         const ic_cu_src &in = a.in[LOW ? 0 : 1];
         const int ty = divided(ti, a.tiles_x), octet = lane >> 3 & 1, height = (LOW ? 1 : 2) * a.height,
                   width = (LOW ? 1 : 2) * a.width, y0 = ty * TILE_H * (LOW ? 1 : 2) - 1,
                   x0 = (ti - ty * a.tiles_x) * TILE_W * (LOW ? 1 : 2) - 1;
-        const int first = (warp - WM * 4) % TEAM * 16 + (lane & 7) + (lane >> 4) * 8;
+        const int first = member * 16 + (lane & 7) + (lane >> 4) * 8;
         const char *from =
             static_cast<const char *>(in.p) + (size_t)sample * in.stride + 32 * c0 + 16 * octet;
         uint4 *to = reinterpret_cast<uint4 *>(buffer_at(buffer)) + octet * CELLS + first;
@@ -164,15 +166,22 @@ __global__ void __launch_bounds__((2 + LOAD) * 128, BLOCKS)
                 if (k < nc)
                     copy16_or_zero(shared_address(to + t * AT_ONCE + 2 * k * CELLS), cell + 32 * k, inside);
         }
-        copies_commit();
-        copies_wait<0>();
+        return in_grid;
+    };
+    /* Once it has come, normalises it; outside the grid it stays zero, after the activation. */
+    auto normalise = [&](auto is_low, auto warps, int member, int c0, int nc, int buffer, uint64_t in_grid) {
+        constexpr bool LOW = decltype(is_low)::value;
+        constexpr int CELLS = LOW ? LOW_CELLS : SKIP_CELLS, AT_ONCE = decltype(warps)::value * 16,
+                      TURNS = (CELLS + AT_ONCE - 1) / AT_ONCE;
+        const int octet = lane >> 3 & 1, first = member * 16 + (lane & 7) + (lane >> 4) * 8;
+        uint4 *to = reinterpret_cast<uint4 *>(buffer_at(buffer)) + octet * CELLS + first;
         const float *times = scale + (LOW ? 0 : a.low16 * 16) + 16 * c0 + 8 * octet,
                     *plus = times + (a.low16 + a.skip16) * 16;
 #pragma unroll 1
         for (int k = 0; k < nc; k++, to += 2 * CELLS, times += 16, plus += 16) {
             norm_octet<T> norm;
             norm.take(times, plus);
-            constexpr int PACE = 3; /* at a time: their latencies overlap (more was no faster) */
+            constexpr int PACE = TURNS < 3 ? TURNS : 3; /* at a time: their latencies overlap (more was no faster) */
 #pragma unroll 1
             for (int t = 0; t < TURNS; t += PACE) {
                 uint4 v[PACE];
@@ -188,12 +197,46 @@ __global__ void __launch_bounds__((2 + LOAD) * 128, BLOCKS)
                         to[(t + i) * AT_ONCE] = v[i];
             }
         }
+        fence_writes();
+        __syncwarp();
+    };
+    /* fn(whether it is of the smaller tensor, its first 16 of channels, their number) */
+    auto chunk_of = [&](int chunk, auto fn) {
+        if (chunk < low_chunks)
+            fn(yes(), chunk * a.low_chunk, min(a.low_chunk, a.low16 - chunk * a.low_chunk));
+        else
+            fn(no(), chunk - low_chunks, 1);
     };
 
+    if (!psi) { /* and nothing may come to a block that has ended */
+        for (int i = 0; asks && i < min(a.ring, tiles * stages); i++)
+            barrier_wait(full(i), 0);
+        return;
+    }
     wait_for_previous();
-    norm_coefficients(a.in[0], sample, scale, shift, tid, THREADS);
-    norm_coefficients(a.in[1], sample, scale + a.low16 * 16, shift + a.low16 * 16, tid, THREADS);
+    const int started = min(BUFFERS, chunks);
+    uint64_t in_grid = 0; /* eight bits an item */
+#pragma unroll 1
+    for (int i = 0; i < started; i++)
+        chunk_of(i, [&](auto is_low, int c0, int nc) {
+            in_grid |= ask(is_low, number<WARPS>(), warp, tile0, c0, nc, i) << 8 * i;
+        });
+    copies_commit();
+    if (tid < THREADS / 2)
+        norm_coefficients(a.in[0], sample, scale, shift, tid, THREADS / 2);
+    else
+        norm_coefficients(a.in[1], sample, scale + a.low16 * 16, shift + a.low16 * 16, tid - THREADS / 2,
+                          THREADS / 2);
     __syncthreads();
+    copies_wait<0>();
+#pragma unroll 1
+    for (int i = 0; i < started; i++) {
+        chunk_of(i, [&](auto is_low, int c0, int nc) {
+            normalise(is_low, number<WARPS>(), warp, c0, nc, i, in_grid >> 8 * i);
+        });
+        if (lane == 0)
+            barrier_arrive(tile_full(i), TEAM);
+    }
 
     if (wg >= WM) {
         if constexpr (PHASES * CELLS_N == 256)
@@ -206,8 +249,9 @@ __global__ void __launch_bounds__((2 + LOAD) * 128, BLOCKS)
         const int team = (warp - WM * 4) / TEAM;
         if (team >= BUFFERS)
             return;
-        int tile = 0, chunk = team;
-        for (int turn = 0;; turn++, chunk += BUFFERS) {
+        const int member = (warp - WM * 4) % TEAM;
+        int tile = 0, turn = team < started ? 1 : 0, chunk = team + turn * BUFFERS;
+        for (;; turn++, chunk += BUFFERS) {
             while (chunk >= chunks) {
                 chunk -= chunks;
                 tile++;
@@ -216,15 +260,14 @@ __global__ void __launch_bounds__((2 + LOAD) * 128, BLOCKS)
                 break;
             if (turn > 0)
                 barrier_wait(tile_empty(team), (turn - 1) & 1);
-            if (chunk < low_chunks)
-                bring(yes(), tile0 + tile, chunk * a.low_chunk,
-                      min(a.low_chunk, a.low16 - chunk * a.low_chunk), team);
-            else
-                bring(no(), tile0 + tile, chunk - low_chunks, 1, team);
-            fence_writes();
-            __syncwarp();
+            chunk_of(chunk, [&](auto is_low, int c0, int nc) {
+                const uint64_t inside = ask(is_low, number<TEAM>(), member, tile0 + tile, c0, nc, team);
+                copies_commit();
+                copies_wait<0>();
+                normalise(is_low, number<TEAM>(), member, c0, nc, team, inside);
+            });
             if (lane == 0)
-                barrier_arrive(tile_full(team));
+                barrier_arrive(tile_full(team), WARPS);
         }
         return;
     }
@@ -241,8 +284,8 @@ __global__ void __launch_bounds__((2 + LOAD) * 128, BLOCKS)
         int add = 0, held = -1, held_tile = -1; /* what the products before the last ones read */
         auto release = [&]() {
             __syncwarp();
-            if (lane == 0 && held >= 0)
-                barrier_arrive(empty(held));
+            if (held >= 0)
+                barrier_arrive_all(empty(held), cluster, lane);
             if (lane == 0 && held_tile >= 0)
                 barrier_arrive(tile_empty(held_tile));
             held_tile = -1;
@@ -311,66 +354,82 @@ __global__ void __launch_bounds__((2 + LOAD) * 128, BLOCKS)
                 buffer_phase ^= 1;
             }
         }
-        products_wait<0>();
-        settle(acc);
-        release();
-
         /* ---- epilogue: this warp has 16 channels, of which this lane two, lane / 4 and that + 8 ---- */
         const int ti = tile0 + tile, ty = divided(ti, a.tiles_x), y0 = ty * TILE_H,
                   x0 = (ti - ty * a.tiles_x) * TILE_W, xa = x0 + (lane & 3) * 2; /* its cells: xa, xa + 1 */
-        const int channel = column0 + (PAIR ? w4 & 1 : w4) * 16;
-        const int cell_bytes = 2 * a.cpad, row_bytes = cell_bytes * 2 * a.width;
-        char *mine = smem + a.out_at + warp * 16 * OUT_ROW;
-        const uint32_t to =
-            shared_address(mine) + ((lane >> 4) * 8 + (lane & 7)) * OUT_ROW + (lane >> 3 & 1) * 16;
         const bool in[2] = {xa < a.width, xa + 1 < a.width};
+        const int edge = wg == 0 ? 0 : a.height - 1; /* its biases differ */
+        float bias[PHASES][2][2][2];                 /* [at the edge][cell][channel] */
 #pragma unroll
-        for (int p = 0; p < PHASES; p++) {
-            const int px = PAIR ? w4 >> 1 : p, edge = wg == 0 ? 0 : a.height - 1; /* its biases differ */
-            float bias[2][2][2]; /* [at the edge][cell][channel] */
+        for (int p = 0; p < PHASES; p++)
 #pragma unroll
             for (int e = 0; e < 2; e++)
 #pragma unroll
                 for (int c = 0; c < 2; c++) {
-                    const int bx = px == 0 ? (xa + c == 0 ? 0 : 1) : (xa + c == a.width - 1 ? 2 : 1),
+                    const int px = PAIR ? w4 >> 1 : p,
+                              bx = px == 0 ? (xa + c == 0 ? 0 : 1) : (xa + c == a.width - 1 ? 2 : 1),
                               by = e == 0 ? 1 : 2 * wg;
-                    const float *b = a.bias + (by * 3 + bx) * a.cpad + channel + lane / 4;
-                    bias[e][c][0] = __ldg(b);
-                    bias[e][c][1] = __ldg(b + 8);
+                    const float *b = a.bias + (by * 3 + bx) * a.cpad + column0 + (PAIR ? w4 & 1 : w4) * 16 +
+                                     lane / 4;
+                    bias[p][e][c][0] = __ldg(b);
+                    bias[p][e][c][1] = __ldg(b + 8);
                 }
-            char *out = static_cast<char *>(a.out) + (size_t)sample * a.out_stride + 2 * channel +
-                        (lane & 1) * 16 + wg * row_bytes + px * cell_bytes +
-                        (x0 + (lane >> 1 & 7)) * 2 * cell_bytes;
+        products_wait<0>();
+        settle(acc);
+        release();
+        if (cluster > 1 && tile == tiles - 1)
+            cluster_arrive(); /* sends nothing any more */
+
+        /* 128 bytes of a cell: a phase's 64 channels, or PAIR: two phases' 32 */
+        const int cell_bytes = 2 * a.cpad, row_bytes = cell_bytes * 2 * a.width;
+        char *mine = smem + a.out_at + wg * TILE_W * OUT_H * OUT_ROW;
+        const uint32_t to = shared_address(mine) + w4 * 32 + ((lane >> 4) * 8 + (lane & 7)) * OUT_ROW +
+                            (lane >> 3 & 1) * 16;
+        const int copy = tid & 127, copy_y = copy >> 6, copy_x = copy >> 3 & 7, piece = copy & 7;
+        const char *copy_from = mine + (copy >> 3) * OUT_ROW + piece * 16;
+        char *out = static_cast<char *>(a.out) + (size_t)sample * a.out_stride + 2 * column0 +
+                    (PAIR ? (piece >> 2) * cell_bytes + (piece & 3) * 16 : piece * 16) + wg * row_bytes +
+                    (x0 + copy_x) * 2 * cell_bytes;
 #pragma unroll
-            for (int j = 0; j < TILE_H; j += 2) { /* two rows of cells */
-                uint32_t packed[4];
+        for (int p = 0; p < PHASES; p++, out += cell_bytes)
 #pragma unroll
-                for (int h = 0; h < 2; h++) {
-                    const int y = y0 + j + h;
-                    const bool at_edge = y == edge;
-                    const float *sum = &acc[p * HALVES + j / HALF_H][4 * ((j + h) % HALF_H)];
-                    float v[4]; /* [channel][cell] */
+            for (int j0 = 0; j0 < TILE_H; j0 += OUT_H) {
 #pragma unroll
-                    for (int i = 0; i < 4; i++) {
-                        v[i] = sum[i] + (at_edge ? bias[1][i & 1][i >> 1] : bias[0][i & 1][i >> 1]);
-                        if (in[i & 1] && y < a.height) {
-                            keep[i >> 1 << 1] += v[i];
-                            keep[(i >> 1 << 1) + 1] = fmaf(v[i], v[i], keep[(i >> 1 << 1) + 1]);
+                for (int j = j0; j < j0 + OUT_H; j += 2) { /* two rows of cells */
+                    uint32_t packed[4];
+#pragma unroll
+                    for (int h = 0; h < 2; h++) {
+                        const int y = y0 + j + h;
+                        const bool at_edge = y == edge;
+                        const float *sum = &acc[p * HALVES + j / HALF_H][4 * ((j + h) % HALF_H)];
+                        float v[4]; /* [channel][cell] */
+#pragma unroll
+                        for (int i = 0; i < 4; i++) {
+                            v[i] = sum[i] +
+                                   (at_edge ? bias[p][1][i & 1][i >> 1] : bias[p][0][i & 1][i >> 1]);
+                            if (in[i & 1] && y < a.height) {
+                                keep[i >> 1 << 1] += v[i];
+                                keep[(i >> 1 << 1) + 1] = fmaf(v[i], v[i], keep[(i >> 1 << 1) + 1]);
+                            }
                         }
+                        packed[2 * h] = T::pack(v[0], v[1]);
+                        packed[2 * h + 1] = T::pack(v[2], v[3]);
                     }
-                    packed[2 * h] = T::pack(v[0], v[1]);
-                    packed[2 * h + 1] = T::pack(v[2], v[3]);
+                    store_turned(to + (j - j0) * 8 * OUT_ROW, packed[0], packed[1], packed[2], packed[3]);
                 }
-                store_turned(to, packed[0], packed[1], packed[2], packed[3]);
-                __syncwarp();
-                const int y = y0 + j + (lane >> 4);
-                if (y < a.height && x0 + (lane >> 1 & 7) < a.width)
-                    *reinterpret_cast<uint4 *>(out + 2 * y * row_bytes) =
-                        *reinterpret_cast<const uint4 *>(mine + (lane >> 1) * OUT_ROW + (lane & 1) * 16);
-                __syncwarp();
+                asm volatile("bar.sync %0, 128;" ::"r"(2 + wg) : "memory");
+#pragma unroll
+                for (int k = 0; k < OUT_H; k += 2) {
+                    const int y = y0 + j0 + k + copy_y;
+                    if (y < a.height && x0 + copy_x < a.width)
+                        *reinterpret_cast<uint4 *>(out + 2 * y * row_bytes) =
+                            *reinterpret_cast<const uint4 *>(copy_from + k * 8 * OUT_ROW);
+                }
+                asm volatile("bar.sync %0, 128;" ::"r"(2 + wg) : "memory");
             }
-        }
     }
+    if (cluster > 1)
+        cluster_wait(); /* nobody may send to a block that has ended */
     sum_many<4>(keep, lane);
     if ((lane & 7) == 0)
         sums[warp * 4 + lane / 8] = keep[0];

@@ -22,22 +22,6 @@
 #define SMEM_OF_TWO (226 * 1024) /* bytes of shared memory that two blocks of a multiprocessor may have */
 
 #if IC_CU_WGMMA
-/* Of barriers in shared memory that were made known (fence.mbarrier_init) alone. */
-__device__ inline void cluster_arrive()
-{
-    asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
-}
-__device__ inline void cluster_wait()
-{
-    asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
-}
-/* The same place in the shared memory of another block of the cluster. */
-__device__ inline uint32_t shared_of(uint32_t at, int rank)
-{
-    uint32_t there;
-    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(at), "r"(rank));
-    return there;
-}
 /* 16 bytes to another block's shared memory, counted by a barrier there. */
 __device__ inline void send(uint32_t to, float a, float b, float c, float d, uint32_t barrier)
 {

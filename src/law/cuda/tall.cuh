@@ -6,18 +6,18 @@
  * as long. That costs half of the registers, so that only one warpgroup is left to load.
  *
  * Rows are output channels, as in fold.cuh, and columns a tile of 8 x 32 cells; core matrices, barriers and
- * the ring of weights are those of wide.cuh. Two warpgroups multiply and store. TWO: there are but 64 output
- * channels, and each has 32 of a tile's 64 rows; else each has 64 of a block's 128 output channels. Each warp
- * of the third loads by itself, every fourth chunk of the input's channels into a buffer of its own; the last
- * one asks for weights besides, whenever it looks and a place in the ring is free. */
+ * the ring of weights are those of wide.cuh. Two warpgroups multiply and store: each has 64 of a block's 128
+ * output channels (IC_CU_TALL_128); or, of 64, 32 of a tile's 64 rows (IC_CU_TALL_64). For few cells there are
+ * the same with tiles of 8 x 16 (IC_CU_TALL_128_FEW), and with 64 output channels of which each warpgroup has
+ * half of the sum (IC_CU_TALL_64_FEW).
+ *
+ * Each warp of the rest loads by itself, every TEAMS-th chunk of the input's channels into a buffer of its own;
+ * the last one asks for weights besides, whenever it looks and a place in the ring is free. One warp takes 5 us
+ * for a chunk, so that the first ones, which nothing else could go on beside, are brought by all warps. */
 #ifndef IC_LAW_CUDA_TALL_CUH
 #define IC_LAW_CUDA_TALL_CUH
 
 #include "law/cuda/fold.cuh"
-
-template <int N> struct number {
-    static constexpr int value = N;
-};
 
 #if IC_CU_WGMMA
 __device__ inline bool barrier_passed(uint32_t at, uint32_t parity)
@@ -34,29 +34,36 @@ __device__ inline bool barrier_passed(uint32_t at, uint32_t parity)
 #endif
 
 /* LOADS: of 16 bytes for eight channels of a cell: 1: as stored, 2: of psi, 4: of four cells, to be pooled. */
-template <class T, bool TWO, int LOADS>
-__global__ void __launch_bounds__(IC_CU_TALL_THREADS, 1) tall_kernel(const __grid_constant__ ic_cu_conv a)
+template <class T, int CUT, int LOADS>
+__global__ void __launch_bounds__(IC_CU_TALL_THREADS(CUT), 1)
+    tall_kernel(const __grid_constant__ ic_cu_conv a)
 {
 #if IC_CU_WGMMA
-    constexpr int WM = 2, THREADS = IC_CU_TALL_THREADS, TEAMS = IC_CU_TALL_TEAMS;
-    constexpr int WG_H = 32, TILE_W = 8, TILE_H = TWO ? 2 * WG_H : WG_H, BW = TILE_W + 2,
-                  CELLS = BW * (TILE_H + 2);
-    constexpr int CHUNK16 = IC_CU_TALL_CHUNK16(TWO), OCTETS = 2 * CHUNK16; /* of channels */
+    constexpr int WM = 2, THREADS = IC_CU_TALL_THREADS(CUT), WARPS = THREADS / 32,
+                  TEAMS = IC_CU_TALL_TEAMS(CUT);
+    constexpr bool TWO = CUT == IC_CU_TALL_64,  /* warpgroups have other cells, */
+        SUM = CUT == IC_CU_TALL_64_FEW;         /* other inputs, or else other output channels */
+    constexpr int WG_H = IC_CU_TALL_WG_H(CUT), N = 8 * WG_H, TILE_W = 8, TILE_H = IC_CU_TALL_H(CUT),
+                  BW = TILE_W + 2, CELLS = BW * (TILE_H + 2);
+    constexpr int CHUNK16 = IC_CU_TALL_CHUNK16(CUT), OCTETS = 2 * CHUNK16; /* of channels */
     /* a warp brings cells by fours of STEP, planes are whole fours */
     constexpr int STEP = 32 / OCTETS, PLANE = (CELLS + 4 * STEP - 1) / (4 * STEP) * (4 * STEP),
                   PIECES = PLANE / (4 * STEP);
-    constexpr int ROWS64 = 8 * UNIT, TAP = (TWO ? 1 : 2) * ROWS64, STAGE = 3 * TAP; /* of weights */
+    /* of weights: three taps of 16 inputs, SUM: of 32, first the one 16 */
+    constexpr int ROWS64 = 8 * UNIT, TAP = (TWO || SUM ? 1 : 2) * ROWS64, STAGE = (SUM ? 2 : 1) * 3 * TAP;
     constexpr int OUT_ROW = 64 * 2 + 16, OUT_H = 8; /* cells; rows at a time */
+    constexpr int ROWS_OUT = SUM ? WG_H / 2 : WG_H; /* that a warpgroup stores */
+    constexpr int PART = N / 4 * 128 * 4;           /* bytes, SUM: what a warpgroup gives to the other */
     extern __shared__ __align__(128) char smem[];
     const int tid = threadIdx.x, lane = tid & 31, w4 = tid >> 5 & 3;
     const int warp = __shfl_sync(~0u, tid >> 5, 0), wg = warp >> 2;
-    const int sample = blockIdx.z, block0 = blockIdx.y * 128, column0 = block0 + (TWO ? 0 : wg * 64);
+    const int sample = blockIdx.z, block0 = blockIdx.y * (TWO || SUM ? 64 : 128),
+              column0 = block0 + (TWO || SUM ? 0 : wg * 64);
+    const int cluster = 1 << a.cluster_shift, rank = blockIdx.x & (cluster - 1);
 
-    const ic_cu_io io = a.io[sample]; /* the table does not change during a graph */
     let_next_start();
-    if (!io.psi)
-        return;
-
+    touch(a, warp);
+    const float *psi = a.io[sample].psi; /* the table does not change during a graph */
     float *scale = reinterpret_cast<float *>(smem + a.scale_at), *shift = scale + a.c16 * 16;
     float *sums = reinterpret_cast<float *>(smem + a.sums_at); /* [warp][2] (sum, square) */
     const uint32_t bars = shared_address(smem), ring = shared_address(smem + a.ring_at);
@@ -65,27 +72,35 @@ __global__ void __launch_bounds__(IC_CU_TALL_THREADS, 1) tall_kernel(const __gri
     auto tile_full = [&](int buffer) { return full(a.ring + buffer); };
     auto tile_empty = [&](int buffer) { return empty(a.ring + buffer); };
     if (tid < a.ring + TEAMS) {
-        barrier_init(full(tid), 1);
-        barrier_init(empty(tid), WM * 4);
+        barrier_init(full(tid), tid < a.ring ? 1 : PIECES);
+        barrier_init(empty(tid), tid < a.ring ? cluster * WM * 4 : WM * 4);
     }
-    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-    __syncthreads();
+    barriers_known(cluster);
 
     const int tile0 = blockIdx.x * a.tiles_per_block,
               tiles = min(a.tiles_per_block, a.tiles_x * a.tiles_y - tile0);
     const int chunks = a.c16 / CHUNK16;
 
-    /* ---- weights: one stage after another, as they lie in memory ---- */
-    const int stages = a.c16 * 3;
-    const char *weight0 = static_cast<const char *>(a.weight) + (size_t)blockIdx.y * stages * STAGE,
-               *weight = weight0;
+    /* ---- weights: one stage after another, as they lie in memory; those of a cluster's blocks are the same ---- */
+    const int stages = SUM ? a.c16 / 2 * 3 : a.c16 * 3;
+    const bool halves = SUM && a.columns > 64; /* in memory a tap has 128 columns */
+    const char *weight0 = static_cast<const char *>(a.weight) +
+                          (SUM ? (size_t)(blockIdx.y >> 1) * stages * 2 * STAGE + (blockIdx.y & 1) * ROWS64
+                               : (size_t)blockIdx.y * stages * STAGE);
+    const char *weight = weight0;
     int fill_left = tiles * stages, fill_stage = 0, fill_slot = 0, fill_turn = 0;
     auto fill = [&]() {
         if (fill_turn > 0)
             barrier_wait(empty(fill_slot), (fill_turn - 1) & 1);
+        const uint32_t to = ring + fill_slot * STAGE;
         if (lane == 0) {
             barrier_expect(full(fill_slot), STAGE);
-            copy_bulk(ring + fill_slot * STAGE, weight, STAGE, full(fill_slot));
+            if (!SUM)
+                copy_bulk_shared(to, weight, STAGE, full(fill_slot), a.cluster_shift, rank);
+        }
+        if (SUM && lane < 6) { /* a tap of the first 16 inputs, or of the others */
+            const int unit = (fill_stage / 3 * 2 + lane / 3) * 9 + fill_stage % 3 * 3 + lane % 3;
+            copy_bulk(to + lane * TAP, weight0 + unit * (halves ? 2 * TAP : TAP), TAP, full(fill_slot));
         }
         fill_left--;
         weight += STAGE;
@@ -114,34 +129,108 @@ __global__ void __launch_bounds__(IC_CU_TALL_THREADS, 1) tall_kernel(const __gri
     const int team = warp & (TEAMS - 1);
     /* Where the cells of a team's tile lie, bytes from the sample's first; < 0: outside the grid. In the
      * order in which a warp takes them: [four turns][cell of a turn][turn]. */
-    int *table = reinterpret_cast<int *>(smem + a.sums_at + IC_CU_TALL_SUMS) + team * PLANE;
-    auto find_cells = [&](int ti) {
+    int *tables = reinterpret_cast<int *>(smem + a.sums_at + IC_CU_TALL_SUMS), *table = tables + team * PLANE;
+    auto find_cell = [&](int ti, int i) {
         const int ty = divided(ti, a.tiles_x), tx = ti - ty * a.tiles_x;
+        const int cell = i / (4 * STEP) * (4 * STEP) + i % 4 * STEP + i / 4 % STEP;
+        const int y = ty * TILE_H - 1 + cell / BW, x = tx * TILE_W - 1 + cell % BW;
+        const bool inside =
+            cell < CELLS && (unsigned)y < (unsigned)a.height && (unsigned)x < (unsigned)a.width;
+        const int cell_bytes = 2 * a.in[0].cpad, offset = LOADS == 4
+                                                              ? (4 * y * a.width + 2 * x) * cell_bytes
+                                                              : (y * a.width + x) * cell_bytes * LOADS;
+        return inside ? offset : -1;
+    };
+    auto find_cells = [&](int ti) {
         __syncwarp();
-        for (int i = lane; i < PLANE; i += 32) {
-            const int cell = i / (4 * STEP) * (4 * STEP) + i % 4 * STEP + i / 4 % STEP;
-            const int y = ty * TILE_H - 1 + cell / BW, x = tx * TILE_W - 1 + cell % BW;
-            const bool inside =
-                cell < CELLS && (unsigned)y < (unsigned)a.height && (unsigned)x < (unsigned)a.width;
-            const int cell_bytes = 2 * a.in[0].cpad, offset = LOADS == 4
-                                                                  ? (4 * y * a.width + 2 * x) * cell_bytes
-                                                                  : (y * a.width + x) * cell_bytes * LOADS;
-            table[i] = inside ? offset : -1;
-        }
+        for (int i = lane; i < PLANE; i += 32)
+            table[i] = find_cell(ti, i);
         __syncwarp();
     };
-    /* Brings an item and normalises it; outside the grid it is zero, after the activation. Eight lanes are
-     * eight cells of an octet. By asynchronous copies, which can be waited for in the order in which they
-     * were asked for: a warp has so few scoreboards that loads into registers, asked for ahead, are all
-     * waited for at once. */
+    /* a lane's place in a chunk: eight lanes are eight cells of an octet */
+    const int octet = lane >> 3 & (OCTETS - 1), first = (lane & 7) + lane / (8 * OCTETS) * 8;
+    auto from_of = [&](int c0) {
+        if (LOADS == 2)
+            return reinterpret_cast<const char *>(psi) + 64 * c0 + 32 * octet;
+        const ic_cu_src &in = a.in[0];
+        return static_cast<const char *>(in.p) + (size_t)sample * in.stride + 32 * c0 + 16 * octet;
+    };
+    auto to_of = [&](int buffer) {
+        return reinterpret_cast<uint4 *>(buffer_at(buffer)) + octet * PLANE + first;
+    };
+    auto packed = [](const uint4 *v) {
+        const float *f = reinterpret_cast<const float *>(v);
+        return make_uint4(T::pack(f[0], f[1]), T::pack(f[2], f[3]), T::pack(f[4], f[5]),
+                          T::pack(f[6], f[7]));
+    };
+
+    /* The first chunks of the first tile, by all warps: pieces of four cells of a lane, one after another. */
+    constexpr int FIRST = LOADS == 4 ? 0 : LOADS == 2 ? 2 : TEAMS, /* psi comes to registers */
+        MINE = (FIRST * PIECES + WARPS - 1) / WARPS;
+    const int started = min(FIRST, chunks);
+    auto start_pieces = [&](auto fn) {
+#pragma unroll
+        for (int k = 0; k < MINE; k++) {
+            const int nth = warp + k * WARPS, chunk = nth / PIECES, p = nth - chunk * PIECES;
+            if (chunk < started)
+                fn(k, chunk, p, *reinterpret_cast<const int4 *>(tables + (first + p * STEP) * 4));
+        }
+    };
+    uint4 of_psi[MINE + 1][4][2];
+    auto start_asking = [&]() {
+        start_pieces([&](int k, int chunk, int p, int4 at) {
+            const char *from = from_of(chunk * CHUNK16);
+            const int offset[4] = {at.x, at.y, at.z, at.w};
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                const char *cell = from + max(offset[i], 0);
+                if constexpr (LOADS == 1)
+                    copy16_or_zero(shared_address(to_of(chunk) + (4 * p + i) * STEP), cell, offset[i] >= 0);
+                else
+#pragma unroll
+                    for (int l = 0; l < 2; l++)
+                        of_psi[k][i][l] = offset[i] >= 0 ? __ldcg(reinterpret_cast<const uint4 *>(cell) + l)
+                                                         : make_uint4(0, 0, 0, 0);
+            }
+        });
+        copies_commit();
+    };
+    auto start_ending = [&]() {
+        copies_wait<0>();
+        start_pieces([&](int k, int chunk, int p, int4 at) {
+            uint4 *to = to_of(chunk) + 4 * p * STEP, v[4];
+            const int offset[4] = {at.x, at.y, at.z, at.w};
+            if constexpr (LOADS == 1) {
+                norm_octet<T> norm;
+                norm.take(scale + 16 * CHUNK16 * chunk + 8 * octet, shift + 16 * CHUNK16 * chunk + 8 * octet);
+#pragma unroll
+                for (int i = 0; i < 4; i++)
+                    v[i] = to[i * STEP];
+#pragma unroll
+                for (int i = 0; i < 4; i++)
+                    v[i] = norm(v[i]);
+            } else {
+#pragma unroll
+                for (int i = 0; i < 4; i++)
+                    v[i] = packed(of_psi[k][i]);
+            }
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                if (LOADS == 2 || offset[i] >= 0)
+                    to[i * STEP] = v[i];
+            fence_writes();
+            __syncwarp();
+            if (lane == 0)
+                barrier_arrive(tile_full(chunk), 1);
+        });
+    };
+    /* Brings an item and normalises it; outside the grid it is zero, after the activation. By asynchronous
+     * copies, which can be waited for in the order in which they were asked for: a warp has so few scoreboards
+     * that loads into registers, asked for ahead, are all waited for at once. */
     auto bring = [&](int c0) {
         const ic_cu_src &in = a.in[0];
-        const int octet = lane >> 3 & (OCTETS - 1), first = (lane & 7) + lane / (8 * OCTETS) * 8;
-        const char *from =
-            static_cast<const char *>(in.p) + (size_t)sample * in.stride + 32 * c0 + 16 * octet;
-        if (LOADS == 2)
-            from = reinterpret_cast<const char *>(io.psi) + 64 * c0 + 32 * octet;
-        uint4 *to = reinterpret_cast<uint4 *>(buffer_at(team)) + octet * PLANE + first;
+        const char *from = from_of(c0);
+        uint4 *to = to_of(team);
         const int *where = table + first * 4;
         norm_octet<T> norm;
         if (LOADS != 2)
@@ -184,7 +273,7 @@ __global__ void __launch_bounds__(IC_CU_TALL_THREADS, 1) tall_kernel(const __gri
                 normalise(number<1>(), PIECES - 1);
         } else { /* by a ring of what makes two cells of a lane */
             constexpr int STEPS = 2 * PIECES, AHEAD = IC_CU_TALL_AHEAD(LOADS);
-            uint4 *stage = reinterpret_cast<uint4 *>(smem + a.out_at + IC_CU_TALL_OUT) +
+            uint4 *stage = reinterpret_cast<uint4 *>(smem + a.out_at + IC_CU_TALL_OUT(CUT)) +
                            team * (AHEAD * 2 * LOADS * 32) + lane;
             auto offsets = [&](int s) {
                 return *reinterpret_cast<const int2 *>(where + (s >> 1) * 4 * STEP + (s & 1) * 2);
@@ -227,9 +316,7 @@ __global__ void __launch_bounds__(IC_CU_TALL_THREADS, 1) tall_kernel(const __gri
                     if constexpr (LOADS == 4) {
                         out[i] = norm.of_four(v[i]);
                     } else {
-                        const float *f = reinterpret_cast<const float *>(v[i]);
-                        out[i] = make_uint4(T::pack(f[0], f[1]), T::pack(f[2], f[3]), T::pack(f[4], f[5]),
-                                            T::pack(f[6], f[7]));
+                        out[i] = packed(v[i]);
                     }
                     to[(2 * s + i) * STEP] = (i ? at.y : at.x) >= 0 ? out[i] : make_uint4(0, 0, 0, 0);
                 }
@@ -240,17 +327,32 @@ __global__ void __launch_bounds__(IC_CU_TALL_THREADS, 1) tall_kernel(const __gri
         fence_writes();
         __syncwarp();
         if (lane == 0)
-            barrier_arrive(tile_full(team));
+            barrier_arrive(tile_full(team), PIECES);
     };
 
+    for (int i = tid; i < PLANE; i += THREADS) {
+        const int at = find_cell(tile0, i);
+#pragma unroll
+        for (int t = 0; t < TEAMS; t++)
+            tables[t * PLANE + i] = at;
+    }
+    __syncthreads();
+    if (!psi) { /* and nothing may come to a block that has ended */
+        for (int i = 0; asks && i < min(a.ring, tiles * stages); i++)
+            barrier_wait(full(i), 0);
+        return;
+    }
     wait_for_previous();
+    start_asking();
     norm_coefficients(a.in[0], sample, scale, shift, tid, THREADS);
     __syncthreads();
+    start_ending();
 
     if (wg >= WM) {
-        asm volatile("setmaxnreg.dec.sync.aligned.u32 112;");
-        int tile = 0, chunk = team, found = -1;
-        for (int turn = 0;; turn++, chunk += TEAMS) {
+        if constexpr (THREADS == 384)
+            asm volatile("setmaxnreg.dec.sync.aligned.u32 112;");
+        int tile = 0, found = 0, turn = team < started ? 1 : 0, chunk = team + turn * TEAMS;
+        for (;; turn++, chunk += TEAMS) {
             while (chunk >= chunks) {
                 chunk -= chunks;
                 tile++;
@@ -271,9 +373,10 @@ __global__ void __launch_bounds__(IC_CU_TALL_THREADS, 1) tall_kernel(const __gri
             fill();
         return;
     }
-    asm volatile("setmaxnreg.inc.sync.aligned.u32 192;");
+    if constexpr (THREADS == 384)
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 192;");
 
-    float acc[1][128];
+    float acc[1][N / 2];
     /* (sum, square) of this warp's two eights of channels, this lane's part */
     float keep[4] = {0, 0, 0, 0};
     int slot = 0, buffer = 0;
@@ -283,8 +386,8 @@ __global__ void __launch_bounds__(IC_CU_TALL_THREADS, 1) tall_kernel(const __gri
         int add = 0, held = -1, held_tile = -1; /* what the products before the last ones read */
         auto release = [&]() {
             __syncwarp();
-            if (lane == 0 && held >= 0)
-                barrier_arrive(empty(held));
+            if (held >= 0)
+                barrier_arrive_all(empty(held), cluster, lane);
             if (lane == 0 && held_tile >= 0)
                 barrier_arrive(tile_empty(held_tile));
             held_tile = -1;
@@ -292,16 +395,19 @@ __global__ void __launch_bounds__(IC_CU_TALL_THREADS, 1) tall_kernel(const __gri
         settle(acc);
         for (int chunk = 0; chunk < chunks; chunk++) {
             barrier_wait(tile_full(buffer), buffer_turn);
-            uint32_t cells =
-                matrix_low(shared_address(buffer_at(buffer)) / 16 + (TWO ? wg * WG_H * BW : 0), PLANE);
+            uint32_t cells = matrix_low(shared_address(buffer_at(buffer)) / 16 +
+                                            (TWO   ? wg * WG_H * BW
+                                             : SUM ? wg * 2 * PLANE
+                                                   : 0),
+                                        PLANE);
 #pragma unroll 1
-            for (int k = 0; k < CHUNK16; k++, cells += 2 * PLANE)
+            for (int k = 0; k < (SUM ? 1 : CHUNK16); k++, cells += 2 * PLANE)
 #pragma unroll
                 for (int ky = 0; ky < 3; ky++) {
                     barrier_wait(full(slot), slot_turn);
                     products_begin();
-                    const uint32_t w =
-                        matrix_low((ring + slot * STAGE + (TWO ? 0 : wg * ROWS64)) / 16, 128 / 16);
+                    const uint32_t w = matrix_low(
+                        (ring + slot * STAGE + (TWO ? 0 : wg * (SUM ? STAGE / 2 : ROWS64))) / 16, 128 / 16);
 #pragma unroll
                     for (int kx = 0; kx < 3; kx++)
                         product<UNIT / 16, BW>(acc[0], w + kx * TAP / 16, cells + ky * BW + kx,
@@ -325,9 +431,34 @@ __global__ void __launch_bounds__(IC_CU_TALL_THREADS, 1) tall_kernel(const __gri
         products_wait<0>();
         settle(acc);
         release();
+        if (cluster > 1 && tile == tiles - 1)
+            cluster_arrive(); /* sends nothing any more */
+
+        if constexpr (SUM) { /* each adds what the other has of half of the rows */
+            auto part = [&](int of, int i) {
+                return reinterpret_cast<float4 *>(smem + a.out_at + of * PART) + i * 128 + (tid & 127);
+            };
+            asm volatile("bar.sync 1, %0;" ::"n"(WM * 128) : "memory"); /* the tile before is stored */
+#pragma unroll
+            for (int i = 0; i < N / 16; i++) {
+                const float *give = &acc[0][4 * i], *other = give + N / 4;
+                *part(wg, i) = wg ? make_float4(give[0], give[1], give[2], give[3])
+                                  : make_float4(other[0], other[1], other[2], other[3]);
+            }
+            asm volatile("bar.sync 1, %0;" ::"n"(WM * 128) : "memory");
+#pragma unroll
+            for (int i = 0; i < N / 16; i++) {
+                const float4 v = *part(1 - wg, i);
+                const float more[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+                for (int k = 0; k < 4; k++)
+                    acc[0][4 * i + k] = (wg ? acc[0][N / 4 + 4 * i + k] : acc[0][4 * i + k]) + more[k];
+            }
+            asm volatile("bar.sync %0, 128;" ::"r"(2 + wg) : "memory"); /* the room is this warpgroup's now */
+        }
 
         /* ---- epilogue: this warp has 16 channels, of which this lane two, lane / 4 and that + 8 ---- */
-        const int ti = tile0 + tile, ty = divided(ti, a.tiles_x), y0 = ty * TILE_H + (TWO ? wg * WG_H : 0),
+        const int ti = tile0 + tile, ty = divided(ti, a.tiles_x), y0 = ty * TILE_H + (TWO || SUM ? wg * ROWS_OUT : 0),
                   x0 = (ti - ty * a.tiles_x) * TILE_W, xa = x0 + (lane & 3) * 2; /* its cells: xa, xa + 1 */
         const int cell_bytes = 2 * a.cpad, row_bytes = cell_bytes * a.width;
         const bool in[2] = {xa < a.width, xa + 1 < a.width};
@@ -336,7 +467,7 @@ __global__ void __launch_bounds__(IC_CU_TALL_THREADS, 1) tall_kernel(const __gri
             bias[0] = __ldg(a.bias + column0 + w4 * 16 + lane / 4);
             bias[1] = __ldg(a.bias + column0 + w4 * 16 + lane / 4 + 8);
         }
-        char *mine = smem + a.out_at + wg * TILE_W * OUT_H * OUT_ROW; /* [cell][64 channels] */
+        char *mine = smem + a.out_at + (SUM ? (1 - wg) * PART : wg * TILE_W * OUT_H * OUT_ROW); /* [cell][64 channels] */
         const uint32_t to = shared_address(mine) + w4 * 32 + ((lane >> 4) * 8 + (lane & 7)) * OUT_ROW +
                             (lane >> 3 & 1) * 16;
         const int copy = tid & 127, copy_y = copy >> 6, copy_x = copy >> 3 & 7;
@@ -344,7 +475,7 @@ __global__ void __launch_bounds__(IC_CU_TALL_THREADS, 1) tall_kernel(const __gri
         char *out = static_cast<char *>(a.out) + (size_t)sample * a.out_stride + 2 * column0 +
                     (copy & 7) * 16 + (x0 + copy_x) * cell_bytes;
 #pragma unroll
-        for (int j0 = 0; j0 < WG_H; j0 += OUT_H) {
+        for (int j0 = 0; j0 < ROWS_OUT; j0 += OUT_H) {
 #pragma unroll
             for (int j = j0; j < j0 + OUT_H; j += 2) { /* two rows of cells */
                 uint32_t packed[4];
@@ -376,15 +507,17 @@ __global__ void __launch_bounds__(IC_CU_TALL_THREADS, 1) tall_kernel(const __gri
             asm volatile("bar.sync %0, 128;" ::"r"(2 + wg) : "memory");
         }
     }
+    if (cluster > 1)
+        cluster_wait(); /* nobody may send to a block that has ended */
     if (!a.stats)
         return;
     sum_many<4>(keep, lane);
     if ((lane & 7) == 0)
         sums[warp * 4 + lane / 8] = keep[0];
     asm volatile("bar.sync 1, %0;" ::"n"(WM * 128) : "memory"); /* of the warps that multiply */
-    if (tid < (TWO ? 8 : 16)) {
+    if (tid < (TWO || SUM ? 8 : 16)) {
         const float *one = sums + tid / 2 * 4 + tid % 2 * 2, *other = one + 4 * 4;
-        const float2 v = make_float2(one[0] + (TWO ? other[0] : 0), one[1] + (TWO ? other[1] : 0));
+        const float2 v = make_float2(one[0] + (TWO || SUM ? other[0] : 0), one[1] + (TWO || SUM ? other[1] : 0));
         reinterpret_cast<float2 *>(
             a.stats)[(size_t)sample * a.stats_stride + (size_t)(block0 / 8 + tid) * a.slots + blockIdx.x] =
             v;

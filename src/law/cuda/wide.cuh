@@ -36,6 +36,10 @@ __device__ inline void barrier_arrive(uint32_t at)
 {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(at) : "memory");
 }
+__device__ inline void barrier_arrive(uint32_t at, int count)
+{
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0], %1;" ::"r"(at), "r"(count) : "memory");
+}
 __device__ inline void barrier_expect(uint32_t at, int bytes)
 {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(at), "r"(bytes) : "memory");
@@ -57,6 +61,66 @@ __device__ inline void copy_bulk(uint32_t to, const void *from, int bytes, uint3
         "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
         "l"(from), "r"(bytes), "r"(barrier)
         : "memory");
+}
+/* Of barriers in shared memory that were made known (fence.mbarrier_init) alone. */
+__device__ inline void cluster_arrive()
+{
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+}
+__device__ inline void cluster_wait()
+{
+    asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+/* The same place in the shared memory of another block of the cluster. */
+__device__ inline uint32_t shared_of(uint32_t at, int rank)
+{
+    uint32_t there;
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(at), "r"(rank));
+    return there;
+}
+/* The first use of each line of a kernel's parameters waits for memory: the warps ask for one each. */
+template <class A> __device__ inline void touch(const A &a, int warp)
+{
+    constexpr int LINE = 64;
+    if (warp < (int)sizeof(A) / LINE)
+        asm volatile("" ::"r"(reinterpret_cast<const int *>(&a)[warp * (LINE / 4)]));
+}
+/* All barriers of all blocks of a cluster have been made. */
+__device__ inline void barriers_known(int cluster)
+{
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    if (cluster == 1) {
+        __syncthreads();
+        return;
+    }
+    cluster_arrive();
+    cluster_wait();
+}
+/* This warp arrives at a barrier of each block of the cluster. */
+__device__ inline void barrier_arrive_all(uint32_t at, int cluster, int lane)
+{
+    if (cluster == 1) {
+        if (lane == 0)
+            barrier_arrive(at);
+    } else if (lane < cluster) {
+        asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(shared_of(at, lane)) : "memory");
+    }
+}
+/* Each block of a cluster calls this, and all of them get it all: each reads a part and sends it to the same place of
+ * each, counted by the same barrier of each, which expects `bytes`. */
+__device__ inline void copy_bulk_shared(uint32_t to, const char *from, int bytes, uint32_t barrier,
+                                        int cluster_shift, int rank)
+{
+    if (cluster_shift == 0) {
+        copy_bulk(to, from, bytes, barrier);
+        return;
+    }
+    const int part = bytes >> cluster_shift;
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], "
+                 "[%1], %2, [%3], %4;" ::"r"(to + rank * part),
+                 "l"(from + rank * part), "r"(part), "r"(barrier),
+                 "h"((uint16_t)((1 << (1 << cluster_shift)) - 1))
+                 : "memory");
 }
 __device__ inline void copy16_or_zero(uint32_t to, const void *from, bool copy)
 {
@@ -88,10 +152,11 @@ __device__ inline void store_matrix(uint32_t at, uint32_t a, uint32_t b, uint32_
 }
 
 /* The lower half of a matrix's descriptor: where it lies, and the step between core matrices along the sum,
- * in 16 bytes. The upper half, the step along rows (or columns), is the same for a whole kernel. */
+ * in 16 bytes, without the upper byte of its address, a block's rank in its cluster. The upper half, the step
+ * along rows (or columns), is the same for a whole kernel. */
 __device__ inline constexpr uint32_t matrix_low(uint32_t at, uint32_t along_sum)
 {
-    return along_sum << 16 | at;
+    return along_sum << 16 | (at & 0xfffff);
 }
 
 /* c += or (add == 0) = a * b of 64 x 16 and 16 x N. ROWS, COLUMNS: their upper halves. */
