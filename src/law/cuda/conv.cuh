@@ -39,22 +39,33 @@ __constant__ float nf4_book[16] = {-1.0f,
 /* The first sums of each lane that norm_coefficients adds up, on their way before other work. */
 #define NORM_AHEAD 4
 #define NORM_AT_ONCE 8 /* of the others */
-__device__ inline void norm_ahead(const ic_cu_src &s, int sample, int tid, float2 (&sums)[NORM_AHEAD])
+template <int AHEAD>
+__device__ inline void norm_ahead(const ic_cu_src &s, int sample, int tid, float2 (&sums)[AHEAD])
 {
     const int lanes = 1 << s.lane_shift, lane = tid & (lanes - 1), g = tid >> s.lane_shift,
               n = g < s.groups ? s.group_units * s.slots : 0; /* groups is 0 where there is no norm */
     const float2 *p =
         reinterpret_cast<const float2 *>(s.stats) + (size_t)sample * s.stats_stride + (size_t)g * n;
 #pragma unroll
-    for (int k = 0; k < NORM_AHEAD; k++)
+    for (int k = 0; k < AHEAD; k++)
         sums[k] = lane + k * lanes < n ? __ldcg(p + lane + k * lanes) : make_float2(0, 0);
+}
+/* What a lane multiplies and adds of the norm's own, which depends on no launch. */
+__device__ inline float2 norm_own(const ic_cu_src &s, int tid)
+{
+    const int lane = tid & ((1 << s.lane_shift) - 1), g = tid >> s.lane_shift,
+              c = g * s.group_size + lane;
+    if (g >= s.groups || lane >= s.group_size)
+        return make_float2(0, 0);
+    return make_float2(__ldg(s.scale + c), s.rms ? 0.0f : __ldg(s.shift + c));
 }
 
 /* scale and shift of every input channel, from the producer's sums: a few lanes a group. AHEAD: the first
- * sums are there already. */
+ * sums are there already; own: and so is norm_own. */
 template <int AHEAD = 0>
 __device__ inline void norm_coefficients(const ic_cu_src &s, int sample, float *scale, float *shift,
-                                         int tid, int threads, const float2 *ahead = nullptr)
+                                         int tid, int threads, const float2 *ahead = nullptr,
+                                         const float2 *own = nullptr)
 {
     if (s.load != IC_CU_LOAD_NORM && s.load != IC_CU_LOAD_POOL)
         return;
@@ -64,7 +75,10 @@ __device__ inline void norm_coefficients(const ic_cu_src &s, int sample, float *
     for (int first = 0; first < groups; first += threads >> s.lane_shift) {
         const int g = first + (tid >> s.lane_shift);
         float sum = 0, sq = 0, w0 = 0, b0 = 0;
-        if (g < groups && lane < s.group_size) { /* on their way while the sums come */
+        if (own && first == 0) {
+            w0 = own->x;
+            b0 = own->y;
+        } else if (g < groups && lane < s.group_size) { /* on their way while the sums come */
             w0 = __ldg(s.scale + g * s.group_size + lane);
             b0 = s.rms ? 0.0f : __ldg(s.shift + g * s.group_size + lane);
         }

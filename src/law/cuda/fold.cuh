@@ -130,8 +130,10 @@ __global__ void __launch_bounds__((2 + LOAD) * 128, BLOCKS)
         }
     };
     const bool asks = warp == WM * 4 + LOAD * 4 - 1;
+    /* Half of the ring: the rest would come before the first inputs. */
+    const int ahead = min((a.ring + 1) / 2, fill_left);
     if (asks)
-        for (int i = 0; i < a.ring && fill_left > 0; i++)
+        for (int i = 0; i < ahead; i++)
             fill();
 
     /* ---- inputs: item i is a chunk of a tile, in buffer i % BUFFERS ---- */
@@ -209,12 +211,19 @@ __global__ void __launch_bounds__((2 + LOAD) * 128, BLOCKS)
     };
 
     if (!psi) { /* and nothing may come to a block that has ended */
-        for (int i = 0; asks && i < min(a.ring, tiles * stages); i++)
+        for (int i = 0; asks && i < ahead; i++)
             barrier_wait(full(i), 0);
         return;
     }
+    constexpr int FIRST = 2; /* more would keep the first one waiting */
+    const int started = min(FIRST, chunks);
+    const bool half = tid >= THREADS / 2; /* of the threads an input's norm */
+    const int half_tid = half ? tid - THREADS / 2 : tid, channel0 = half ? a.low16 * 16 : 0;
+    const ic_cu_src &source = a.in[half];
+    const float2 own = norm_own(source, half_tid);
+    float2 seen[NORM_AT_ONCE];
     wait_for_previous();
-    const int started = min(BUFFERS, chunks);
+    norm_ahead(source, sample, half_tid, seen);
     uint64_t in_grid = 0; /* eight bits an item */
 #pragma unroll 1
     for (int i = 0; i < started; i++)
@@ -222,11 +231,11 @@ __global__ void __launch_bounds__((2 + LOAD) * 128, BLOCKS)
             in_grid |= ask(is_low, number<WARPS>(), warp, tile0, c0, nc, i) << 8 * i;
         });
     copies_commit();
-    if (tid < THREADS / 2)
-        norm_coefficients(a.in[0], sample, scale, shift, tid, THREADS / 2);
-    else
-        norm_coefficients(a.in[1], sample, scale + a.low16 * 16, shift + a.low16 * 16, tid - THREADS / 2,
-                          THREADS / 2);
+    if (asks)
+        for (int i = ahead; i < a.ring && fill_left > 0; i++)
+            fill();
+    norm_coefficients<NORM_AT_ONCE>(source, sample, scale + channel0, shift + channel0, half_tid,
+                                    THREADS / 2, seen, &own);
     __syncthreads();
     copies_wait<0>();
 #pragma unroll 1

@@ -114,13 +114,16 @@ __global__ void __launch_bounds__(IC_CU_TALL_THREADS(CUT), 1)
         }
     };
     const bool asks = warp == WM * 4 + TEAMS - 1;
+    /* Half of the ring: the rest would come before the first inputs. */
+    const int ahead = min((a.ring + 1) / 2, fill_left);
     if (asks)
-        for (int i = 0; i < a.ring && fill_left > 0; i++)
+        for (int i = 0; i < ahead; i++)
             fill();
     /* Fills what is free already. Lane 0's view: what the others saw a moment later could differ. */
     auto fill_free = [&]() {
         while (asks && fill_left > 0 &&
-               __shfl_sync(~0u, barrier_passed(empty(fill_slot), (fill_turn - 1) & 1), 0))
+               (fill_turn == 0 ||
+                __shfl_sync(~0u, barrier_passed(empty(fill_slot), (fill_turn - 1) & 1), 0)))
             fill();
     };
 
@@ -165,11 +168,11 @@ __global__ void __launch_bounds__(IC_CU_TALL_THREADS(CUT), 1)
     };
 
     /* The first chunks of the first tile, by all warps: pieces of four cells of a lane, one after another. */
-    constexpr int FIRST = LOADS == 4 ? 0 : LOADS == 2 ? 2 : TEAMS, /* psi comes to registers */
-        MINE = (FIRST * PIECES + WARPS - 1) / WARPS;
+    constexpr int FIRST = LOADS == 4 ? 0 : SUM ? 4 : 2, /* more would keep the first one waiting */
+        MINE = (FIRST * PIECES + WARPS - 1) / WARPS, UNROLL = LOADS == 2 ? MINE : 1;
     const int started = min(FIRST, chunks);
     auto start_pieces = [&](auto fn) {
-#pragma unroll
+#pragma unroll UNROLL /* to be fetched, code that runs once takes as long as it is */
         for (int k = 0; k < MINE; k++) {
             const int nth = warp + k * WARPS, chunk = nth / PIECES, p = nth - chunk * PIECES;
             if (chunk < started)
@@ -338,13 +341,17 @@ __global__ void __launch_bounds__(IC_CU_TALL_THREADS(CUT), 1)
     }
     __syncthreads();
     if (!psi) { /* and nothing may come to a block that has ended */
-        for (int i = 0; asks && i < min(a.ring, tiles * stages); i++)
+        for (int i = 0; asks && i < ahead; i++)
             barrier_wait(full(i), 0);
         return;
     }
+    const float2 own = norm_own(a.in[0], tid);
+    float2 seen[NORM_AT_ONCE];
     wait_for_previous();
+    norm_ahead(a.in[0], sample, tid, seen);
     start_asking();
-    norm_coefficients(a.in[0], sample, scale, shift, tid, THREADS);
+    fill_free();
+    norm_coefficients<NORM_AT_ONCE>(a.in[0], sample, scale, shift, tid, THREADS, seen, &own);
     __syncthreads();
     start_ending();
 
