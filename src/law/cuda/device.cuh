@@ -31,6 +31,11 @@ struct f16 {
             __floats2half2_rn(fminf(fmaxf(a, -65504.f), 65504.f), fminf(fmaxf(b, -65504.f), 65504.f));
         return *reinterpret_cast<uint32_t *>(&h);
     }
+    __device__ static uint32_t larger(uint32_t a, uint32_t b)
+    {
+        __half2 h = __hmax2(*reinterpret_cast<__half2 *>(&a), *reinterpret_cast<__half2 *>(&b));
+        return *reinterpret_cast<uint32_t *>(&h);
+    }
 };
 
 struct bf16 {
@@ -43,6 +48,12 @@ struct bf16 {
     __device__ static uint32_t pack(float a, float b)
     {
         __nv_bfloat162 h = __floats2bfloat162_rn(a, b);
+        return *reinterpret_cast<uint32_t *>(&h);
+    }
+    __device__ static uint32_t larger(uint32_t a, uint32_t b)
+    {
+        __nv_bfloat162 h =
+            __hmax2(*reinterpret_cast<__nv_bfloat162 *>(&a), *reinterpret_cast<__nv_bfloat162 *>(&b));
         return *reinterpret_cast<uint32_t *>(&h);
     }
 };

@@ -18,7 +18,7 @@ const struct ic_cu_config *ic_cu_tall_config(void)
 /* Of 16 bytes for eight channels of a cell. */
 static int loads_of(const struct ic_cu_conv *c)
 {
-    return c->in[0].load == IC_CU_LOAD_POOL ? 4 : c->in[0].load == IC_CU_LOAD_PSI ? 2 : 1;
+    return c->in[0].load == IC_CU_LOAD_PSI ? 2 : 1;
 }
 
 int ic_cu_tall_shape(struct ic_cu_conv *c, int taps, int tiles, int smem_max)
@@ -30,8 +30,7 @@ int ic_cu_tall_shape(struct ic_cu_conv *c, int taps, int tiles, int smem_max)
         (c->stats && c->stats_gran != 8) || c->c16 % chunk16 || (c->columns % 128 && !two) ||
         c->in[1].cpad || c->out_stride >> 31 || in->stride >> 31 ||
         (size_t)c->height * (size_t)c->width * (size_t)c->d >> 27 ||
-        (in->load != IC_CU_LOAD_NORM && in->load != IC_CU_LOAD_POOL && (!psi || in->cpad != 2 * c->d)) ||
-        c->height < tile_h)
+        (in->load != IC_CU_LOAD_NORM && (!psi || in->cpad != 2 * c->d)) || c->height < tile_h)
         return 0;
     c->tiles_x = (c->width + TILE_W - 1) / TILE_W;
     c->tiles_y = (c->height + tile_h - 1) / tile_h;
@@ -51,22 +50,22 @@ int ic_cu_tall_shape(struct ic_cu_conv *c, int taps, int tiles, int smem_max)
         c->out_at = c->ring_at + c->ring * stage;
         c->smem = c->out_at + IC_CU_TALL_OUT;
         if (loads > 1)
-            c->smem += IC_CU_TALL_TEAMS * IC_CU_TALL_AHEAD(loads) * 2 * loads * 32 * 16;
+            c->smem += IC_CU_TALL_TEAMS * IC_CU_TALL_AHEAD * 2 * loads * 32 * 16;
         if (c->smem <= smem_max)
             return 1;
     }
     return 0;
 }
 
-/* [type][two][loads / 2] */
-static const void *const kernels[2][2][3] = {
+/* [type][two][loads - 1] */
+static const void *const kernels[2][2][2] = {
 #if IC_CU_WIDE
 #define KERNEL(T, two, loads) reinterpret_cast<const void *>(tall_kernel<T, two, loads>)
 #define OF(T)                                                                                              \
     {                                                                                                      \
-        {KERNEL(T, false, 1), KERNEL(T, false, 2), KERNEL(T, false, 4)},                                   \
+        {KERNEL(T, false, 1), KERNEL(T, false, 2)},                                                        \
         {                                                                                                  \
-            KERNEL(T, true, 1), KERNEL(T, true, 2), KERNEL(T, true, 4)                                     \
+            KERNEL(T, true, 1), KERNEL(T, true, 2)                                                         \
         }                                                                                                  \
     }
     OF(f16), OF(bf16)
@@ -77,7 +76,7 @@ static const void *const kernels[2][2][3] = {
 
 cudaError_t ic_cu_tall_init(enum ic_cu_type type, int smem_max)
 {
-    return allow_smem(6, smem_max, [=](int i) { return kernels[type == IC_CU_BF16][i / 3][i % 3]; });
+    return allow_smem(4, smem_max, [=](int i) { return kernels[type == IC_CU_BF16][i / 2][i % 2]; });
 }
 
 cudaError_t ic_cu_tall_run(const struct ic_cu_conv *c, enum ic_cu_type type, int samples, int overlap,
@@ -85,6 +84,6 @@ cudaError_t ic_cu_tall_run(const struct ic_cu_conv *c, enum ic_cu_type type, int
 {
     const bool two = c->columns == 64;
     const dim3 grid((unsigned)c->slots, two ? 1 : (unsigned)c->columns / 128, (unsigned)samples);
-    return launch_kernel(kernels[type == IC_CU_BF16][two][loads_of(c) / 2], grid, IC_CU_TALL_THREADS,
+    return launch_kernel(kernels[type == IC_CU_BF16][two][loads_of(c) - 1], grid, IC_CU_TALL_THREADS,
                          (size_t)c->smem, c, overlap, stream);
 }

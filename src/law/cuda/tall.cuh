@@ -33,7 +33,7 @@ __device__ inline bool barrier_passed(uint32_t at, uint32_t parity)
 }
 #endif
 
-/* LOADS: of 16 bytes for eight channels of a cell: 1: as stored, 2: of psi, 4: of four cells, to be pooled. */
+/* LOADS: of 16 bytes for eight channels of a cell: 1: as stored, 2: of psi. */
 template <class T, bool TWO, int LOADS>
 __global__ void __launch_bounds__(IC_CU_TALL_THREADS, 1) tall_kernel(const __grid_constant__ ic_cu_conv a)
 {
@@ -123,10 +123,7 @@ __global__ void __launch_bounds__(IC_CU_TALL_THREADS, 1) tall_kernel(const __gri
             const int y = ty * TILE_H - 1 + cell / BW, x = tx * TILE_W - 1 + cell % BW;
             const bool inside =
                 cell < CELLS && (unsigned)y < (unsigned)a.height && (unsigned)x < (unsigned)a.width;
-            const int cell_bytes = 2 * a.in[0].cpad, offset = LOADS == 4
-                                                                  ? (4 * y * a.width + 2 * x) * cell_bytes
-                                                                  : (y * a.width + x) * cell_bytes * LOADS;
-            table[i] = inside ? offset : -1;
+            table[i] = inside ? (y * a.width + x) * 2 * a.in[0].cpad * LOADS : -1;
         }
         __syncwarp();
     };
@@ -183,7 +180,7 @@ __global__ void __launch_bounds__(IC_CU_TALL_THREADS, 1) tall_kernel(const __gri
             if (PIECES % 2)
                 normalise(number<1>(), PIECES - 1);
         } else { /* by a ring of what makes two cells of a lane */
-            constexpr int STEPS = 2 * PIECES, AHEAD = IC_CU_TALL_AHEAD(LOADS);
+            constexpr int STEPS = 2 * PIECES, AHEAD = IC_CU_TALL_AHEAD;
             uint4 *stage = reinterpret_cast<uint4 *>(smem + a.out_at + IC_CU_TALL_OUT) +
                            team * (AHEAD * 2 * LOADS * 32) + lane;
             auto offsets = [&](int s) {
@@ -195,11 +192,8 @@ __global__ void __launch_bounds__(IC_CU_TALL_THREADS, 1) tall_kernel(const __gri
                 for (int i = 0; i < 2; i++)
 #pragma unroll
                     for (int l = 0; l < LOADS; l++)
-                        copy16_or_zero(
-                            shared_address(stage + ((slot * 2 + i) * LOADS + l) * 32),
-                            from + max(i ? at.y : at.x, 0) +
-                                (LOADS == 4 ? ((l >> 1) * 2 * a.width + (l & 1)) * 2 * in.cpad : 16 * l),
-                            (i ? at.y : at.x) >= 0);
+                        copy16_or_zero(shared_address(stage + ((slot * 2 + i) * LOADS + l) * 32),
+                                       from + max(i ? at.y : at.x, 0) + 16 * l, (i ? at.y : at.x) >= 0);
             };
 #pragma unroll
             for (int s = 0; s < AHEAD - 1; s++) {
@@ -224,13 +218,9 @@ __global__ void __launch_bounds__(IC_CU_TALL_THREADS, 1) tall_kernel(const __gri
                         v[i][l] = stage[((slot * 2 + i) * LOADS + l) * 32];
 #pragma unroll
                 for (int i = 0; i < 2; i++) {
-                    if constexpr (LOADS == 4) {
-                        out[i] = norm.of_four(v[i]);
-                    } else {
-                        const float *f = reinterpret_cast<const float *>(v[i]);
-                        out[i] = make_uint4(T::pack(f[0], f[1]), T::pack(f[2], f[3]), T::pack(f[4], f[5]),
-                                            T::pack(f[6], f[7]));
-                    }
+                    const float *f = reinterpret_cast<const float *>(v[i]);
+                    out[i] = make_uint4(T::pack(f[0], f[1]), T::pack(f[2], f[3]), T::pack(f[4], f[5]),
+                                        T::pack(f[6], f[7]));
                     to[(2 * s + i) * STEP] = (i ? at.y : at.x) >= 0 ? out[i] : make_uint4(0, 0, 0, 0);
                 }
                 if (++slot == AHEAD)
@@ -339,10 +329,11 @@ __global__ void __launch_bounds__(IC_CU_TALL_THREADS, 1) tall_kernel(const __gri
         char *mine = smem + a.out_at + wg * TILE_W * OUT_H * OUT_ROW; /* [cell][64 channels] */
         const uint32_t to = shared_address(mine) + w4 * 32 + ((lane >> 4) * 8 + (lane & 7)) * OUT_ROW +
                             (lane >> 3 & 1) * 16;
-        const int copy = tid & 127, copy_y = copy >> 6, copy_x = copy >> 3 & 7;
-        const char *copy_from = mine + (copy >> 3) * OUT_ROW + (copy & 7) * 16;
-        char *out = static_cast<char *>(a.out) + (size_t)sample * a.out_stride + 2 * column0 +
-                    (copy & 7) * 16 + (x0 + copy_x) * cell_bytes;
+        /* a thread stores eight channels of 2x2 cells */
+        const int copy = tid & 7, copy_y = w4 * 2, copy_x = (lane >> 3) * 2, column = column0 + copy * 8;
+        const char *copy_from = mine + (copy_y * 8 + copy_x) * OUT_ROW + copy * 16;
+        char *out = static_cast<char *>(a.out) + (size_t)sample * a.out_stride + 2 * column +
+                    (x0 + copy_x) * cell_bytes;
 #pragma unroll
         for (int j0 = 0; j0 < WG_H; j0 += OUT_H) {
 #pragma unroll
@@ -366,12 +357,21 @@ __global__ void __launch_bounds__(IC_CU_TALL_THREADS, 1) tall_kernel(const __gri
                 store_turned(to + (j - j0) * 8 * OUT_ROW, packed[0], packed[1], packed[2], packed[3]);
             }
             asm volatile("bar.sync %0, 128;" ::"r"(2 + wg) : "memory");
+            const int y = y0 + j0 + copy_y;
+            if (y < a.height && x0 + copy_x < a.width) { /* grids of which some is pooled are even */
+                uint4 v[4];
 #pragma unroll
-            for (int k = 0; k < OUT_H; k += 2) {
-                const int y = y0 + j0 + k + copy_y;
-                if (y < a.height && x0 + copy_x < a.width)
-                    *reinterpret_cast<uint4 *>(out + y * row_bytes) =
-                        *reinterpret_cast<const uint4 *>(copy_from + k * 8 * OUT_ROW);
+                for (int k = 0; k < 4; k++) {
+                    v[k] = *reinterpret_cast<const uint4 *>(copy_from + ((k >> 1) * 8 + (k & 1)) * OUT_ROW);
+                    if (y + (k >> 1) < a.height && x0 + copy_x + (k & 1) < a.width)
+                        *reinterpret_cast<uint4 *>(out + (y + (k >> 1)) * row_bytes +
+                                                   (k & 1) * cell_bytes) = v[k];
+                }
+                if (a.pooled)
+                    *reinterpret_cast<uint4 *>(
+                        static_cast<char *>(a.pooled) + (size_t)sample * a.pooled_stride + 2 * column +
+                        ((y >> 1) * (a.width >> 1) + ((x0 + copy_x) >> 1)) * cell_bytes) =
+                        pooled<T>(v, __ldg(reinterpret_cast<const uint4 *>(a.flip + column)));
             }
             asm volatile("bar.sync %0, 128;" ::"r"(2 + wg) : "memory");
         }
