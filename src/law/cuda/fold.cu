@@ -205,7 +205,7 @@ int ic_cu_fold_shape(struct ic_cu_fold *a, int config, int tiles, int cluster_sh
     for (a->ring = IC_CU_FOLD_RING; a->ring > 1; a->ring--) {
         a->scale_at = rounded(16 * (a->ring + IC_CU_FOLD_BUFFERS));
         a->sums_at = a->scale_at + (a->low16 + a->skip16) * 16 * 8;
-        a->table_at = a->sums_at + 8 * 4 * 4;
+        a->table_at = a->sums_at + 8 * 8 * 8;
         a->area_at =
             rounded(a->table_at + 4 * (tile_w + 2) * (tile_h + 2) + 16 * (tile_w + 1) * (tile_h + 1));
         a->ring_at = a->area_at + IC_CU_FOLD_BUFFERS * a->buffer_bytes;

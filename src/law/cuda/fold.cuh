@@ -32,6 +32,31 @@ __device__ inline void store_turned(uint32_t at, uint32_t a, uint32_t b, uint32_
 }
 #endif
 
+#if IC_CU_WGMMA
+/* Eight values into (sum, sum of squares). */
+template <class T> __device__ inline void count(uint4 v, float2 &keep)
+{
+    const uint32_t w[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        const float2 x = T::unpack(w[i]);
+        keep.x += x.x + x.y;
+        keep.y = fmaf(x.x, x.x, fmaf(x.y, x.y, keep.y));
+    }
+}
+/* Lane l of a warp counted eight channels of l % 8: to sums[warp][8]. */
+__device__ inline void sum_of_copies(float2 keep, float2 *sums, int warp, int lane)
+{
+#pragma unroll
+    for (int m = 8; m < 32; m *= 2) {
+        keep.x += __shfl_xor_sync(~0u, keep.x, m);
+        keep.y += __shfl_xor_sync(~0u, keep.y, m);
+    }
+    if (lane < 8)
+        sums[warp * 8 + lane] = keep;
+}
+#endif
+
 template <int N> struct number {
     static constexpr int value = N;
 };
@@ -51,7 +76,7 @@ __global__ void __launch_bounds__((2 + LOAD) * 128, BLOCKS)
 {
 #if IC_CU_WGMMA
     constexpr int WM = 2, THREADS = (WM + LOAD) * 128, WARPS = THREADS / 32, BUFFERS = IC_CU_FOLD_BUFFERS,
-                  TEAM = (LOAD * 4 - 1) / BUFFERS;
+                  LOADERS = LOAD * 4 - 1, TEAM = LOADERS / BUFFERS; /* warps */
     constexpr int N = PAIR ? 32 : 64, N8 = N / 8, PHASES = PAIR ? 1 : 2; /* of a warpgroup's products */
     constexpr int HALVES = CELLS_N > 128 ? 2 : 1, PRODUCT_N = CELLS_N / HALVES, HALF_H = PRODUCT_N / 8;
     constexpr int TILE_W = 8, TILE_H = CELLS_N / TILE_W;
@@ -72,19 +97,15 @@ __global__ void __launch_bounds__((2 + LOAD) * 128, BLOCKS)
     touch(a, warp);
     const float *psi = a.io[sample].psi;
     float *scale = reinterpret_cast<float *>(smem + a.scale_at), *shift = scale + (a.low16 + a.skip16) * 16;
-    float *sums = reinterpret_cast<float *>(smem + a.sums_at); /* [warp][2] (sum, square) */
+    float2 *sums = reinterpret_cast<float2 *>(smem + a.sums_at); /* [warp][8] (sum, square) */
     const uint32_t bars = shared_address(smem), ring = shared_address(smem + a.ring_at);
     auto full = [&](int slot) { return bars + slot * 16; };
     auto empty = [&](int slot) { return bars + slot * 16 + 8; };
     auto tile_full = [&](int buffer) { return full(a.ring + buffer); };
     auto tile_empty = [&](int buffer) { return empty(a.ring + buffer); };
-    if (tid < a.ring) {
-        barrier_init(full(tid), 1);
-        barrier_init(empty(tid), cluster * WM * 4);
-    }
-    if (tid < BUFFERS) {
-        barrier_init(tile_full(tid), TEAM * WARPS);
-        barrier_init(tile_empty(tid), WM * 4);
+    for (int i = warp; i < a.ring + BUFFERS && lane == 0; i += WARPS) { /* each takes 90 cycles of a warp */
+        barrier_init(full(i), i < a.ring ? 1 : WARPS * TEAM * LOADERS);
+        barrier_init(empty(i), i < a.ring ? cluster * WM * 4 : WM * 4);
     }
     /* where cells of the tile in shared memory lie in the grid, seen from the tile's first: y << 16 | x */
     int *table = reinterpret_cast<int *>(smem + a.table_at);
@@ -108,33 +129,40 @@ __global__ void __launch_bounds__((2 + LOAD) * 128, BLOCKS)
     const int stages = a.low16 + 3 * a.skip16;
     const char *weight0 = static_cast<const char *>(a.weight) +
                           (size_t)blockIdx.y * (a.low16 * LOW_STAGE + a.skip16 * 3 * SKIP_STAGE);
-    const char *weight = weight0;
-    int fill_left = tiles * stages, fill_stage = 0, fill_slot = 0, fill_turn = 0;
-    auto fill = [&]() {
-        const int bytes = fill_stage < a.low16 ? LOW_STAGE : SKIP_STAGE;
-        if (fill_turn > 0)
-            barrier_wait(empty(fill_slot), (fill_turn - 1) & 1);
+    const int fills = tiles * stages;
+    auto ask_weights = [&](int stage, int slot) {
+        const bool low = stage < a.low16;
+        const int bytes = low ? LOW_STAGE : SKIP_STAGE;
         if (lane == 0) {
-            barrier_expect(full(fill_slot), bytes);
-            copy_bulk_shared(ring + fill_slot * SLOT, weight, bytes, full(fill_slot), a.cluster_shift, rank);
+            barrier_expect(full(slot), bytes);
+            copy_bulk_shared(ring + slot * SLOT,
+                             weight0 + stage * bytes + (low ? 0 : a.low16 * (LOW_STAGE - SKIP_STAGE)), bytes,
+                             full(slot), a.cluster_shift, rank);
         }
+    };
+    /* The ring is filled by all warps, and the second half of it once the first inputs are under way, which would
+     * come after it. */
+    auto ask_first = [&](int from, int to) {
+        for (int i = from + warp; i < min(to, fills); i += WARPS)
+            ask_weights(i, i); /* stages are more than the ring's */
+    };
+    const int ahead = (a.ring + 1) / 2;
+    ask_first(0, ahead);
+    const bool asks = warp == WM * 4 + LOADERS; /* for the rest */
+    int fill_left = max(fills - a.ring, 0), fill_stage = a.ring, fill_slot = 0, fill_turn = 1;
+    if (fill_stage >= stages)
+        fill_stage -= stages;
+    auto fill = [&]() {
+        barrier_wait(empty(fill_slot), (fill_turn - 1) & 1);
+        ask_weights(fill_stage, fill_slot);
         fill_left--;
-        weight += bytes;
-        if (++fill_stage == stages) {
+        if (++fill_stage == stages)
             fill_stage = 0;
-            weight = weight0;
-        }
         if (++fill_slot == a.ring) {
             fill_slot = 0;
             fill_turn++;
         }
     };
-    const bool asks = warp == WM * 4 + LOAD * 4 - 1;
-    /* Half of the ring: the rest would come before the first inputs. */
-    const int ahead = min((a.ring + 1) / 2, fill_left);
-    if (asks)
-        for (int i = 0; i < ahead; i++)
-            fill();
 
     /* ---- inputs: item i is a chunk of a tile, in buffer i % BUFFERS ---- */
     auto buffer_at = [&](int buffer) { return smem + a.area_at + buffer * a.buffer_bytes; };
@@ -144,7 +172,7 @@ __global__ void __launch_bounds__((2 + LOAD) * 128, BLOCKS)
         constexpr bool LOW = decltype(is_low)::value;
         constexpr int CELLS = LOW ? LOW_CELLS : SKIP_CELLS, AT_ONCE = decltype(warps)::value * 16,
                       TURNS = (CELLS + AT_ONCE - 1) / AT_ONCE;
-        static_assert(TURNS <= 64, "a bit each");
+        static_assert(TURNS <= ((decltype(warps)::value) < LOADERS ? 64 : 16), "a bit each");
         const ic_cu_src &in = a.in[LOW ? 0 : 1];
         const int ty = divided(ti, a.tiles_x), octet = lane >> 3 & 1, height = (LOW ? 1 : 2) * a.height,
                   width = (LOW ? 1 : 2) * a.width, y0 = ty * TILE_H * (LOW ? 1 : 2) - 1,
@@ -211,12 +239,10 @@ __global__ void __launch_bounds__((2 + LOAD) * 128, BLOCKS)
     };
 
     if (!psi) { /* and nothing may come to a block that has ended */
-        for (int i = 0; asks && i < ahead; i++)
+        for (int i = warp; i < min(ahead, fills); i += WARPS)
             barrier_wait(full(i), 0);
         return;
     }
-    constexpr int FIRST = 2; /* more would keep the first one waiting */
-    const int started = min(FIRST, chunks);
     const bool half = tid >= THREADS / 2; /* of the threads an input's norm */
     const int half_tid = half ? tid - THREADS / 2 : tid, channel0 = half ? a.low16 * 16 : 0;
     const ic_cu_src &source = a.in[half];
@@ -224,27 +250,33 @@ __global__ void __launch_bounds__((2 + LOAD) * 128, BLOCKS)
     float2 seen[NORM_AT_ONCE];
     wait_for_previous();
     norm_ahead(source, sample, half_tid, seen);
-    uint64_t in_grid = 0; /* eight bits an item */
-#pragma unroll 1
-    for (int i = 0; i < started; i++)
-        chunk_of(i, [&](auto is_low, int c0, int nc) {
-            in_grid |= ask(is_low, number<WARPS>(), warp, tile0, c0, nc, i) << 8 * i;
-        });
+    /* The first chunk is brought by all warps, and those for the other buffers by all that load. */
+    const int started = min(BUFFERS, chunks), member = warp - WM * 4;
+    uint64_t in_grid = ask(yes(), number<WARPS>(), warp, tile0, 0, a.low_chunk, 0); /* 16 bits an item */
     copies_commit();
-    if (asks)
-        for (int i = ahead; i < a.ring && fill_left > 0; i++)
-            fill();
     norm_coefficients<NORM_AT_ONCE>(source, sample, scale + channel0, shift + channel0, half_tid,
                                     THREADS / 2, seen, &own);
+    const bool more = member >= 0 && !asks;
+#pragma unroll 1
+    for (int i = 1; i < started && more; i++)
+        chunk_of(i, [&](auto is_low, int c0, int nc) {
+            in_grid |= ask(is_low, number<LOADERS>(), member, tile0, c0, nc, i) << 16 * i;
+        });
+    copies_commit();
+    ask_first(ahead, a.ring);
     __syncthreads();
+    copies_wait<1>();
+    normalise(yes(), number<WARPS>(), warp, 0, a.low_chunk, 0, in_grid);
+    if (lane == 0)
+        barrier_arrive(tile_full(0), TEAM * LOADERS);
     copies_wait<0>();
 #pragma unroll 1
-    for (int i = 0; i < started; i++) {
+    for (int i = 1; i < started && more; i++) {
         chunk_of(i, [&](auto is_low, int c0, int nc) {
-            normalise(is_low, number<WARPS>(), warp, c0, nc, i, in_grid >> 8 * i);
+            normalise(is_low, number<LOADERS>(), member, c0, nc, i, in_grid >> 16 * i);
         });
         if (lane == 0)
-            barrier_arrive(tile_full(i), TEAM);
+            barrier_arrive(tile_full(i), WARPS * TEAM);
     }
 
     if (wg >= WM) {
@@ -255,10 +287,9 @@ __global__ void __launch_bounds__((2 + LOAD) * 128, BLOCKS)
                 fill();
             return;
         }
-        const int team = (warp - WM * 4) / TEAM;
+        const int team = member / TEAM;
         if (team >= BUFFERS)
             return;
-        const int member = (warp - WM * 4) % TEAM;
         int tile = 0, turn = team < started ? 1 : 0, chunk = team + turn * BUFFERS;
         for (;; turn++, chunk += BUFFERS) {
             while (chunk >= chunks) {
@@ -270,13 +301,13 @@ __global__ void __launch_bounds__((2 + LOAD) * 128, BLOCKS)
             if (turn > 0)
                 barrier_wait(tile_empty(team), (turn - 1) & 1);
             chunk_of(chunk, [&](auto is_low, int c0, int nc) {
-                const uint64_t inside = ask(is_low, number<TEAM>(), member, tile0 + tile, c0, nc, team);
+                const uint64_t inside = ask(is_low, number<TEAM>(), member % TEAM, tile0 + tile, c0, nc, team);
                 copies_commit();
                 copies_wait<0>();
-                normalise(is_low, number<TEAM>(), member, c0, nc, team, inside);
+                normalise(is_low, number<TEAM>(), member % TEAM, c0, nc, team, inside);
             });
             if (lane == 0)
-                barrier_arrive(tile_full(team), WARPS);
+                barrier_arrive(tile_full(team), WARPS * LOADERS);
         }
         return;
     }
@@ -284,8 +315,7 @@ __global__ void __launch_bounds__((2 + LOAD) * 128, BLOCKS)
         asm volatile("setmaxnreg.inc.sync.aligned.u32 184;");
 
     float acc[PHASES * HALVES][PRODUCT_N / 2];
-    /* (sum, square) of this warp's two eights of channels, this lane's part */
-    float keep[4] = {0, 0, 0, 0};
+    float2 keep = make_float2(0, 0); /* (sum, square) of the eight channels that this thread stores */
     int slot = 0, buffer = 0;
     uint32_t phase = 0, buffer_phase = 0;
 
@@ -363,14 +393,12 @@ __global__ void __launch_bounds__((2 + LOAD) * 128, BLOCKS)
                 buffer_phase ^= 1;
             }
         }
-        /* ---- epilogue: this warp has 16 channels, of which this lane two, lane / 4 and that + 8 ---- */
+        /* ---- epilogue, as tall.cuh's: this warp has 16 channels, of which this lane two, lane / 4 and that + 8 ---- */
         const int ti = tile0 + tile, ty = divided(ti, a.tiles_x), y0 = ty * TILE_H,
                   x0 = (ti - ty * a.tiles_x) * TILE_W, xa = x0 + (lane & 3) * 2; /* its cells: xa, xa + 1 */
-        const bool in[2] = {xa < a.width, xa + 1 < a.width};
         const int edge = wg == 0 ? 0 : a.height - 1; /* its biases differ */
-        float bias[PHASES][2][2][2];                 /* [at the edge][cell][channel] */
-#pragma unroll
-        for (int p = 0; p < PHASES; p++)
+        float bias[2][2][2];                         /* of a phase: [at the edge][cell][channel] */
+        auto bias_of = [&](int p) {
 #pragma unroll
             for (int e = 0; e < 2; e++)
 #pragma unroll
@@ -380,9 +408,11 @@ __global__ void __launch_bounds__((2 + LOAD) * 128, BLOCKS)
                               by = e == 0 ? 1 : 2 * wg;
                     const float *b = a.bias + (by * 3 + bx) * a.cpad + column0 + (PAIR ? w4 & 1 : w4) * 16 +
                                      lane / 4;
-                    bias[p][e][c][0] = __ldg(b);
-                    bias[p][e][c][1] = __ldg(b + 8);
+                    bias[e][c][0] = __ldg(b);
+                    bias[e][c][1] = __ldg(b + 8);
                 }
+        };
+        bias_of(0); /* on its way beside the last products */
         products_wait<0>();
         settle(acc);
         release();
@@ -399,57 +429,59 @@ __global__ void __launch_bounds__((2 + LOAD) * 128, BLOCKS)
         char *out = static_cast<char *>(a.out) + (size_t)sample * a.out_stride + 2 * column0 +
                     (PAIR ? (piece >> 2) * cell_bytes + (piece & 3) * 16 : piece * 16) + wg * row_bytes +
                     (x0 + copy_x) * 2 * cell_bytes;
+        constexpr int PARTS = TILE_H / OUT_H; /* of a phase */
+#pragma unroll 1
+        for (int part = 0; part < PHASES * PARTS; part++) {
+            const int j0 = part % PARTS * OUT_H;
 #pragma unroll
-        for (int p = 0; p < PHASES; p++, out += cell_bytes)
+            for (int q = 0; q < PHASES * PARTS; q++)
+                if (q == part)
 #pragma unroll
-            for (int j0 = 0; j0 < TILE_H; j0 += OUT_H) {
+                    for (int j = q % PARTS * OUT_H; j < (q % PARTS + 1) * OUT_H; j += 2) { /* two rows of cells */
+                        const int p = q / PARTS;
+                        uint32_t packed[4];
 #pragma unroll
-                for (int j = j0; j < j0 + OUT_H; j += 2) { /* two rows of cells */
-                    uint32_t packed[4];
+                        for (int h = 0; h < 2; h++) {
+                            const float *sum = &acc[p * HALVES + j / HALF_H][4 * ((j + h) % HALF_H)];
+                            const bool at_edge = y0 + j + h == edge;
+                            float v[4]; /* [channel][cell] */
 #pragma unroll
-                    for (int h = 0; h < 2; h++) {
-                        const int y = y0 + j + h;
-                        const bool at_edge = y == edge;
-                        const float *sum = &acc[p * HALVES + j / HALF_H][4 * ((j + h) % HALF_H)];
-                        float v[4]; /* [channel][cell] */
-#pragma unroll
-                        for (int i = 0; i < 4; i++) {
-                            v[i] = sum[i] +
-                                   (at_edge ? bias[p][1][i & 1][i >> 1] : bias[p][0][i & 1][i >> 1]);
-                            if (in[i & 1] && y < a.height) {
-                                keep[i >> 1 << 1] += v[i];
-                                keep[(i >> 1 << 1) + 1] = fmaf(v[i], v[i], keep[(i >> 1 << 1) + 1]);
-                            }
+                            for (int i = 0; i < 4; i++)
+                                v[i] = sum[i] +
+                                       (at_edge ? bias[1][i & 1][i >> 1] : bias[0][i & 1][i >> 1]);
+                            packed[2 * h] = T::pack(v[0], v[1]);
+                            packed[2 * h + 1] = T::pack(v[2], v[3]);
                         }
-                        packed[2 * h] = T::pack(v[0], v[1]);
-                        packed[2 * h + 1] = T::pack(v[2], v[3]);
+                        store_turned(to + (j % OUT_H) * 8 * OUT_ROW, packed[0], packed[1], packed[2],
+                                     packed[3]);
                     }
-                    store_turned(to + (j - j0) * 8 * OUT_ROW, packed[0], packed[1], packed[2], packed[3]);
-                }
-                asm volatile("bar.sync %0, 128;" ::"r"(2 + wg) : "memory");
+            if (PHASES == 2 && part == PARTS - 1)
+                bias_of(1);
+            asm volatile("bar.sync %0, 128;" ::"r"(2 + wg) : "memory");
+            char *row = out + part / PARTS * cell_bytes;
 #pragma unroll
-                for (int k = 0; k < OUT_H; k += 2) {
-                    const int y = y0 + j0 + k + copy_y;
-                    if (y < a.height && x0 + copy_x < a.width)
-                        *reinterpret_cast<uint4 *>(out + 2 * y * row_bytes) =
-                            *reinterpret_cast<const uint4 *>(copy_from + k * 8 * OUT_ROW);
+            for (int k = 0; k < OUT_H; k += 2) {
+                const int y = y0 + j0 + k + copy_y;
+                if (y < a.height && x0 + copy_x < a.width) {
+                    const uint4 v = *reinterpret_cast<const uint4 *>(copy_from + k * 8 * OUT_ROW);
+                    *reinterpret_cast<uint4 *>(row + 2 * y * row_bytes) = v;
+                    count<T>(v, keep);
                 }
-                asm volatile("bar.sync %0, 128;" ::"r"(2 + wg) : "memory");
             }
+            asm volatile("bar.sync %0, 128;" ::"r"(2 + wg) : "memory");
+        }
     }
     if (cluster > 1)
         cluster_wait(); /* nobody may send to a block that has ended */
-    sum_many<4>(keep, lane);
-    if ((lane & 7) == 0)
-        sums[warp * 4 + lane / 8] = keep[0];
+    sum_of_copies(keep, sums, warp, lane);
     asm volatile("bar.sync 1, %0;" ::"n"(WM * 128) : "memory"); /* of the warps that multiply */
     if (tid < N8) {
         float2 v = make_float2(0, 0);
 #pragma unroll
-        for (int i = 0; i < (PAIR ? 4 : 2); i++) { /* the warps that have these eight channels */
-            const int w = tid / 2 + (PAIR ? i * 2 : i * 4);
-            v.x += sums[w * 4 + tid % 2 * 2];
-            v.y += sums[w * 4 + tid % 2 * 2 + 1];
+        for (int i = 0; i < WM * 4 * (PAIR ? 2 : 1); i++) { /* PAIR: of both phases */
+            const float2 one = sums[(i % (WM * 4)) * 8 + tid + i / (WM * 4) * 4];
+            v.x += one.x;
+            v.y += one.y;
         }
         reinterpret_cast<float2 *>(
             a.stats)[(size_t)sample * a.stats_stride + (size_t)(column0 / 8 + tid) * a.slots + blockIdx.x] =

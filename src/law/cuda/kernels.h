@@ -23,10 +23,9 @@ enum ic_cu_type { IC_CU_F32, IC_CU_F16, IC_CU_BF16 };
 /* How a convolution's input comes to shared memory. */
 enum ic_cu_load {
     IC_CU_LOAD_NONE,
-    IC_CU_LOAD_PSI,  /* the simulation's psi: float32, Re and Im of a channel side by side */
-    IC_CU_LOAD_RAW,  /* as stored */
-    IC_CU_LOAD_NORM, /* normalised with the producer's statistics, then ELU */
-    IC_CU_LOAD_POOL  /* the same, then the maximum of 2x2 cells: p has twice the height and width */
+    IC_CU_LOAD_PSI, /* the simulation's psi: float32, Re and Im of a channel side by side */
+    IC_CU_LOAD_RAW, /* as stored */
+    IC_CU_LOAD_NORM /* normalised with the producer's statistics, then ELU */
 };
 
 /* An input: [sample][y][x][cpad], 16-bit. Statistics: [sample][unit][slot] (sum, sum of squares) of the
@@ -69,7 +68,12 @@ struct ic_cu_conv {
     const float *bias; /* per column, padded; NULL: none */
     void *out;
     size_t out_stride; /* bytes of a sample */
-    float *stats;      /* out; NULL: nobody asks */
+    /* Out, of half the height and width: of each 2x2 cells the value that the norm and ELU make the largest. NULL: nobody
+     * asks. A norm's scale may be negative, and the smallest is what is wanted then: flip is the scale's sign. */
+    void *pooled;
+    size_t pooled_stride;
+    const uint16_t *flip; /* per channel, padded */
+    float *stats;         /* out; NULL: nobody asks */
     int stats_gran, stats_stride;
     int height, width; /* cells the rows of the product stand for: the output's, or STORE4: the input's */
     int columns;       /* of the product, a multiple of 16 */
@@ -170,10 +174,9 @@ enum ic_cu_tall_cut { IC_CU_TALL_128, IC_CU_TALL_64, IC_CU_TALL_128_FEW, IC_CU_T
 #define IC_CU_TALL_CHUNK16(cut) ((cut) == IC_CU_TALL_64 ? 1 : 2) /* 16s of channels of a buffer */
 #define IC_CU_TALL_STAGE(cut) ((cut) == IC_CU_TALL_64 ? 3 * 2048 : 6 * 2048) /* bytes of weights */
 #define IC_CU_TALL_RING 8                       /* stages, where there is room */
-#define IC_CU_TALL_SUMS 128                     /* bytes of the statistics of a block's warps, */
+#define IC_CU_TALL_SUMS 512                     /* bytes of the statistics of a block's warps, */
 #define IC_CU_TALL_OUT(cut) ((cut) == IC_CU_TALL_64_FEW ? 32768 : 2 * 64 * (64 * 2 + 16)) /* of what waits to be stored */
-/* Twice so many cells of a lane are under way that are not copied as they are, by the 16 bytes of a cell. */
-#define IC_CU_TALL_AHEAD(loads) ((loads) == 2 ? 8 : 4)
+#define IC_CU_TALL_AHEAD 8                      /* twice so many cells of psi are under way of a lane */
 
 /* Of all families. */
 const struct ic_cu_config *ic_cu_config(int i);

@@ -24,7 +24,7 @@ const struct ic_cu_config *ic_cu_tall_config(int i)
 /* Of 16 bytes for eight channels of a cell. */
 static int loads_of(const struct ic_cu_conv *c)
 {
-    return c->in[0].load == IC_CU_LOAD_POOL ? 4 : c->in[0].load == IC_CU_LOAD_PSI ? 2 : 1;
+    return c->in[0].load == IC_CU_LOAD_PSI ? 2 : 1;
 }
 
 int ic_cu_tall_shape(struct ic_cu_conv *c, int cut, int taps, int tiles, int cluster_shift, int smem_max)
@@ -32,13 +32,12 @@ int ic_cu_tall_shape(struct ic_cu_conv *c, int cut, int taps, int tiles, int clu
     const struct ic_cu_src *in = &c->in[0];
     const bool psi = in->load == IC_CU_LOAD_PSI, few = cut >= IC_CU_TALL_128_FEW;
     const int chunk16 = IC_CU_TALL_CHUNK16(cut), tile_h = IC_CU_TALL_H(cut), loads = loads_of(c);
-    if (c->nf4.codes || taps != 9 || c->epilogue != IC_CU_STORE || c->act ||
+    if (c->nf4.codes || taps != 9 || c->epilogue != IC_CU_STORE || c->act || c->bias ||
         (c->stats && c->stats_gran != 8) || c->c16 % chunk16 || (c->columns % 128 && c->columns != 64) ||
         (c->columns == 64 ? IC_CU_TALL_COLUMNS(cut) != 64 : cut == IC_CU_TALL_64) || (few && loads > 1) ||
         c->in[1].cpad || c->out_stride >> 31 || in->stride >> 31 ||
         (size_t)c->height * (size_t)c->width * (size_t)c->d >> 27 ||
-        (in->load != IC_CU_LOAD_NORM && in->load != IC_CU_LOAD_POOL && (!psi || in->cpad != 2 * c->d)) ||
-        c->height < tile_h)
+        (in->load != IC_CU_LOAD_NORM && (!psi || in->cpad != 2 * c->d)) || c->height < tile_h)
         return 0;
     c->tiles_x = (c->width + TILE_W - 1) / TILE_W;
     c->tiles_y = (c->height + tile_h - 1) / tile_h;
@@ -62,20 +61,20 @@ int ic_cu_tall_shape(struct ic_cu_conv *c, int cut, int taps, int tiles, int clu
         c->out_at = c->ring_at + c->ring * IC_CU_TALL_STAGE(cut);
         c->smem = c->out_at + IC_CU_TALL_OUT(cut);
         if (loads > 1)
-            c->smem += teams * IC_CU_TALL_AHEAD(loads) * 2 * loads * 32 * 16;
+            c->smem += teams * IC_CU_TALL_AHEAD * 2 * loads * 32 * 16;
         if (c->smem <= smem_max)
             return 1;
     }
     return 0;
 }
 
-/* [type][cut][loads / 2] */
-static const void *const kernels[2][IC_CU_TALL_COUNT][3] = {
+/* [type][cut][loads - 1] */
+static const void *const kernels[2][IC_CU_TALL_COUNT][2] = {
 #if IC_CU_WIDE
 #define KERNEL(T, cut, loads) reinterpret_cast<const void *>(tall_kernel<T, cut, loads>)
 #define ALL(T, cut)                                                                                        \
     {                                                                                                      \
-        KERNEL(T, cut, 1), KERNEL(T, cut, 2), KERNEL(T, cut, 4)                                            \
+        KERNEL(T, cut, 1), KERNEL(T, cut, 2)                                            \
     }
 #define FEW(T, cut)                                                                                        \
     {                                                                                                      \
@@ -96,13 +95,13 @@ static const void *const kernels[2][IC_CU_TALL_COUNT][3] = {
 
 static const void *kernel_of(enum ic_cu_type type, int cut, int loads)
 {
-    return kernels[type == IC_CU_BF16][cut][loads / 2];
+    return kernels[type == IC_CU_BF16][cut][loads - 1];
 }
 
 cudaError_t ic_cu_tall_init(enum ic_cu_type type, int smem_max)
 {
-    return allow_smem(8, smem_max, [=](int i) {
-        return i < 6 ? kernel_of(type, i / 3, 1 << i % 3) : kernel_of(type, IC_CU_TALL_128_FEW + i - 6, 1);
+    return allow_smem(6, smem_max, [=](int i) {
+        return i < 4 ? kernel_of(type, i / 2, 1 + i % 2) : kernel_of(type, IC_CU_TALL_128_FEW + i - 4, 1);
     });
 }
 

@@ -33,7 +33,7 @@ __device__ inline bool barrier_passed(uint32_t at, uint32_t parity)
 }
 #endif
 
-/* LOADS: of 16 bytes for eight channels of a cell: 1: as stored, 2: of psi, 4: of four cells, to be pooled. */
+/* LOADS: of 16 bytes for eight channels of a cell: 1: as stored, 2: of psi. */
 template <class T, int CUT, int LOADS>
 __global__ void __launch_bounds__(IC_CU_TALL_THREADS(CUT), 1)
     tall_kernel(const __grid_constant__ ic_cu_conv a)
@@ -65,15 +65,15 @@ __global__ void __launch_bounds__(IC_CU_TALL_THREADS(CUT), 1)
     touch(a, warp);
     const float *psi = a.io[sample].psi; /* the table does not change during a graph */
     float *scale = reinterpret_cast<float *>(smem + a.scale_at), *shift = scale + a.c16 * 16;
-    float *sums = reinterpret_cast<float *>(smem + a.sums_at); /* [warp][2] (sum, square) */
+    float2 *sums = reinterpret_cast<float2 *>(smem + a.sums_at); /* [warp][8] (sum, square) */
     const uint32_t bars = shared_address(smem), ring = shared_address(smem + a.ring_at);
     auto full = [&](int slot) { return bars + slot * 16; };
     auto empty = [&](int slot) { return bars + slot * 16 + 8; };
     auto tile_full = [&](int buffer) { return full(a.ring + buffer); };
     auto tile_empty = [&](int buffer) { return empty(a.ring + buffer); };
-    if (tid < a.ring + TEAMS) {
-        barrier_init(full(tid), tid < a.ring ? 1 : PIECES);
-        barrier_init(empty(tid), tid < a.ring ? cluster * WM * 4 : WM * 4);
+    for (int i = warp; i < a.ring + TEAMS && lane == 0; i += WARPS) { /* each takes 90 cycles of a warp */
+        barrier_init(full(i), i < a.ring ? 1 : PIECES);
+        barrier_init(empty(i), i < a.ring ? cluster * WM * 4 : WM * 4);
     }
     barriers_known(cluster);
 
@@ -87,43 +87,50 @@ __global__ void __launch_bounds__(IC_CU_TALL_THREADS(CUT), 1)
     const char *weight0 = static_cast<const char *>(a.weight) +
                           (SUM ? (size_t)(blockIdx.y >> 1) * stages * 2 * STAGE + (blockIdx.y & 1) * ROWS64
                                : (size_t)blockIdx.y * stages * STAGE);
-    const char *weight = weight0;
-    int fill_left = tiles * stages, fill_stage = 0, fill_slot = 0, fill_turn = 0;
-    auto fill = [&]() {
-        if (fill_turn > 0)
-            barrier_wait(empty(fill_slot), (fill_turn - 1) & 1);
-        const uint32_t to = ring + fill_slot * STAGE;
+    const int fills = tiles * stages;
+    auto ask_weights = [&](int stage, int slot) {
+        const uint32_t to = ring + slot * STAGE;
         if (lane == 0) {
-            barrier_expect(full(fill_slot), STAGE);
+            barrier_expect(full(slot), STAGE);
             if (!SUM)
-                copy_bulk_shared(to, weight, STAGE, full(fill_slot), a.cluster_shift, rank);
+                copy_bulk_shared(to, weight0 + stage * STAGE, STAGE, full(slot), a.cluster_shift, rank);
         }
         if (SUM && lane < 6) { /* a tap of the first 16 inputs, or of the others */
-            const int unit = (fill_stage / 3 * 2 + lane / 3) * 9 + fill_stage % 3 * 3 + lane % 3;
-            copy_bulk(to + lane * TAP, weight0 + unit * (halves ? 2 * TAP : TAP), TAP, full(fill_slot));
+            const int unit = (stage / 3 * 2 + lane / 3) * 9 + stage % 3 * 3 + lane % 3;
+            copy_bulk(to + lane * TAP, weight0 + unit * (halves ? 2 * TAP : TAP), TAP, full(slot));
         }
+    };
+    /* The ring is filled by all warps, and the second half of it once the first inputs are under way, which would
+     * come after it. */
+    auto ask_first = [&](int from, int to) {
+        for (int i = from + warp; i < min(to, fills); i += WARPS) {
+            int stage = i;
+            while (stage >= stages)
+                stage -= stages;
+            ask_weights(stage, i);
+        }
+    };
+    const int ahead = (a.ring + 1) / 2;
+    ask_first(0, ahead);
+    const bool asks = warp == WM * 4 + TEAMS - 1; /* for the rest */
+    int fill_left = max(fills - a.ring, 0), fill_stage = a.ring, fill_slot = 0, fill_turn = 1;
+    while (fill_stage >= stages)
+        fill_stage -= stages;
+    auto fill = [&]() {
+        barrier_wait(empty(fill_slot), (fill_turn - 1) & 1);
+        ask_weights(fill_stage, fill_slot);
         fill_left--;
-        weight += STAGE;
-        if (++fill_stage == stages) {
+        if (++fill_stage == stages)
             fill_stage = 0;
-            weight = weight0;
-        }
         if (++fill_slot == a.ring) {
             fill_slot = 0;
             fill_turn++;
         }
     };
-    const bool asks = warp == WM * 4 + TEAMS - 1;
-    /* Half of the ring: the rest would come before the first inputs. */
-    const int ahead = min((a.ring + 1) / 2, fill_left);
-    if (asks)
-        for (int i = 0; i < ahead; i++)
-            fill();
     /* Fills what is free already. Lane 0's view: what the others saw a moment later could differ. */
     auto fill_free = [&]() {
         while (asks && fill_left > 0 &&
-               (fill_turn == 0 ||
-                __shfl_sync(~0u, barrier_passed(empty(fill_slot), (fill_turn - 1) & 1), 0)))
+               __shfl_sync(~0u, barrier_passed(empty(fill_slot), (fill_turn - 1) & 1), 0))
             fill();
     };
 
@@ -139,10 +146,7 @@ __global__ void __launch_bounds__(IC_CU_TALL_THREADS(CUT), 1)
         const int y = ty * TILE_H - 1 + cell / BW, x = tx * TILE_W - 1 + cell % BW;
         const bool inside =
             cell < CELLS && (unsigned)y < (unsigned)a.height && (unsigned)x < (unsigned)a.width;
-        const int cell_bytes = 2 * a.in[0].cpad, offset = LOADS == 4
-                                                              ? (4 * y * a.width + 2 * x) * cell_bytes
-                                                              : (y * a.width + x) * cell_bytes * LOADS;
-        return inside ? offset : -1;
+        return inside ? (y * a.width + x) * 2 * a.in[0].cpad * LOADS : -1;
     };
     auto find_cells = [&](int ti) {
         __syncwarp();
@@ -167,76 +171,81 @@ __global__ void __launch_bounds__(IC_CU_TALL_THREADS(CUT), 1)
                           T::pack(f[6], f[7]));
     };
 
-    /* The first chunks of the first tile, by all warps: pieces of four cells of a lane, one after another. */
-    constexpr int FIRST = LOADS == 4 ? 0 : SUM ? 4 : 2, /* more would keep the first one waiting */
-        MINE = (FIRST * PIECES + WARPS - 1) / WARPS, UNROLL = LOADS == 2 ? MINE : 1;
-    const int started = min(FIRST, chunks);
-    auto start_pieces = [&](auto fn) {
-#pragma unroll UNROLL /* to be fetched, code that runs once takes as long as it is */
-        for (int k = 0; k < MINE; k++) {
-            const int nth = warp + k * WARPS, chunk = nth / PIECES, p = nth - chunk * PIECES;
-            if (chunk < started)
-                fn(k, chunk, p, *reinterpret_cast<const int4 *>(tables + (first + p * STEP) * 4));
+    /* The first chunks of the first tile: pieces of four cells of a lane, one of each warp, and the rest of the warps
+     * that load. Psi comes to registers. */
+    constexpr int FIRST = LOADS == 2 ? 2 : TEAMS, EACH = TEAMS;
+    static_assert(LOADS == 1 || FIRST * PIECES <= 2 * WARPS, "two pieces of a warp");
+    const int started = min(FIRST, chunks), pieces = started * PIECES;
+    const int rest = LOADS == 2 ? WARPS + warp : wg < WM ? pieces : WARPS + warp - WM * 4;
+    uint4 of_psi[2][4][2];
+    auto ask_piece = [&](int nth, int k) {
+        const int chunk = nth / PIECES, p = nth - chunk * PIECES;
+        const int4 at = *reinterpret_cast<const int4 *>(tables + (first + p * STEP) * 4);
+        const int offset[4] = {at.x, at.y, at.z, at.w};
+        const char *from = from_of(chunk * CHUNK16);
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            const char *cell = from + max(offset[i], 0);
+            if constexpr (LOADS == 1)
+                copy16_or_zero(shared_address(to_of(chunk) + (4 * p + i) * STEP), cell, offset[i] >= 0);
+            else
+#pragma unroll
+                for (int l = 0; l < 2; l++)
+                    of_psi[k][i][l] = offset[i] >= 0 ? __ldcg(reinterpret_cast<const uint4 *>(cell) + l)
+                                                     : make_uint4(0, 0, 0, 0);
         }
     };
-    uint4 of_psi[MINE + 1][4][2];
-    auto start_asking = [&]() {
-        start_pieces([&](int k, int chunk, int p, int4 at) {
-            const char *from = from_of(chunk * CHUNK16);
-            const int offset[4] = {at.x, at.y, at.z, at.w};
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                const char *cell = from + max(offset[i], 0);
-                if constexpr (LOADS == 1)
-                    copy16_or_zero(shared_address(to_of(chunk) + (4 * p + i) * STEP), cell, offset[i] >= 0);
-                else
-#pragma unroll
-                    for (int l = 0; l < 2; l++)
-                        of_psi[k][i][l] = offset[i] >= 0 ? __ldcg(reinterpret_cast<const uint4 *>(cell) + l)
-                                                         : make_uint4(0, 0, 0, 0);
-            }
-        });
-        copies_commit();
-    };
-    auto start_ending = [&]() {
-        copies_wait<0>();
-        start_pieces([&](int k, int chunk, int p, int4 at) {
-            uint4 *to = to_of(chunk) + 4 * p * STEP, v[4];
-            const int offset[4] = {at.x, at.y, at.z, at.w};
-            if constexpr (LOADS == 1) {
-                norm_octet<T> norm;
-                norm.take(scale + 16 * CHUNK16 * chunk + 8 * octet, shift + 16 * CHUNK16 * chunk + 8 * octet);
-#pragma unroll
-                for (int i = 0; i < 4; i++)
-                    v[i] = to[i * STEP];
-#pragma unroll
-                for (int i = 0; i < 4; i++)
-                    v[i] = norm(v[i]);
-            } else {
-#pragma unroll
-                for (int i = 0; i < 4; i++)
-                    v[i] = packed(of_psi[k][i]);
-            }
+    auto end_piece = [&](int nth, int k) {
+        const int chunk = nth / PIECES, p = nth - chunk * PIECES;
+        uint4 *to = to_of(chunk) + 4 * p * STEP, v[4];
+        int offset[4] = {0, 0, 0, 0};
+        if constexpr (LOADS == 1) {
+            const int4 at = *reinterpret_cast<const int4 *>(tables + (first + p * STEP) * 4);
+            offset[0] = at.x;
+            offset[1] = at.y;
+            offset[2] = at.z;
+            offset[3] = at.w;
+            norm_octet<T> norm;
+            norm.take(scale + 16 * CHUNK16 * chunk + 8 * octet, shift + 16 * CHUNK16 * chunk + 8 * octet);
 #pragma unroll
             for (int i = 0; i < 4; i++)
-                if (LOADS == 2 || offset[i] >= 0)
-                    to[i * STEP] = v[i];
-            fence_writes();
-            __syncwarp();
-            if (lane == 0)
-                barrier_arrive(tile_full(chunk), 1);
-        });
+                v[i] = to[i * STEP];
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                v[i] = norm(v[i]);
+        } else {
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                v[i] = packed(of_psi[k][i]);
+        }
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            if (offset[i] >= 0)
+                to[i * STEP] = v[i];
+        fence_writes();
+        __syncwarp();
+        if (lane == 0)
+            barrier_arrive(tile_full(chunk), 1);
+    };
+    auto each_of_rest = [&](auto fn) { /* to be fetched, code that runs once takes as long as it is */
+        if constexpr (LOADS == 2) {
+            if (rest < pieces)
+                fn(rest, 1);
+        } else {
+#pragma unroll 1
+            for (int nth = rest; nth < pieces; nth += EACH)
+                fn(nth, 1);
+        }
     };
     /* Brings an item and normalises it; outside the grid it is zero, after the activation. By asynchronous
      * copies, which can be waited for in the order in which they were asked for: a warp has so few scoreboards
      * that loads into registers, asked for ahead, are all waited for at once. */
     auto bring = [&](int c0) {
-        const ic_cu_src &in = a.in[0];
         const char *from = from_of(c0);
         uint4 *to = to_of(team);
         const int *where = table + first * 4;
         norm_octet<T> norm;
-        if (LOADS != 2)
+        if (LOADS == 1)
             norm.take(scale + 16 * c0 + 8 * octet, shift + 16 * c0 + 8 * octet);
         if constexpr (LOADS == 1) { /* where they belong, and there normalised */
 #pragma unroll 4
@@ -275,7 +284,7 @@ __global__ void __launch_bounds__(IC_CU_TALL_THREADS(CUT), 1)
             if (PIECES % 2)
                 normalise(number<1>(), PIECES - 1);
         } else { /* by a ring of what makes two cells of a lane */
-            constexpr int STEPS = 2 * PIECES, AHEAD = IC_CU_TALL_AHEAD(LOADS);
+            constexpr int STEPS = 2 * PIECES, AHEAD = IC_CU_TALL_AHEAD;
             uint4 *stage = reinterpret_cast<uint4 *>(smem + a.out_at + IC_CU_TALL_OUT(CUT)) +
                            team * (AHEAD * 2 * LOADS * 32) + lane;
             auto offsets = [&](int s) {
@@ -287,11 +296,8 @@ __global__ void __launch_bounds__(IC_CU_TALL_THREADS(CUT), 1)
                 for (int i = 0; i < 2; i++)
 #pragma unroll
                     for (int l = 0; l < LOADS; l++)
-                        copy16_or_zero(
-                            shared_address(stage + ((slot * 2 + i) * LOADS + l) * 32),
-                            from + max(i ? at.y : at.x, 0) +
-                                (LOADS == 4 ? ((l >> 1) * 2 * a.width + (l & 1)) * 2 * in.cpad : 16 * l),
-                            (i ? at.y : at.x) >= 0);
+                        copy16_or_zero(shared_address(stage + ((slot * 2 + i) * LOADS + l) * 32),
+                                       from + max(i ? at.y : at.x, 0) + 16 * l, (i ? at.y : at.x) >= 0);
             };
 #pragma unroll
             for (int s = 0; s < AHEAD - 1; s++) {
@@ -316,11 +322,7 @@ __global__ void __launch_bounds__(IC_CU_TALL_THREADS(CUT), 1)
                         v[i][l] = stage[((slot * 2 + i) * LOADS + l) * 32];
 #pragma unroll
                 for (int i = 0; i < 2; i++) {
-                    if constexpr (LOADS == 4) {
-                        out[i] = norm.of_four(v[i]);
-                    } else {
-                        out[i] = packed(v[i]);
-                    }
+                    out[i] = packed(v[i]);
                     to[(2 * s + i) * STEP] = (i ? at.y : at.x) >= 0 ? out[i] : make_uint4(0, 0, 0, 0);
                 }
                 if (++slot == AHEAD)
@@ -341,7 +343,7 @@ __global__ void __launch_bounds__(IC_CU_TALL_THREADS(CUT), 1)
     }
     __syncthreads();
     if (!psi) { /* and nothing may come to a block that has ended */
-        for (int i = 0; asks && i < ahead; i++)
+        for (int i = warp; i < min(ahead, fills); i += WARPS)
             barrier_wait(full(i), 0);
         return;
     }
@@ -349,11 +351,19 @@ __global__ void __launch_bounds__(IC_CU_TALL_THREADS(CUT), 1)
     float2 seen[NORM_AT_ONCE];
     wait_for_previous();
     norm_ahead(a.in[0], sample, tid, seen);
-    start_asking();
-    fill_free();
+    if (warp < pieces)
+        ask_piece(warp, 0);
+    copies_commit();
     norm_coefficients<NORM_AT_ONCE>(a.in[0], sample, scale, shift, tid, THREADS, seen, &own);
+    each_of_rest(ask_piece);
+    copies_commit();
+    ask_first(ahead, a.ring);
     __syncthreads();
-    start_ending();
+    copies_wait<1>();
+    if (warp < pieces)
+        end_piece(warp, 0);
+    copies_wait<0>();
+    each_of_rest(end_piece);
 
     if (wg >= WM) {
         if constexpr (THREADS == 384)
@@ -384,8 +394,7 @@ __global__ void __launch_bounds__(IC_CU_TALL_THREADS(CUT), 1)
         asm volatile("setmaxnreg.inc.sync.aligned.u32 192;");
 
     float acc[1][N / 2];
-    /* (sum, square) of this warp's two eights of channels, this lane's part */
-    float keep[4] = {0, 0, 0, 0};
+    float2 keep = make_float2(0, 0); /* (sum, square) of the eight channels that this thread stores */
     int slot = 0, buffer = 0;
     uint32_t slot_turn = 0, buffer_turn = 0;
 
@@ -464,52 +473,48 @@ __global__ void __launch_bounds__(IC_CU_TALL_THREADS(CUT), 1)
             asm volatile("bar.sync %0, 128;" ::"r"(2 + wg) : "memory"); /* the room is this warpgroup's now */
         }
 
-        /* ---- epilogue: this warp has 16 channels, of which this lane two, lane / 4 and that + 8 ---- */
+        /* ---- epilogue: to shared memory as they are, and from there whole lines. What the statistics see is what
+         * is stored. A case for each of the products' parts, but one code for what follows. ---- */
         const int ti = tile0 + tile, ty = divided(ti, a.tiles_x), y0 = ty * TILE_H + (TWO || SUM ? wg * ROWS_OUT : 0),
-                  x0 = (ti - ty * a.tiles_x) * TILE_W, xa = x0 + (lane & 3) * 2; /* its cells: xa, xa + 1 */
+                  x0 = (ti - ty * a.tiles_x) * TILE_W;
         const int cell_bytes = 2 * a.cpad, row_bytes = cell_bytes * a.width;
-        const bool in[2] = {xa < a.width, xa + 1 < a.width};
-        float bias[2] = {0, 0}; /* of its channels */
-        if (a.bias) {
-            bias[0] = __ldg(a.bias + column0 + w4 * 16 + lane / 4);
-            bias[1] = __ldg(a.bias + column0 + w4 * 16 + lane / 4 + 8);
-        }
         char *mine = smem + a.out_at + (SUM ? (1 - wg) * PART : wg * TILE_W * OUT_H * OUT_ROW); /* [cell][64 channels] */
         const uint32_t to = shared_address(mine) + w4 * 32 + ((lane >> 4) * 8 + (lane & 7)) * OUT_ROW +
                             (lane >> 3 & 1) * 16;
-        const int copy = tid & 127, copy_y = copy >> 6, copy_x = copy >> 3 & 7;
-        const char *copy_from = mine + (copy >> 3) * OUT_ROW + (copy & 7) * 16;
-        char *out = static_cast<char *>(a.out) + (size_t)sample * a.out_stride + 2 * column0 +
-                    (copy & 7) * 16 + (x0 + copy_x) * cell_bytes;
-#pragma unroll
+        /* a thread stores eight channels of 2x2 cells */
+        const int copy = tid & 7, copy_y = w4 * 2, copy_x = (lane >> 3) * 2, column = column0 + copy * 8;
+        const char *copy_from = mine + (copy_y * 8 + copy_x) * OUT_ROW + copy * 16;
+        char *out = static_cast<char *>(a.out) + (size_t)sample * a.out_stride + 2 * column +
+                    (x0 + copy_x) * cell_bytes;
+#pragma unroll 1
         for (int j0 = 0; j0 < ROWS_OUT; j0 += OUT_H) {
 #pragma unroll
-            for (int j = j0; j < j0 + OUT_H; j += 2) { /* two rows of cells */
-                uint32_t packed[4];
+            for (int q = 0; q < ROWS_OUT; q += OUT_H)
+                if (q == j0)
 #pragma unroll
-                for (int h = 0; h < 2; h++) {
-                    const float *sum = &acc[0][4 * (j + h)];
-                    float v[4]; /* [channel][cell] */
-#pragma unroll
-                    for (int i = 0; i < 4; i++) {
-                        v[i] = sum[i] + bias[i >> 1];
-                        if (in[i & 1] && y0 + j + h < a.height) {
-                            keep[i >> 1 << 1] += v[i];
-                            keep[(i >> 1 << 1) + 1] = fmaf(v[i], v[i], keep[(i >> 1 << 1) + 1]);
-                        }
+                    for (int j = q; j < q + OUT_H; j += 2) { /* two rows of cells */
+                        const float *v = &acc[0][4 * j];     /* [row][channel][cell] */
+                        store_turned(to + (j - q) * 8 * OUT_ROW, T::pack(v[0], v[1]), T::pack(v[2], v[3]),
+                                     T::pack(v[4], v[5]), T::pack(v[6], v[7]));
                     }
-                    packed[2 * h] = T::pack(v[0], v[1]);
-                    packed[2 * h + 1] = T::pack(v[2], v[3]);
-                }
-                store_turned(to + (j - j0) * 8 * OUT_ROW, packed[0], packed[1], packed[2], packed[3]);
-            }
             asm volatile("bar.sync %0, 128;" ::"r"(2 + wg) : "memory");
+            const int y = y0 + j0 + copy_y;
+            if (y < a.height && x0 + copy_x < a.width) { /* grids of which some is pooled are even */
+                uint4 v[4];
 #pragma unroll
-            for (int k = 0; k < OUT_H; k += 2) {
-                const int y = y0 + j0 + k + copy_y;
-                if (y < a.height && x0 + copy_x < a.width)
-                    *reinterpret_cast<uint4 *>(out + y * row_bytes) =
-                        *reinterpret_cast<const uint4 *>(copy_from + k * 8 * OUT_ROW);
+                for (int k = 0; k < 4; k++) {
+                    v[k] = *reinterpret_cast<const uint4 *>(copy_from + ((k >> 1) * 8 + (k & 1)) * OUT_ROW);
+                    if (y + (k >> 1) < a.height && x0 + copy_x + (k & 1) < a.width) {
+                        *reinterpret_cast<uint4 *>(out + (y + (k >> 1)) * row_bytes +
+                                                   (k & 1) * cell_bytes) = v[k];
+                        count<T>(v[k], keep);
+                    }
+                }
+                if (a.pooled)
+                    *reinterpret_cast<uint4 *>(
+                        static_cast<char *>(a.pooled) + (size_t)sample * a.pooled_stride + 2 * column +
+                        ((y >> 1) * (a.width >> 1) + ((x0 + copy_x) >> 1)) * cell_bytes) =
+                        pooled<T>(v, __ldg(reinterpret_cast<const uint4 *>(a.flip + column)));
             }
             asm volatile("bar.sync %0, 128;" ::"r"(2 + wg) : "memory");
         }
@@ -518,13 +523,17 @@ __global__ void __launch_bounds__(IC_CU_TALL_THREADS(CUT), 1)
         cluster_wait(); /* nobody may send to a block that has ended */
     if (!a.stats)
         return;
-    sum_many<4>(keep, lane);
-    if ((lane & 7) == 0)
-        sums[warp * 4 + lane / 8] = keep[0];
+    sum_of_copies(keep, sums, warp, lane);
     asm volatile("bar.sync 1, %0;" ::"n"(WM * 128) : "memory"); /* of the warps that multiply */
     if (tid < (TWO || SUM ? 8 : 16)) {
-        const float *one = sums + tid / 2 * 4 + tid % 2 * 2, *other = one + 4 * 4;
-        const float2 v = make_float2(one[0] + (TWO || SUM ? other[0] : 0), one[1] + (TWO || SUM ? other[1] : 0));
+        constexpr int MANY = TWO || SUM ? 8 : 4; /* warps that have these eight channels */
+        float2 v = make_float2(0, 0);
+#pragma unroll
+        for (int i = 0; i < MANY; i++) {
+            const float2 one = sums[((tid >> 3) * 4 + i) * 8 + (tid & 7)];
+            v.x += one.x;
+            v.y += one.y;
+        }
         reinterpret_cast<float2 *>(
             a.stats)[(size_t)sample * a.stats_stride + (size_t)(block0 / 8 + tid) * a.slots + blockIdx.x] =
             v;

@@ -331,10 +331,10 @@ static struct known key_of(const struct ic_law_exec *e, const struct launch *l)
                                       a->in[0].group_size, a->in[1].group_size, a->split}};
     }
     return (struct known){.key = {e->packed->device, (int)e->packed->type, c->nf4.codes != NULL, l->taps,
-                                  c->c16, c->columns, c->height, c->width, (int)e->plan->batch, c->epilogue,
-                                  c->in[0].load, c->in[1].load, c->in[0].cpad, c->stats_gran,
-                                  c->in[0].channels, c->in[0].gran, c->in[0].group_size, c->in[1].channels,
-                                  c->in[1].gran}};
+                                  c->c16, c->columns, c->height, c->width, (int)e->plan->batch,
+                                  2 * c->epilogue + (c->pooled != NULL), c->in[0].load, c->in[1].load,
+                                  c->in[0].cpad, c->stats_gran, c->in[0].channels, c->in[0].gran,
+                                  c->in[0].group_size, c->in[1].channels, c->in[1].gran}};
 }
 
 /* Which of `known` has this key; -1: none. */

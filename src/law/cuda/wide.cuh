@@ -241,10 +241,6 @@ template <class T> struct norm_octet {
     {
         return normalised<T>(v, by, add);
     }
-    __device__ uint4 of_four(const uint4 *v) const
-    {
-        return pooled<T>(v, by, add);
-    }
 };
 
 /* In float16 two at a time: the result is rounded to that anyway, and half of the instructions are saved.
@@ -277,21 +273,6 @@ template <> struct norm_octet<f16> {
         for (int i = 0; i < 4; i++)
             h[i] = elu2(__hfma2(h[i], by[i], add[i]));
         return v;
-    }
-    /* The maximum of four, normalised: ELU grows with its argument. */
-    __device__ uint4 of_four(const uint4 *v) const
-    {
-        uint4 out;
-        __half2 *h = reinterpret_cast<__half2 *>(&out);
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            h[i] = __hfma2(reinterpret_cast<const __half2 *>(v)[i], by[i], add[i]);
-#pragma unroll
-            for (int k = 1; k < 4; k++)
-                h[i] = __hmax2(h[i], __hfma2(reinterpret_cast<const __half2 *>(v + k)[i], by[i], add[i]));
-            h[i] = elu2(h[i]);
-        }
-        return out;
     }
 };
 #endif
@@ -332,13 +313,10 @@ __global__ void __launch_bounds__((WM * WK + LOAD) * 128, BLOCKS)
     auto empty = [&](int slot) { return bars + slot * 16 + 8; };
     auto tile_full = [&](int buffer) { return full(a.ring + buffer); };
     auto tile_empty = [&](int buffer) { return empty(a.ring + buffer); };
-    if (tid < a.ring) {
-        barrier_init(full(tid), 1);
-        barrier_init(empty(tid), GROUP / 32);
-    }
-    if (LOAD && tid < a.buffers) {
-        barrier_init(tile_full(tid), WARPS);
-        barrier_init(tile_empty(tid), GROUP / 32);
+    for (int i = warp; i < a.ring + (LOAD ? a.buffers : 0) && lane == 0;
+         i += THREADS / 32) { /* each takes 90 cycles of a warp */
+        barrier_init(full(i), i < a.ring ? 1 : WARPS);
+        barrier_init(empty(i), GROUP / 32);
     }
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     __syncthreads();
@@ -460,8 +438,8 @@ __global__ void __launch_bounds__((WM * WK + LOAD) * 128, BLOCKS)
     };
     auto end = [&](int turn0, int turn1) {
         octets([&](int which, int load, char *plane, int c) {
-            const float *times = scale + (which ? a.in[0].cpad : 0) + c, *plus = times + channels;
             if (load == IC_CU_LOAD_NORM) {
+                const float *times = scale + (which ? a.in[0].cpad : 0) + c, *plus = times + channels;
                 norm_octet<T> norm;
                 norm.take(times, plus);
                 for (int turn = turn0; turn < turn1;
@@ -491,17 +469,7 @@ __global__ void __launch_bounds__((WM * WK + LOAD) * 128, BLOCKS)
             for (int turn = turn0; turn < turn1; turn++) {
                 const spot p = spot_of(turn);
                 uint4 out = make_uint4(0, 0, 0, 0);
-                if (p.inside && load == IC_CU_LOAD_POOL) {
-                    const int w = 2 * a.width, cpad = which ? a.in[1].cpad : a.in[0].cpad;
-                    const char *four =
-                        (which ? base1 : base0) + 2 * (((size_t)(2 * p.y) * w + 2 * p.x) * cpad + c);
-                    uint4 q[4];
-#pragma unroll
-                    for (int k = 0; k < 4; k++)
-                        q[k] = __ldcg(reinterpret_cast<const uint4 *>(
-                            four + 2 * ((k >> 1) * (size_t)w + (k & 1)) * cpad));
-                    out = pooled<T>(q, times, plus);
-                } else if (p.inside && load == IC_CU_LOAD_PSI) {
+                if (p.inside) { /* of psi */
                     uint4 q[2];
                     load_psi(q, io.psi + (size_t)(p.y * a.width + p.x) * 2 * a.d, c, 2 * a.d);
                     const float *f = reinterpret_cast<const float *>(q);
@@ -796,6 +764,22 @@ __global__ void __launch_bounds__((WM * WK + LOAD) * 128, BLOCKS)
                         if (y < a.height && x < a.width)
                             *reinterpret_cast<uint4 *>(out_at + (y * row_bytes + x * cell_bytes)) =
                                 *reinterpret_cast<const uint4 *>(mine + r * OUT_ROW + lane % N8 * 16);
+                    }
+                    /* The warp has two whole rows of the patch, from an even cell on; four channels of 2x2 a lane. */
+#pragma unroll 1
+                    for (int k = 0; k < N / 32 && TAPS == 9 && a.pooled; k++) {
+                        const int x = (k * 32 + lane) / (N / 4), c = (k * 32 + lane) % (N / 4) * 4;
+                        if (py >= a.height || px + 2 * x >= a.width)
+                            break;
+                        uint2 v[4];
+#pragma unroll
+                        for (int i = 0; i < 4; i++)
+                            v[i] = *reinterpret_cast<const uint2 *>(
+                                mine + ((i >> 1) * 8 + 2 * x + (i & 1)) * OUT_ROW + 2 * c);
+                        *reinterpret_cast<uint2 *>(
+                            static_cast<char *>(a.pooled) + (size_t)sample * a.pooled_stride +
+                            2 * (column0 + c) + ((py >> 1) * (a.width >> 1) + (px >> 1) + x) * cell_bytes) =
+                            pooled<T>(v, __ldg(reinterpret_cast<const uint2 *>(a.flip + column0 + c)));
                     }
                     __syncwarp();
                 }
