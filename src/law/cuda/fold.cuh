@@ -140,14 +140,14 @@ __global__ void __launch_bounds__((2 + LOAD) * 128, BLOCKS)
                              full(slot), a.cluster_shift, rank);
         }
     };
-    /* The ring is filled by all warps, and the second half of it once the first inputs are under way, which would
-     * come after it. */
-    auto ask_first = [&](int from, int to) {
-        for (int i = from + warp; i < min(to, fills); i += WARPS)
+    /* The ring is filled by many warps, the second half of it once the first inputs have come, which would come
+     * after it. */
+    auto ask_first = [&](int from, int to, int step) {
+        for (int i = from; i < min(to, fills); i += step)
             ask_weights(i, i); /* stages are more than the ring's */
     };
     const int ahead = (a.ring + 1) / 2;
-    ask_first(0, ahead);
+    ask_first(warp, ahead, WARPS);
     const bool asks = warp == WM * 4 + LOADERS; /* for the rest */
     int fill_left = max(fills - a.ring, 0), fill_stage = a.ring, fill_slot = 0, fill_turn = 1;
     if (fill_stage >= stages)
@@ -172,7 +172,7 @@ __global__ void __launch_bounds__((2 + LOAD) * 128, BLOCKS)
         constexpr bool LOW = decltype(is_low)::value;
         constexpr int CELLS = LOW ? LOW_CELLS : SKIP_CELLS, AT_ONCE = decltype(warps)::value * 16,
                       TURNS = (CELLS + AT_ONCE - 1) / AT_ONCE;
-        static_assert(TURNS <= ((decltype(warps)::value) < LOADERS ? 64 : 16), "a bit each");
+        static_assert(TURNS <= 64, "a bit each");
         const ic_cu_src &in = a.in[LOW ? 0 : 1];
         const int ty = divided(ti, a.tiles_x), octet = lane >> 3 & 1, height = (LOW ? 1 : 2) * a.height,
                   width = (LOW ? 1 : 2) * a.width, y0 = ty * TILE_H * (LOW ? 1 : 2) - 1,
@@ -252,41 +252,39 @@ __global__ void __launch_bounds__((2 + LOAD) * 128, BLOCKS)
     norm_ahead(source, sample, half_tid, seen);
     /* The first chunk is brought by all warps, and those for the other buffers by all that load. */
     const int started = min(BUFFERS, chunks), member = warp - WM * 4;
-    uint64_t in_grid = ask(yes(), number<WARPS>(), warp, tile0, 0, a.low_chunk, 0); /* 16 bits an item */
+    const uint64_t inside = ask(yes(), number<WARPS>(), warp, tile0, 0, a.low_chunk, 0);
     copies_commit();
     norm_coefficients<NORM_AT_ONCE>(source, sample, scale + channel0, shift + channel0, half_tid,
                                     THREADS / 2, seen, &own);
-    const bool more = member >= 0 && !asks;
-#pragma unroll 1
-    for (int i = 1; i < started && more; i++)
-        chunk_of(i, [&](auto is_low, int c0, int nc) {
-            in_grid |= ask(is_low, number<LOADERS>(), member, tile0, c0, nc, i) << 16 * i;
-        });
-    copies_commit();
-    ask_first(ahead, a.ring);
     __syncthreads();
-    copies_wait<1>();
-    normalise(yes(), number<WARPS>(), warp, 0, a.low_chunk, 0, in_grid);
-    if (lane == 0)
-        barrier_arrive(tile_full(0), TEAM * LOADERS);
     copies_wait<0>();
-#pragma unroll 1
-    for (int i = 1; i < started && more; i++) {
-        chunk_of(i, [&](auto is_low, int c0, int nc) {
-            normalise(is_low, number<LOADERS>(), member, c0, nc, i, in_grid >> 16 * i);
-        });
-        if (lane == 0)
-            barrier_arrive(tile_full(i), WARPS * TEAM);
-    }
+    normalise(yes(), number<WARPS>(), warp, 0, a.low_chunk, 0, inside);
+    if (lane == 0)
+        barrier_arrive(tile_full(0), TEAM * LOADERS); /* of WARPS */
 
     if (wg >= WM) {
         if constexpr (PHASES * CELLS_N == 256)
             asm volatile("setmaxnreg.dec.sync.aligned.u32 72;");
         if (asks) {
+            ask_first(ahead, a.ring, 1);
             while (fill_left > 0)
                 fill();
             return;
         }
+        auto bring = [&](auto warps, int nth, int tile, int chunk, int buffer) {
+            chunk_of(chunk, [&](auto is_low, int c0, int nc) {
+                const uint64_t inside = ask(is_low, warps, nth, tile0 + tile, c0, nc, buffer);
+                copies_commit();
+                copies_wait<0>();
+                normalise(is_low, warps, nth, c0, nc, buffer, inside);
+            });
+            if (lane == 0)
+                barrier_arrive(tile_full(buffer),
+                               WARPS * TEAM * LOADERS / decltype(warps)::value); /* of so many */
+        };
+#pragma unroll 1
+        for (int i = 1; i < started; i++)
+            bring(number<LOADERS>(), member, 0, i, i);
         const int team = member / TEAM;
         if (team >= BUFFERS)
             return;
@@ -300,14 +298,7 @@ __global__ void __launch_bounds__((2 + LOAD) * 128, BLOCKS)
                 break;
             if (turn > 0)
                 barrier_wait(tile_empty(team), (turn - 1) & 1);
-            chunk_of(chunk, [&](auto is_low, int c0, int nc) {
-                const uint64_t inside = ask(is_low, number<TEAM>(), member % TEAM, tile0 + tile, c0, nc, team);
-                copies_commit();
-                copies_wait<0>();
-                normalise(is_low, number<TEAM>(), member % TEAM, c0, nc, team, inside);
-            });
-            if (lane == 0)
-                barrier_arrive(tile_full(team), WARPS * LOADERS);
+            bring(number<TEAM>(), member % TEAM, tile, chunk, team);
         }
         return;
     }

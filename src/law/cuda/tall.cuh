@@ -100,10 +100,10 @@ __global__ void __launch_bounds__(IC_CU_TALL_THREADS(CUT), 1)
             copy_bulk(to + lane * TAP, weight0 + unit * (halves ? 2 * TAP : TAP), TAP, full(slot));
         }
     };
-    /* The ring is filled by all warps, and the second half of it once the first inputs are under way, which would
-     * come after it. */
-    auto ask_first = [&](int from, int to) {
-        for (int i = from + warp; i < min(to, fills); i += WARPS) {
+    /* The ring is filled by many warps, the second half of it once the first inputs have come, which would come
+     * after it. */
+    auto ask_first = [&](int from, int to, int step) {
+        for (int i = from; i < min(to, fills); i += step) {
             int stage = i;
             while (stage >= stages)
                 stage -= stages;
@@ -111,7 +111,7 @@ __global__ void __launch_bounds__(IC_CU_TALL_THREADS(CUT), 1)
         }
     };
     const int ahead = (a.ring + 1) / 2;
-    ask_first(0, ahead);
+    ask_first(warp, ahead, WARPS);
     const bool asks = warp == WM * 4 + TEAMS - 1; /* for the rest */
     int fill_left = max(fills - a.ring, 0), fill_stage = a.ring, fill_slot = 0, fill_turn = 1;
     while (fill_stage >= stages)
@@ -171,12 +171,11 @@ __global__ void __launch_bounds__(IC_CU_TALL_THREADS(CUT), 1)
                           T::pack(f[6], f[7]));
     };
 
-    /* The first chunks of the first tile: pieces of four cells of a lane, one of each warp, and the rest of the warps
-     * that load. Psi comes to registers. */
-    constexpr int FIRST = LOADS == 2 ? 2 : TEAMS, EACH = TEAMS;
+    /* The first chunks of the first tile: pieces of four cells of a lane, one of each warp, and then the rest by the
+     * warps that load, a few at a time, as they come in this order. Psi comes to registers, two pieces of a warp. */
+    constexpr int FIRST = LOADS == 2 ? 2 : TEAMS, BATCH = 3;
     static_assert(LOADS == 1 || FIRST * PIECES <= 2 * WARPS, "two pieces of a warp");
     const int started = min(FIRST, chunks), pieces = started * PIECES;
-    const int rest = LOADS == 2 ? WARPS + warp : wg < WM ? pieces : WARPS + warp - WM * 4;
     uint4 of_psi[2][4][2];
     auto ask_piece = [&](int nth, int k) {
         const int chunk = nth / PIECES, p = nth - chunk * PIECES;
@@ -226,16 +225,6 @@ __global__ void __launch_bounds__(IC_CU_TALL_THREADS(CUT), 1)
         __syncwarp();
         if (lane == 0)
             barrier_arrive(tile_full(chunk), 1);
-    };
-    auto each_of_rest = [&](auto fn) { /* to be fetched, code that runs once takes as long as it is */
-        if constexpr (LOADS == 2) {
-            if (rest < pieces)
-                fn(rest, 1);
-        } else {
-#pragma unroll 1
-            for (int nth = rest; nth < pieces; nth += EACH)
-                fn(nth, 1);
-        }
     };
     /* Brings an item and normalises it; outside the grid it is zero, after the activation. By asynchronous
      * copies, which can be waited for in the order in which they were asked for: a warp has so few scoreboards
@@ -353,21 +342,37 @@ __global__ void __launch_bounds__(IC_CU_TALL_THREADS(CUT), 1)
     norm_ahead(a.in[0], sample, tid, seen);
     if (warp < pieces)
         ask_piece(warp, 0);
+    if (LOADS == 2 && WARPS + warp < pieces)
+        ask_piece(WARPS + warp, 1);
     copies_commit();
     norm_coefficients<NORM_AT_ONCE>(a.in[0], sample, scale, shift, tid, THREADS, seen, &own);
-    each_of_rest(ask_piece);
-    copies_commit();
-    ask_first(ahead, a.ring);
     __syncthreads();
-    copies_wait<1>();
+    copies_wait<0>();
     if (warp < pieces)
         end_piece(warp, 0);
-    copies_wait<0>();
-    each_of_rest(end_piece);
+    if (LOADS == 2 && WARPS + warp < pieces)
+        end_piece(WARPS + warp, 1);
 
     if (wg >= WM) {
         if constexpr (THREADS == 384)
             asm volatile("setmaxnreg.dec.sync.aligned.u32 112;");
+        const int loader = warp - WM * 4;
+#pragma unroll 1 /* to be fetched, code that runs once takes as long as it is */
+        for (int i = WARPS; i < pieces && LOADS == 1; i += BATCH * TEAMS) {
+#pragma unroll 1
+            for (int nth = i + loader; nth < min(i + BATCH * TEAMS, pieces); nth += TEAMS)
+                ask_piece(nth, 0);
+            copies_commit();
+            if (i == WARPS)
+                ask_first(ahead + loader, a.ring, TEAMS);
+            fill_free();
+            copies_wait<0>();
+#pragma unroll 1
+            for (int nth = i + loader; nth < min(i + BATCH * TEAMS, pieces); nth += TEAMS)
+                end_piece(nth, 0);
+        }
+        if (LOADS == 2 || pieces <= WARPS)
+            ask_first(ahead + loader, a.ring, TEAMS);
         int tile = 0, found = 0, turn = team < started ? 1 : 0, chunk = team + turn * TEAMS;
         for (;; turn++, chunk += TEAMS) {
             while (chunk >= chunks) {
