@@ -76,7 +76,9 @@ __global__ void __launch_bounds__((2 + LOAD) * 128, BLOCKS)
 {
 #if IC_CU_WGMMA
     constexpr int WM = 2, THREADS = (WM + LOAD) * 128, WARPS = THREADS / 32, BUFFERS = IC_CU_FOLD_BUFFERS,
-                  LOADERS = LOAD * 4 - 1, TEAM = LOADERS / BUFFERS; /* warps */
+                  LOADERS = LOAD * 4 - 1, TEAM = LOADERS / BUFFERS, /* warps */
+                  ARRIVALS = WARPS * LOADERS * (LOADERS - TEAM) * TEAM; /* however many warps bring an item */
+    static_assert(BUFFERS == 3, "of which all warps bring the first, those that load the second");
     constexpr int N = PAIR ? 32 : 64, N8 = N / 8, PHASES = PAIR ? 1 : 2; /* of a warpgroup's products */
     constexpr int HALVES = CELLS_N > 128 ? 2 : 1, PRODUCT_N = CELLS_N / HALVES, HALF_H = PRODUCT_N / 8;
     constexpr int TILE_W = 8, TILE_H = CELLS_N / TILE_W;
@@ -94,7 +96,6 @@ __global__ void __launch_bounds__((2 + LOAD) * 128, BLOCKS)
     const int cluster = 1 << a.cluster_shift, rank = blockIdx.x & (cluster - 1);
 
     let_next_start();
-    touch(a, warp);
     const float *psi = a.io[sample].psi;
     float *scale = reinterpret_cast<float *>(smem + a.scale_at), *shift = scale + (a.low16 + a.skip16) * 16;
     float2 *sums = reinterpret_cast<float2 *>(smem + a.sums_at); /* [warp][8] (sum, square) */
@@ -104,7 +105,7 @@ __global__ void __launch_bounds__((2 + LOAD) * 128, BLOCKS)
     auto tile_full = [&](int buffer) { return full(a.ring + buffer); };
     auto tile_empty = [&](int buffer) { return empty(a.ring + buffer); };
     for (int i = warp; i < a.ring + BUFFERS && lane == 0; i += WARPS) { /* each takes 90 cycles of a warp */
-        barrier_init(full(i), i < a.ring ? 1 : WARPS * TEAM * LOADERS);
+        barrier_init(full(i), i < a.ring ? 1 : ARRIVALS);
         barrier_init(empty(i), i < a.ring ? cluster * WM * 4 : WM * 4);
     }
     /* where cells of the tile in shared memory lie in the grid, seen from the tile's first: y << 16 | x */
@@ -140,14 +141,14 @@ __global__ void __launch_bounds__((2 + LOAD) * 128, BLOCKS)
                              full(slot), a.cluster_shift, rank);
         }
     };
-    /* The ring is filled by many warps, the second half of it once the first inputs have come, which would come
+    /* The ring is filled by all warps, the second half of it once the first inputs are under way, which would come
      * after it. */
-    auto ask_first = [&](int from, int to, int step) {
-        for (int i = from; i < min(to, fills); i += step)
+    auto ask_first = [&](int from, int to) {
+        for (int i = from + warp; i < min(to, fills); i += WARPS)
             ask_weights(i, i); /* stages are more than the ring's */
     };
     const int ahead = (a.ring + 1) / 2;
-    ask_first(warp, ahead, WARPS);
+    ask_first(0, ahead);
     const bool asks = warp == WM * 4 + LOADERS; /* for the rest */
     int fill_left = max(fills - a.ring, 0), fill_stage = a.ring, fill_slot = 0, fill_turn = 1;
     if (fill_stage >= stages)
@@ -254,23 +255,24 @@ __global__ void __launch_bounds__((2 + LOAD) * 128, BLOCKS)
     const int started = min(BUFFERS, chunks), member = warp - WM * 4;
     const uint64_t inside = ask(yes(), number<WARPS>(), warp, tile0, 0, a.low_chunk, 0);
     copies_commit();
+    ask_first(ahead, a.ring);
     norm_coefficients<NORM_AT_ONCE>(source, sample, scale + channel0, shift + channel0, half_tid,
                                     THREADS / 2, seen, &own);
     __syncthreads();
     copies_wait<0>();
     normalise(yes(), number<WARPS>(), warp, 0, a.low_chunk, 0, inside);
     if (lane == 0)
-        barrier_arrive(tile_full(0), TEAM * LOADERS); /* of WARPS */
+        barrier_arrive(tile_full(0), ARRIVALS / WARPS);
 
     if (wg >= WM) {
         if constexpr (PHASES * CELLS_N == 256)
             asm volatile("setmaxnreg.dec.sync.aligned.u32 72;");
         if (asks) {
-            ask_first(ahead, a.ring, 1);
             while (fill_left > 0)
                 fill();
             return;
         }
+        const int team = member / TEAM;
         auto bring = [&](auto warps, int nth, int tile, int chunk, int buffer) {
             chunk_of(chunk, [&](auto is_low, int c0, int nc) {
                 const uint64_t inside = ask(is_low, warps, nth, tile0 + tile, c0, nc, buffer);
@@ -279,13 +281,12 @@ __global__ void __launch_bounds__((2 + LOAD) * 128, BLOCKS)
                 normalise(is_low, warps, nth, c0, nc, buffer, inside);
             });
             if (lane == 0)
-                barrier_arrive(tile_full(buffer),
-                               WARPS * TEAM * LOADERS / decltype(warps)::value); /* of so many */
+                barrier_arrive(tile_full(buffer), ARRIVALS / decltype(warps)::value);
         };
-#pragma unroll 1
-        for (int i = 1; i < started; i++)
-            bring(number<LOADERS>(), member, 0, i, i);
-        const int team = member / TEAM;
+        /* the second item together, the third by those whose own is not the next */
+        bring(number<LOADERS>(), member, 0, 1, 1);
+        if (started == BUFFERS && team > 0)
+            bring(number<LOADERS - TEAM>(), member - TEAM, 0, 2, 2);
         if (team >= BUFFERS)
             return;
         int tile = 0, turn = team < started ? 1 : 0, chunk = team + turn * BUFFERS;
@@ -403,7 +404,10 @@ __global__ void __launch_bounds__((2 + LOAD) * 128, BLOCKS)
                     bias[e][c][1] = __ldg(b + 8);
                 }
         };
-        bias_of(0); /* on its way beside the last products */
+        bias_of(0);
+#pragma unroll
+        for (int i = 0; i < 8; i++) /* waited for beside the last products: or the compiler asks for it after them */
+            asm volatile("" : "+f"(bias[i >> 2][i >> 1 & 1][i & 1]));
         products_wait<0>();
         settle(acc);
         release();

@@ -62,7 +62,6 @@ __global__ void __launch_bounds__(IC_CU_TALL_THREADS(CUT), 1)
     const int cluster = 1 << a.cluster_shift, rank = blockIdx.x & (cluster - 1);
 
     let_next_start();
-    touch(a, warp);
     const float *psi = a.io[sample].psi; /* the table does not change during a graph */
     float *scale = reinterpret_cast<float *>(smem + a.scale_at), *shift = scale + a.c16 * 16;
     float2 *sums = reinterpret_cast<float2 *>(smem + a.sums_at); /* [warp][8] (sum, square) */
@@ -100,10 +99,10 @@ __global__ void __launch_bounds__(IC_CU_TALL_THREADS(CUT), 1)
             copy_bulk(to + lane * TAP, weight0 + unit * (halves ? 2 * TAP : TAP), TAP, full(slot));
         }
     };
-    /* The ring is filled by many warps, the second half of it once the first inputs have come, which would come
+    /* The ring is filled by all warps, the second half of it once the first inputs are under way, which would come
      * after it. */
-    auto ask_first = [&](int from, int to, int step) {
-        for (int i = from; i < min(to, fills); i += step) {
+    auto ask_first = [&](int from, int to) {
+        for (int i = from + warp; i < min(to, fills); i += WARPS) {
             int stage = i;
             while (stage >= stages)
                 stage -= stages;
@@ -111,7 +110,7 @@ __global__ void __launch_bounds__(IC_CU_TALL_THREADS(CUT), 1)
         }
     };
     const int ahead = (a.ring + 1) / 2;
-    ask_first(warp, ahead, WARPS);
+    ask_first(0, ahead);
     const bool asks = warp == WM * 4 + TEAMS - 1; /* for the rest */
     int fill_left = max(fills - a.ring, 0), fill_stage = a.ring, fill_slot = 0, fill_turn = 1;
     while (fill_stage >= stages)
@@ -171,11 +170,13 @@ __global__ void __launch_bounds__(IC_CU_TALL_THREADS(CUT), 1)
                           T::pack(f[6], f[7]));
     };
 
-    /* The first chunks of the first tile: pieces of four cells of a lane, one of each warp, and then the rest by the
-     * warps that load, a few at a time, as they come in this order. Psi comes to registers, two pieces of a warp. */
-    constexpr int FIRST = LOADS == 2 ? 2 : TEAMS, BATCH = 3;
-    static_assert(LOADS == 1 || FIRST * PIECES <= 2 * WARPS, "two pieces of a warp");
-    const int started = min(FIRST, chunks), pieces = started * PIECES;
+    /* The first chunks of the first tile: pieces of four cells of a lane. Those of the first GROUP of chunks are brought
+     * by all warps, those of the next ones by the warps that load together, and of these some less each time: they go
+     * on with what is theirs alone, which takes them longer. Psi comes to registers, two pieces of a warp. */
+    constexpr int FIRST = LOADS == 2 ? 2 : TEAMS, GROUP = TEAMS / 4;
+    static_assert(GROUP * PIECES <= WARPS && (LOADS == 1 || FIRST * PIECES <= 2 * WARPS), "pieces of a warp");
+    const int started = min(FIRST, chunks), pieces = started * PIECES,
+              together = LOADS == 2 ? pieces : min(GROUP, started) * PIECES;
     uint4 of_psi[2][4][2];
     auto ask_piece = [&](int nth, int k) {
         const int chunk = nth / PIECES, p = nth - chunk * PIECES;
@@ -340,17 +341,18 @@ __global__ void __launch_bounds__(IC_CU_TALL_THREADS(CUT), 1)
     float2 seen[NORM_AT_ONCE];
     wait_for_previous();
     norm_ahead(a.in[0], sample, tid, seen);
-    if (warp < pieces)
+    if (warp < together)
         ask_piece(warp, 0);
-    if (LOADS == 2 && WARPS + warp < pieces)
+    if (LOADS == 2 && WARPS + warp < together)
         ask_piece(WARPS + warp, 1);
     copies_commit();
+    ask_first(ahead, a.ring);
     norm_coefficients<NORM_AT_ONCE>(a.in[0], sample, scale, shift, tid, THREADS, seen, &own);
     __syncthreads();
     copies_wait<0>();
-    if (warp < pieces)
+    if (warp < together)
         end_piece(warp, 0);
-    if (LOADS == 2 && WARPS + warp < pieces)
+    if (LOADS == 2 && WARPS + warp < together)
         end_piece(WARPS + warp, 1);
 
     if (wg >= WM) {
@@ -358,21 +360,21 @@ __global__ void __launch_bounds__(IC_CU_TALL_THREADS(CUT), 1)
             asm volatile("setmaxnreg.dec.sync.aligned.u32 112;");
         const int loader = warp - WM * 4;
 #pragma unroll 1 /* to be fetched, code that runs once takes as long as it is */
-        for (int i = WARPS; i < pieces && LOADS == 1; i += BATCH * TEAMS) {
+        for (int g = 1; g * GROUP < started && LOADS == 1; g++) {
+            const int gone = (g - 1) * GROUP, from = g * GROUP * PIECES + loader - gone,
+                      to = min((g + 1) * GROUP, started) * PIECES;
+            if (loader < gone)
+                break;
 #pragma unroll 1
-            for (int nth = i + loader; nth < min(i + BATCH * TEAMS, pieces); nth += TEAMS)
+            for (int nth = from; nth < to; nth += TEAMS - gone)
                 ask_piece(nth, 0);
             copies_commit();
-            if (i == WARPS)
-                ask_first(ahead + loader, a.ring, TEAMS);
             fill_free();
             copies_wait<0>();
 #pragma unroll 1
-            for (int nth = i + loader; nth < min(i + BATCH * TEAMS, pieces); nth += TEAMS)
+            for (int nth = from; nth < to; nth += TEAMS - gone)
                 end_piece(nth, 0);
         }
-        if (LOADS == 2 || pieces <= WARPS)
-            ask_first(ahead + loader, a.ring, TEAMS);
         int tile = 0, found = 0, turn = team < started ? 1 : 0, chunk = team + turn * TEAMS;
         for (;; turn++, chunk += TEAMS) {
             while (chunk >= chunks) {

@@ -78,13 +78,6 @@ __device__ inline uint32_t shared_of(uint32_t at, int rank)
     asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(at), "r"(rank));
     return there;
 }
-/* The first use of each line of a kernel's parameters waits for memory: the warps ask for one each. */
-template <class A> __device__ inline void touch(const A &a, int warp)
-{
-    constexpr int LINE = 64;
-    if (warp < (int)sizeof(A) / LINE)
-        asm volatile("" ::"r"(reinterpret_cast<const int *>(&a)[warp * (LINE / 4)]));
-}
 /* All barriers of all blocks of a cluster have been made. */
 __device__ inline void barriers_known(int cluster)
 {
