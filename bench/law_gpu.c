@@ -2,7 +2,8 @@
  *
  *   law-gpu check ROOT          golden vectors of ROOT/tests/golden and random laws against the reference
  *   law-gpu quick               a few random laws only: with IC_LAW_CUDA_CUT=0, 1, … (law/cuda/exec.c)
- *   law-gpu tall                laws large enough for tall.cuh: with IC_LAW_CUDA_TALL=1, so that it is used
+ *   law-gpu tall                laws large enough for tall.cuh: with IC_LAW_CUDA_TALL=1, so that it is used, and
+ *                               with IC_LAW_CUDA_SHARE=1, so that blocks share weights (law/cuda/tune.c)
  *   law-gpu small               one small law, a few steps: for compute-sanitizer
  *   law-gpu serve [GRID,BATCH]  (64,64) milliseconds of a step as a server makes it: states that travel or
  *                               stay, with and without frames, beside the device's own time
@@ -579,9 +580,11 @@ static int quick(void)
     return failures != 0;
 }
 
-/* Outputs of 64 and of 128 channels and more, tiles that are not full; inputs that are the field, pooled, and neither. */
+/* Outputs of 64 and of 128 channels and more, tiles that are not full, and tiles of which there are pairs; inputs that are
+ * the field, pooled, and neither. */
 static int tall(void)
 {
+    check_random(IC_LAW_UNET_UNITARY, 16, 64, 72, 64, NULL);
     check_random(IC_LAW_UNET_UNITARY, 4, 64, 80, 72, NULL);
     check_random(IC_LAW_UNET_UNITARY, 8, 32, 136, 72, NULL);
     printf("%s: %d wrong\n", failures ? "CHECK FAILED" : "CHECK PASSED", failures);

@@ -53,8 +53,7 @@ __device__ inline void norm_ahead(const ic_cu_src &s, int sample, int tid, float
 /* What a lane multiplies and adds of the norm's own, which depends on no launch. */
 __device__ inline float2 norm_own(const ic_cu_src &s, int tid)
 {
-    const int lane = tid & ((1 << s.lane_shift) - 1), g = tid >> s.lane_shift,
-              c = g * s.group_size + lane;
+    const int lane = tid & ((1 << s.lane_shift) - 1), g = tid >> s.lane_shift, c = g * s.group_size + lane;
     if (g >= s.groups || lane >= s.group_size)
         return make_float2(0, 0);
     return make_float2(__ldg(s.scale + c), s.rms ? 0.0f : __ldg(s.shift + c));

@@ -77,7 +77,7 @@ __global__ void __launch_bounds__((2 + LOAD) * 128, BLOCKS)
 #if IC_CU_WGMMA
     constexpr int WM = 2, THREADS = (WM + LOAD) * 128, WARPS = THREADS / 32, BUFFERS = IC_CU_FOLD_BUFFERS,
                   LOADERS = LOAD * 4 - 1, TEAM = LOADERS / BUFFERS, /* warps */
-                  ARRIVALS = WARPS * LOADERS * (LOADERS - TEAM) * TEAM; /* however many warps bring an item */
+        ARRIVALS = WARPS * LOADERS * (LOADERS - TEAM) * TEAM;       /* however many warps bring an item */
     static_assert(BUFFERS == 3, "of which all warps bring the first, those that load the second");
     constexpr int N = PAIR ? 32 : 64, N8 = N / 8, PHASES = PAIR ? 1 : 2; /* of a warpgroup's products */
     constexpr int HALVES = CELLS_N > 128 ? 2 : 1, PRODUCT_N = CELLS_N / HALVES, HALF_H = PRODUCT_N / 8;
@@ -137,8 +137,8 @@ __global__ void __launch_bounds__((2 + LOAD) * 128, BLOCKS)
         if (lane == 0) {
             barrier_expect(full(slot), bytes);
             copy_bulk_shared(ring + slot * SLOT,
-                             weight0 + stage * bytes + (low ? 0 : a.low16 * (LOW_STAGE - SKIP_STAGE)), bytes,
-                             full(slot), a.cluster_shift, rank);
+                             weight0 + stage * bytes + (low ? 0 : a.low16 * (LOW_STAGE - SKIP_STAGE)),
+                             bytes, full(slot), a.cluster_shift, rank);
         }
     };
     /* The ring is filled by all warps, the second half of it once the first inputs are under way, which would come
@@ -200,7 +200,8 @@ __global__ void __launch_bounds__((2 + LOAD) * 128, BLOCKS)
         return in_grid;
     };
     /* Once it has come, normalises it; outside the grid it stays zero, after the activation. */
-    auto normalise = [&](auto is_low, auto warps, int member, int c0, int nc, int buffer, uint64_t in_grid) {
+    auto normalise = [&](auto is_low, auto warps, int member, int c0, int nc, int buffer,
+                         uint64_t in_grid) {
         constexpr bool LOW = decltype(is_low)::value;
         constexpr int CELLS = LOW ? LOW_CELLS : SKIP_CELLS, AT_ONCE = decltype(warps)::value * 16,
                       TURNS = (CELLS + AT_ONCE - 1) / AT_ONCE;
@@ -212,7 +213,8 @@ __global__ void __launch_bounds__((2 + LOAD) * 128, BLOCKS)
         for (int k = 0; k < nc; k++, to += 2 * CELLS, times += 16, plus += 16) {
             norm_octet<T> norm;
             norm.take(times, plus);
-            constexpr int PACE = TURNS < 3 ? TURNS : 3; /* at a time: their latencies overlap (more was no faster) */
+            constexpr int PACE =
+                TURNS < 3 ? TURNS : 3; /* at a time: their latencies overlap (more was no faster) */
 #pragma unroll 1
             for (int t = 0; t < TURNS; t += PACE) {
                 uint4 v[PACE];
@@ -388,8 +390,8 @@ __global__ void __launch_bounds__((2 + LOAD) * 128, BLOCKS)
         /* ---- epilogue, as tall.cuh's: this warp has 16 channels, of which this lane two, lane / 4 and that + 8 ---- */
         const int ti = tile0 + tile, ty = divided(ti, a.tiles_x), y0 = ty * TILE_H,
                   x0 = (ti - ty * a.tiles_x) * TILE_W, xa = x0 + (lane & 3) * 2; /* its cells: xa, xa + 1 */
-        const int edge = wg == 0 ? 0 : a.height - 1; /* its biases differ */
-        float bias[2][2][2];                         /* of a phase: [at the edge][cell][channel] */
+        const int edge = wg == 0 ? 0 : a.height - 1;                             /* its biases differ */
+        float bias[2][2][2]; /* of a phase: [at the edge][cell][channel] */
         auto bias_of = [&](int p) {
 #pragma unroll
             for (int e = 0; e < 2; e++)
@@ -398,15 +400,16 @@ __global__ void __launch_bounds__((2 + LOAD) * 128, BLOCKS)
                     const int px = PAIR ? w4 >> 1 : p,
                               bx = px == 0 ? (xa + c == 0 ? 0 : 1) : (xa + c == a.width - 1 ? 2 : 1),
                               by = e == 0 ? 1 : 2 * wg;
-                    const float *b = a.bias + (by * 3 + bx) * a.cpad + column0 + (PAIR ? w4 & 1 : w4) * 16 +
-                                     lane / 4;
+                    const float *b =
+                        a.bias + (by * 3 + bx) * a.cpad + column0 + (PAIR ? w4 & 1 : w4) * 16 + lane / 4;
                     bias[e][c][0] = __ldg(b);
                     bias[e][c][1] = __ldg(b + 8);
                 }
         };
         bias_of(0);
 #pragma unroll
-        for (int i = 0; i < 8; i++) /* waited for beside the last products: or the compiler asks for it after them */
+        for (int i = 0; i < 8;
+             i++) /* waited for beside the last products: or the compiler asks for it after them */
             asm volatile("" : "+f"(bias[i >> 2][i >> 1 & 1][i & 1]));
         products_wait<0>();
         settle(acc);
@@ -432,7 +435,8 @@ __global__ void __launch_bounds__((2 + LOAD) * 128, BLOCKS)
             for (int q = 0; q < PHASES * PARTS; q++)
                 if (q == part)
 #pragma unroll
-                    for (int j = q % PARTS * OUT_H; j < (q % PARTS + 1) * OUT_H; j += 2) { /* two rows of cells */
+                    for (int j = q % PARTS * OUT_H; j < (q % PARTS + 1) * OUT_H;
+                         j += 2) { /* two rows of cells */
                         const int p = q / PARTS;
                         uint32_t packed[4];
 #pragma unroll
@@ -442,8 +446,7 @@ __global__ void __launch_bounds__((2 + LOAD) * 128, BLOCKS)
                             float v[4]; /* [channel][cell] */
 #pragma unroll
                             for (int i = 0; i < 4; i++)
-                                v[i] = sum[i] +
-                                       (at_edge ? bias[1][i & 1][i >> 1] : bias[0][i & 1][i >> 1]);
+                                v[i] = sum[i] + (at_edge ? bias[1][i & 1][i >> 1] : bias[0][i & 1][i >> 1]);
                             packed[2 * h] = T::pack(v[0], v[1]);
                             packed[2 * h + 1] = T::pack(v[2], v[3]);
                         }

@@ -164,7 +164,13 @@ struct ic_cu_wide_cut {
 #define IC_CU_SPLIT_AHEAD(wm) (7 + (wm)) /* pieces of the input that a warp asks for at once */
 
 /* tall.cuh, Hopper and 16-bit weights only: these count on from split.cuh's. Output channels of a block. */
-enum ic_cu_tall_cut { IC_CU_TALL_128, IC_CU_TALL_64, IC_CU_TALL_128_FEW, IC_CU_TALL_64_FEW, IC_CU_TALL_COUNT };
+enum ic_cu_tall_cut {
+    IC_CU_TALL_128,
+    IC_CU_TALL_64,
+    IC_CU_TALL_128_FEW,
+    IC_CU_TALL_64_FEW,
+    IC_CU_TALL_COUNT
+};
 #define IC_CU_TALL_FIRST (IC_CU_SPLIT_FIRST + IC_CU_SPLIT_COUNT)
 #define IC_CU_TALL_COLUMNS(cut) ((cut) == IC_CU_TALL_64 || (cut) == IC_CU_TALL_64_FEW ? 64 : 128)
 #define IC_CU_TALL_WG_H(cut) ((cut) >= IC_CU_TALL_128_FEW ? 16 : 32) /* rows of cells of a product, */
@@ -173,10 +179,11 @@ enum ic_cu_tall_cut { IC_CU_TALL_128, IC_CU_TALL_64, IC_CU_TALL_128_FEW, IC_CU_T
 #define IC_CU_TALL_THREADS(cut) (256 + 32 * IC_CU_TALL_TEAMS(cut))
 #define IC_CU_TALL_CHUNK16(cut) ((cut) == IC_CU_TALL_64 ? 1 : 2) /* 16s of channels of a buffer */
 #define IC_CU_TALL_STAGE(cut) ((cut) == IC_CU_TALL_64 ? 3 * 2048 : 6 * 2048) /* bytes of weights */
-#define IC_CU_TALL_RING 8                       /* stages, where there is room */
-#define IC_CU_TALL_SUMS 512                     /* bytes of the statistics of a block's warps, */
-#define IC_CU_TALL_OUT(cut) ((cut) == IC_CU_TALL_64_FEW ? 32768 : 2 * 64 * (64 * 2 + 16)) /* of what waits to be stored */
-#define IC_CU_TALL_AHEAD 8                      /* twice so many cells of psi are under way of a lane */
+#define IC_CU_TALL_RING 8   /* stages, where there is room */
+#define IC_CU_TALL_SUMS 512 /* bytes of the statistics of a block's warps, */
+#define IC_CU_TALL_OUT(cut)                                                                                \
+    ((cut) == IC_CU_TALL_64_FEW ? 32768 : 2 * 64 * (64 * 2 + 16)) /* of what waits to be stored */
+#define IC_CU_TALL_AHEAD 8 /* twice so many cells of psi are under way of a lane */
 
 /* Of all families. */
 const struct ic_cu_config *ic_cu_config(int i);
@@ -261,7 +268,8 @@ size_t ic_cu_fold_bytes(const struct ic_cu_fold_source *s);
 cudaError_t ic_cu_fold_weights(const struct ic_cu_fold_source *s, enum ic_cu_type type,
                                struct ic_cu_fold *a, void *to, cudaStream_t stream);
 /* As those of wide.cuh. */
-int ic_cu_fold_shape(struct ic_cu_fold *a, int config, int tiles_per_block, int cluster_shift, int smem_max);
+int ic_cu_fold_shape(struct ic_cu_fold *a, int config, int tiles_per_block, int cluster_shift,
+                     int smem_max);
 long ic_cu_fold_blocks(const struct ic_cu_fold *a); /* thread blocks of a sample, once it has a shape */
 cudaError_t ic_cu_fold_init(enum ic_cu_type type, int smem_max);
 cudaError_t ic_cu_fold_run(const struct ic_cu_fold *a, enum ic_cu_type type, int config, int samples,

@@ -8,7 +8,9 @@
 
 static const struct ic_cu_config configs[IC_CU_TALL_COUNT] = {
 #define CUT(cut)                                                                                           \
-    {TILE_W * IC_CU_TALL_H(cut), IC_CU_TALL_COLUMNS(cut), IC_CU_TALL_THREADS(cut), 3, 2, 1}
+    {                                                                                                      \
+        TILE_W *IC_CU_TALL_H(cut), IC_CU_TALL_COLUMNS(cut), IC_CU_TALL_THREADS(cut), 3, 2, 1               \
+    }
     CUT(IC_CU_TALL_128),
     CUT(IC_CU_TALL_64),
     CUT(IC_CU_TALL_128_FEW),
@@ -74,7 +76,7 @@ static const void *const kernels[2][IC_CU_TALL_COUNT][2] = {
 #define KERNEL(T, cut, loads) reinterpret_cast<const void *>(tall_kernel<T, cut, loads>)
 #define ALL(T, cut)                                                                                        \
     {                                                                                                      \
-        KERNEL(T, cut, 1), KERNEL(T, cut, 2)                                            \
+        KERNEL(T, cut, 1), KERNEL(T, cut, 2)                                                               \
     }
 #define FEW(T, cut)                                                                                        \
     {                                                                                                      \

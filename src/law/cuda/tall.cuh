@@ -41,8 +41,8 @@ __global__ void __launch_bounds__(IC_CU_TALL_THREADS(CUT), 1)
 #if IC_CU_WGMMA
     constexpr int WM = 2, THREADS = IC_CU_TALL_THREADS(CUT), WARPS = THREADS / 32,
                   TEAMS = IC_CU_TALL_TEAMS(CUT);
-    constexpr bool TWO = CUT == IC_CU_TALL_64,  /* warpgroups have other cells, */
-        SUM = CUT == IC_CU_TALL_64_FEW;         /* other inputs, or else other output channels */
+    constexpr bool TWO = CUT == IC_CU_TALL_64, /* warpgroups have other cells, */
+        SUM = CUT == IC_CU_TALL_64_FEW;        /* other inputs, or else other output channels */
     constexpr int WG_H = IC_CU_TALL_WG_H(CUT), N = 8 * WG_H, TILE_W = 8, TILE_H = IC_CU_TALL_H(CUT),
                   BW = TILE_W + 2, CELLS = BW * (TILE_H + 2);
     constexpr int CHUNK16 = IC_CU_TALL_CHUNK16(CUT), OCTETS = 2 * CHUNK16; /* of channels */
@@ -138,7 +138,8 @@ __global__ void __launch_bounds__(IC_CU_TALL_THREADS(CUT), 1)
     const int team = warp & (TEAMS - 1);
     /* Where the cells of a team's tile lie, bytes from the sample's first; < 0: outside the grid. In the
      * order in which a warp takes them: [four turns][cell of a turn][turn]. */
-    int *tables = reinterpret_cast<int *>(smem + a.sums_at + IC_CU_TALL_SUMS), *table = tables + team * PLANE;
+    int *tables = reinterpret_cast<int *>(smem + a.sums_at + IC_CU_TALL_SUMS),
+        *table = tables + team * PLANE;
     auto find_cell = [&](int ti, int i) {
         const int ty = divided(ti, a.tiles_x), tx = ti - ty * a.tiles_x;
         const int cell = i / (4 * STEP) * (4 * STEP) + i % 4 * STEP + i / 4 % STEP;
@@ -174,7 +175,8 @@ __global__ void __launch_bounds__(IC_CU_TALL_THREADS(CUT), 1)
      * by all warps, those of the next ones by the warps that load together, and of these some less each time: they go
      * on with what is theirs alone, which takes them longer. Psi comes to registers, two pieces of a warp. */
     constexpr int FIRST = LOADS == 2 ? 2 : TEAMS, GROUP = TEAMS / 4;
-    static_assert(GROUP * PIECES <= WARPS && (LOADS == 1 || FIRST * PIECES <= 2 * WARPS), "pieces of a warp");
+    static_assert(GROUP * PIECES <= WARPS && (LOADS == 1 || FIRST * PIECES <= 2 * WARPS),
+                  "pieces of a warp");
     const int started = min(FIRST, chunks), pieces = started * PIECES,
               together = LOADS == 2 ? pieces : min(GROUP, started) * PIECES;
     uint4 of_psi[2][4][2];
@@ -418,10 +420,9 @@ __global__ void __launch_bounds__(IC_CU_TALL_THREADS(CUT), 1)
         settle(acc);
         for (int chunk = 0; chunk < chunks; chunk++) {
             barrier_wait(tile_full(buffer), buffer_turn);
-            uint32_t cells = matrix_low(shared_address(buffer_at(buffer)) / 16 +
-                                            (TWO   ? wg * WG_H * BW
-                                             : SUM ? wg * 2 * PLANE
-                                                   : 0),
+            uint32_t cells = matrix_low(shared_address(buffer_at(buffer)) / 16 + (TWO   ? wg * WG_H * BW
+                                                                                  : SUM ? wg * 2 * PLANE
+                                                                                        : 0),
                                         PLANE);
 #pragma unroll 1
             for (int k = 0; k < (SUM ? 1 : CHUNK16); k++, cells += 2 * PLANE)
@@ -477,15 +478,17 @@ __global__ void __launch_bounds__(IC_CU_TALL_THREADS(CUT), 1)
                 for (int k = 0; k < 4; k++)
                     acc[0][4 * i + k] = (wg ? acc[0][N / 4 + 4 * i + k] : acc[0][4 * i + k]) + more[k];
             }
-            asm volatile("bar.sync %0, 128;" ::"r"(2 + wg) : "memory"); /* the room is this warpgroup's now */
+            asm volatile("bar.sync %0, 128;" ::"r"(2 + wg)
+                         : "memory"); /* the room is this warpgroup's now */
         }
 
         /* ---- epilogue: to shared memory as they are, and from there whole lines. What the statistics see is what
          * is stored. A case for each of the products' parts, but one code for what follows. ---- */
-        const int ti = tile0 + tile, ty = divided(ti, a.tiles_x), y0 = ty * TILE_H + (TWO || SUM ? wg * ROWS_OUT : 0),
-                  x0 = (ti - ty * a.tiles_x) * TILE_W;
+        const int ti = tile0 + tile, ty = divided(ti, a.tiles_x),
+                  y0 = ty * TILE_H + (TWO || SUM ? wg * ROWS_OUT : 0), x0 = (ti - ty * a.tiles_x) * TILE_W;
         const int cell_bytes = 2 * a.cpad, row_bytes = cell_bytes * a.width;
-        char *mine = smem + a.out_at + (SUM ? (1 - wg) * PART : wg * TILE_W * OUT_H * OUT_ROW); /* [cell][64 channels] */
+        char *mine = smem + a.out_at +
+                     (SUM ? (1 - wg) * PART : wg * TILE_W * OUT_H * OUT_ROW); /* [cell][64 channels] */
         const uint32_t to = shared_address(mine) + w4 * 32 + ((lane >> 4) * 8 + (lane & 7)) * OUT_ROW +
                             (lane >> 3 & 1) * 16;
         /* a thread stores eight channels of 2x2 cells */

@@ -11,7 +11,7 @@
 #include "base/clock.h"
 
 #define FOLD_TILES_MAX 256 /* of a thread block there */
-#define SHARE_SHIFT_MAX 1  /* log2 of the blocks that share weights in tall.cuh, fold.cuh */
+#define SHARE_SHIFT 1      /* log2 of the blocks that share weights in tall.cuh, fold.cuh */
 #define TUNE_LAUNCHES 8    /* of a candidate, between two events, */
 #define TUNE_ROUND_MS 0.4f /* or fewer that take so long */
 #define TUNE_ROUNDS 3
@@ -175,6 +175,13 @@ static void each_split(const struct ic_law_exec *e, const struct ic_cu_conv *c, 
         }
 }
 
+/* IC_LAW_CUDA_SHARE=1, for tests: in tall.cuh and fold.cuh blocks share weights wherever they can. */
+static bool always_shared(void)
+{
+    const char *share = getenv("IC_LAW_CUDA_SHARE");
+    return share && *share == '1';
+}
+
 /* The same of tall.cuh's; whether there is any. */
 static bool each_tall(const struct ic_law_exec *e, const struct ic_cu_conv *c, int taps,
                       void (*try_one)(void *, const struct ic_cu_conv *, struct choice), void *ctx)
@@ -183,16 +190,19 @@ static bool each_tall(const struct ic_law_exec *e, const struct ic_cu_conv *c, i
     for (int config = IC_CU_TALL_FIRST; config < IC_CU_TALL_FIRST + IC_CU_TALL_COUNT; config++)
         for (int tiles = 1; tiles <= 32; tiles *= 2) {
             struct ic_cu_conv t = *c;
-            struct choice ch = {.config = config, .tiles = tiles};
+            const struct choice ch = {.config = config, .tiles = tiles};
             if (!shape(&t, e, ch, taps))
                 continue;
             any = true;
             const int column_blocks = t.columns / ic_cu_config(config)->columns;
             if (tiles > 1 && 2L * t.slots * column_blocks * (long)e->plan->batch < e->packed->sms)
                 break; /* fewer, longer blocks would leave multiprocessors idle */
-            try_one(ctx, &t, ch);
-            for (ch.cluster_shift = 1; ch.cluster_shift <= SHARE_SHIFT_MAX && shape(&t, e, ch, taps);
-                 ch.cluster_shift++)
+            struct choice shared = ch;
+            shared.cluster_shift = SHARE_SHIFT;
+            const bool can_share = shape(&t, e, shared, taps);
+            if (can_share)
+                try_one(ctx, &t, shared);
+            if (!(can_share && always_shared()) && shape(&t, e, ch, taps))
                 try_one(ctx, &t, ch);
         }
     return any;
@@ -442,11 +452,18 @@ static void each_fold(const struct ic_law_exec *e, const struct launch *l,
     }
     for (int config = 0; config < IC_CU_FOLD_COUNT; config++)
         for (int tiles = 1; tiles <= FOLD_TILES_MAX; tiles *= 2) {
-            struct choice c = {.config = config, .tiles = tiles};
+            const struct choice c = {.config = config, .tiles = tiles};
             struct launch t = *l;
-            for (; c.cluster_shift <= SHARE_SHIFT_MAX && shape_fold(&t, e, c); c.cluster_shift++)
-                if (tiles == 1 || 2 * ic_cu_fold_blocks(&t.a.fold) * (long)e->plan->batch >= e->packed->sms)
-                    try_one(ctx, &t, c); /* or fewer, longer blocks would leave multiprocessors idle */
+            if (!shape_fold(&t, e, c) ||
+                (tiles > 1 && 2 * ic_cu_fold_blocks(&t.a.fold) * (long)e->plan->batch < e->packed->sms))
+                continue; /* fewer, longer blocks would leave multiprocessors idle */
+            struct choice shared = c;
+            shared.cluster_shift = SHARE_SHIFT;
+            const bool can_share = shape_fold(&t, e, shared);
+            if (can_share)
+                try_one(ctx, &t, shared);
+            if (!(can_share && always_shared()) && shape_fold(&t, e, c))
+                try_one(ctx, &t, c);
         }
 }
 

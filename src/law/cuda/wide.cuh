@@ -109,11 +109,11 @@ __device__ inline void copy_bulk_shared(uint32_t to, const char *from, int bytes
         return;
     }
     const int part = bytes >> cluster_shift;
-    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], "
-                 "[%1], %2, [%3], %4;" ::"r"(to + rank * part),
-                 "l"(from + rank * part), "r"(part), "r"(barrier),
-                 "h"((uint16_t)((1 << (1 << cluster_shift)) - 1))
-                 : "memory");
+    asm volatile(
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], "
+        "[%1], %2, [%3], %4;" ::"r"(to + rank * part),
+        "l"(from + rank * part), "r"(part), "r"(barrier), "h"((uint16_t)((1 << (1 << cluster_shift)) - 1))
+        : "memory");
 }
 __device__ inline void copy16_or_zero(uint32_t to, const void *from, bool copy)
 {
