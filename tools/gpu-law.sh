@@ -32,7 +32,9 @@ for word in "$@"; do
         for fold in 1 2; do
             IC_LAW_CUDA_POISON=1 IC_LAW_CUDA_FOLD=$fold "$dir/law-gpu" check "$root" || status=1
         done
-        IC_LAW_CUDA_POISON=1 IC_LAW_CUDA_TALL=1 "$dir/law-gpu" tall || status=1
+        for share in 0 1; do
+            IC_LAW_CUDA_POISON=1 IC_LAW_CUDA_TALL=1 IC_LAW_CUDA_FOLD=1 IC_LAW_CUDA_SHARE=$share "$dir/law-gpu" tall || status=1
+        done
         ;;
     sanitize)
         if command -v compute-sanitizer >/dev/null; then

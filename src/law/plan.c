@@ -339,6 +339,14 @@ void ic_law_plan_bypass(struct ic_law_plan *p, size_t at)
     lay_out(p);
 }
 
+void ic_law_plan_hasten(struct ic_law_plan *p, size_t at, size_t from)
+{
+    struct ic_law_tensor *t = &p->tensors[p->ops[at].out];
+    IC_ASSERT(from < at && t->first == at);
+    t->first = (unsigned)from;
+    lay_out(p);
+}
+
 void ic_law_plan_close(struct ic_law_plan **plan)
 {
     if (plan) {

@@ -131,6 +131,9 @@ void ic_law_plan_close(struct ic_law_plan **plan);
  * own copy of a plan. The output has no bytes any more, op `at` no output, and in[0] of the next is that of
  * op `at` (cin[0] stays); the other tensors are laid out anew. */
 void ic_law_plan_bypass(struct ic_law_plan *plan, size_t at);
+/* Likewise, for a back end that writes the output of op `at` when it runs op `from`, an earlier one: it lives from there
+ * on, and the tensors are laid out anew. A later bypass forgets it. */
+void ic_law_plan_hasten(struct ic_law_plan *plan, size_t at, size_t from);
 
 const char *ic_law_op_name(enum ic_law_op_kind kind);
 

@@ -800,6 +800,27 @@ static void a_bypassed_tensor_has_no_bytes(void **state)
     ic_law_close(&law);
 }
 
+static void a_hastened_tensor_lives_earlier(void **state)
+{
+    struct ic_err err = {0};
+    struct ic_law_plan *p;
+    unsigned hastened = 0;
+    (void)state;
+    struct ic_law *law = fixture_law(IC_LAW_UNET, 8, 32, 3);
+    assert_int_equal(ic_law_plan_open(law, 64, 64, 3, ic_law_tensor_bytes_nchw, &p, &err), IC_OK);
+    for (size_t i = 0; i < p->op_count; i++) {
+        if (p->ops[i].kind != IC_LAW_OP_MAXPOOL2)
+            continue;
+        ic_law_plan_hasten(p, i, i - 2); /* the convolution; its input lives now too */
+        assert_int_equal(p->tensors[p->ops[i].out].first, i - 2);
+        check_layout(p);
+        hastened++;
+    }
+    assert_int_equal(hastened, 2);
+    ic_law_plan_close(&p);
+    ic_law_close(&law);
+}
+
 static void impossible_plans_are_refused(void **state)
 {
     struct ic_err err = {0};
@@ -856,6 +877,7 @@ int main(void)
         cmocka_unit_test(states_on_a_device_bound_a_batch),
         cmocka_unit_test(the_arena_reuses_bytes),
         cmocka_unit_test(a_bypassed_tensor_has_no_bytes),
+        cmocka_unit_test(a_hastened_tensor_lives_earlier),
         cmocka_unit_test(impossible_plans_are_refused),
         cmocka_unit_test(a_dead_cell_stays_dead_under_the_product),
     };

@@ -49,7 +49,7 @@ size_t ic_cu_stats_floats(const struct ic_law_op *norm, unsigned batch, enum ic_
 static struct ic_cu_src source_of(const struct ic_law_exec *e, int t)
 {
     const struct view *v = &e->views[t];
-    const struct ic_law_tensor *tensor = &e->plan->tensors[v->load == IC_CU_LOAD_POOL ? v->of : t];
+    const struct ic_law_tensor *tensor = &e->plan->tensors[t];
     struct ic_cu_src s = {.p = e->arena + tensor->offset,
                           .stride = tensor->stride,
                           .load = v->load,
@@ -158,7 +158,18 @@ static struct ic_cu_fold_source fold_source(const struct ic_law_plan *p, const s
                                       .skip = (int)up[1].cin[1]};
 }
 
-/* What this back end runs of a plan: an up-sampled tensor that is never made has no place. */
+/* The convolution at op `at` writes what the pool behind its norm reads: ic_cu_conv.pooled. */
+static bool pools(const struct ic_law_plan *p, size_t at)
+{
+    const struct ic_law_op *op = &p->ops[at], *norm = op + 1, *pool = op + 2;
+    return at + 2 < p->op_count && op->kind == IC_LAW_OP_CONV3X3 &&
+           (norm->kind == IC_LAW_OP_GROUPNORM || norm->kind == IC_LAW_OP_RMSNORM) &&
+           norm->in[0] == op->out && pool->kind == IC_LAW_OP_MAXPOOL2 && pool->in[0] == op->out &&
+           op->height % 2 == 0 && op->width % 2 == 0;
+}
+
+/* What this back end runs of a plan: an up-sampled tensor that is never made has no place, a pooled one is there while
+ * its convolution runs. */
 void ic_cu_fold_plan(const struct ic_law_packed *packed, const struct ic_law_plan *plan,
                      struct ic_law_plan *out)
 {
@@ -166,6 +177,9 @@ void ic_cu_fold_plan(const struct ic_law_packed *packed, const struct ic_law_pla
     for (size_t i = 0; i < plan->op_count; i++)
         if (folds(packed, plan, i))
             ic_law_plan_bypass(out, i);
+    for (size_t i = 0; i < plan->op_count && packed->type != IC_CU_F32; i++)
+        if (pools(plan, i))
+            ic_law_plan_hasten(out, i + 2, i);
 }
 
 /* Bytes of the folded weights; 0: op `at` is not the first of two that are one. */
@@ -248,7 +262,7 @@ static enum ic_status add_fold(struct ic_law_exec *e, size_t at, struct ic_err *
     return s;
 }
 
-/* A convolution, what it reads on the way in, and the norm or UPDATE that follows. Returns ops consumed. */
+/* A convolution, what it reads on the way in, and the norm, with a pool, or UPDATE that follows. used: ops consumed. */
 static enum ic_status add_conv(struct ic_law_exec *e, size_t at, size_t *used, struct ic_err *err)
 {
     const struct ic_law_plan *p = e->plan;
@@ -299,6 +313,13 @@ static enum ic_status add_conv(struct ic_law_exec *e, size_t at, size_t *used, s
         c->stats = v->stats;
         c->stats_gran = v->gran;
     }
+    const int pooled = pools(p, at) ? op[2].out : -1;
+    if (pooled >= 0) {
+        *used = 3;
+        c->pooled = tensor_at(e, pooled);
+        c->pooled_stride = p->tensors[pooled].stride;
+        c->flip = e->packed->ops[at + 1].flip;
+    }
     struct ic_cu_conv fused = *c;
     struct ic_cu_last last;
     if (next && next->kind == IC_LAW_OP_UPDATE && next->in[0] == op->out) {
@@ -318,6 +339,8 @@ static enum ic_status add_conv(struct ic_law_exec *e, size_t at, size_t *used, s
     }
     enum ic_status s = ic_cu_choose(e, l, err);
     v->slots = c->slots;
+    if (pooled >= 0)
+        e->views[pooled] = *v; /* the norm's statistics are the larger tensor's */
     return s;
 }
 
@@ -341,15 +364,6 @@ enum ic_status ic_cu_build(struct ic_law_exec *e, struct ic_err *err)
                 return s;
             break;
         }
-        case IC_LAW_OP_MAXPOOL2:
-            if (e->views[op->in[0]].load != IC_CU_LOAD_NORM ||
-                p->tensors[op->in[0]].last < p->tensors[op->out].last)
-                return ic_fail(err, IC_INTERNAL, "the CUDA back end cannot pool %s",
-                               p->tensors[op->in[0]].label);
-            e->views[op->out] = e->views[op->in[0]];
-            e->views[op->out].load = IC_CU_LOAD_POOL;
-            e->views[op->out].of = op->in[0];
-            break;
         case IC_LAW_OP_MEM_IN:
         case IC_LAW_OP_LSTM: {
             struct ic_cu_lstm *a = &add(e, LSTM, op->out)->a.lstm;

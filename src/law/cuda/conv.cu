@@ -34,7 +34,7 @@ static const struct ic_cu_config configs[IC_CU_CONFIG_COUNT] = {
 const struct ic_cu_config *ic_cu_config(int i)
 {
     if (i >= IC_CU_TALL_FIRST)
-        return ic_cu_tall_config();
+        return ic_cu_tall_config(i - IC_CU_TALL_FIRST);
     if (i >= IC_CU_SPLIT_FIRST)
         return ic_cu_split_config(i - IC_CU_SPLIT_FIRST);
     return i < IC_CU_CONFIG_COUNT ? &configs[i] : ic_cu_wide_config(i - IC_CU_CONFIG_COUNT);
@@ -90,7 +90,7 @@ cudaError_t ic_cu_conv_run(const struct ic_cu_conv *c, enum ic_cu_type type, int
                            int samples, int overlap, cudaStream_t stream)
 {
     if (config >= IC_CU_TALL_FIRST)
-        return ic_cu_tall_run(c, type, samples, overlap, stream);
+        return ic_cu_tall_run(c, type, config - IC_CU_TALL_FIRST, samples, overlap, stream);
     if (config >= IC_CU_SPLIT_FIRST)
         return ic_cu_split_run(c, type, config - IC_CU_SPLIT_FIRST, taps, samples, overlap, stream);
     if (config >= IC_CU_CONFIG_COUNT)

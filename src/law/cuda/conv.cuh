@@ -2,11 +2,11 @@
  * over taps and input channels.
  *
  * A thread block owns a tile of cells and a range of columns. It brings the tile, one cell wider on each
- * side, to shared memory once, normalising, activating and pooling on the way, so that these are never
- * passes over memory of their own; the nine taps then read shifted rows of it. Weights lie in the order in
+ * side, to shared memory once, normalising and activating on the way, so that these are never passes over
+ * memory of their own; the nine taps then read shifted rows of it. Weights lie in the order in
  * which the lanes of a product want them; they are streamed through a ring, or all of them are fetched
  * before the block waits for the kernel before it (they do not depend on it). The epilogue adds the
- * bias, gathers the next norm's sums, and writes whole 16-byte pieces; the last layer's computes psi'. */
+ * bias, gathers the next norm's sums, and writes whole 16-byte pieces, pooled ones too; the last layer's computes psi'. */
 #ifndef IC_LAW_CUDA_CONV_CUH
 #define IC_LAW_CUDA_CONV_CUH
 
@@ -39,24 +39,34 @@ __constant__ float nf4_book[16] = {-1.0f,
 /* The first sums of each lane that norm_coefficients adds up, on their way before other work. */
 #define NORM_AHEAD 4
 #define NORM_AT_ONCE 8 /* of the others */
-__device__ inline void norm_ahead(const ic_cu_src &s, int sample, int tid, float2 (&sums)[NORM_AHEAD])
+template <int AHEAD>
+__device__ inline void norm_ahead(const ic_cu_src &s, int sample, int tid, float2 (&sums)[AHEAD])
 {
     const int lanes = 1 << s.lane_shift, lane = tid & (lanes - 1), g = tid >> s.lane_shift,
               n = g < s.groups ? s.group_units * s.slots : 0; /* groups is 0 where there is no norm */
     const float2 *p =
         reinterpret_cast<const float2 *>(s.stats) + (size_t)sample * s.stats_stride + (size_t)g * n;
 #pragma unroll
-    for (int k = 0; k < NORM_AHEAD; k++)
+    for (int k = 0; k < AHEAD; k++)
         sums[k] = lane + k * lanes < n ? __ldcg(p + lane + k * lanes) : make_float2(0, 0);
+}
+/* What a lane multiplies and adds of the norm's own, which depends on no launch. */
+__device__ inline float2 norm_own(const ic_cu_src &s, int tid)
+{
+    const int lane = tid & ((1 << s.lane_shift) - 1), g = tid >> s.lane_shift, c = g * s.group_size + lane;
+    if (g >= s.groups || lane >= s.group_size)
+        return make_float2(0, 0);
+    return make_float2(__ldg(s.scale + c), s.rms ? 0.0f : __ldg(s.shift + c));
 }
 
 /* scale and shift of every input channel, from the producer's sums: a few lanes a group. AHEAD: the first
- * sums are there already. */
+ * sums are there already; own: and so is norm_own. */
 template <int AHEAD = 0>
 __device__ inline void norm_coefficients(const ic_cu_src &s, int sample, float *scale, float *shift,
-                                         int tid, int threads, const float2 *ahead = nullptr)
+                                         int tid, int threads, const float2 *ahead = nullptr,
+                                         const float2 *own = nullptr)
 {
-    if (s.load != IC_CU_LOAD_NORM && s.load != IC_CU_LOAD_POOL)
+    if (s.load != IC_CU_LOAD_NORM)
         return;
     const int groups = s.groups, lanes = 1 << s.lane_shift, n = s.group_units * s.slots,
               lane = tid & (lanes - 1);
@@ -64,7 +74,10 @@ __device__ inline void norm_coefficients(const ic_cu_src &s, int sample, float *
     for (int first = 0; first < groups; first += threads >> s.lane_shift) {
         const int g = first + (tid >> s.lane_shift);
         float sum = 0, sq = 0, w0 = 0, b0 = 0;
-        if (g < groups && lane < s.group_size) { /* on their way while the sums come */
+        if (own && first == 0) {
+            w0 = own->x;
+            b0 = own->y;
+        } else if (g < groups && lane < s.group_size) { /* on their way while the sums come */
             w0 = __ldg(s.scale + g * s.group_size + lane);
             b0 = s.rms ? 0.0f : __ldg(s.shift + g * s.group_size + lane);
         }
@@ -123,25 +136,24 @@ template <class T> __device__ inline uint4 normalised(uint4 v, const float *scal
     return v;
 }
 
-template <class T> __device__ inline uint4 pooled(const uint4 *v, const float *scale, const float *shift)
+/* What ic_cu_conv.pooled is, of two channels of four cells; flip: the scales' signs. Which of the values, once stored, is
+ * normalised to the largest does not depend on the statistics: rounding, the norm and ELU keep the order or turn it. */
+template <class T>
+__device__ inline uint32_t pooled(uint32_t a, uint32_t b, uint32_t c, uint32_t d, uint32_t flip)
 {
-    uint4 out;
-    uint32_t *w = reinterpret_cast<uint32_t *>(&out);
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-        const float2 a = reinterpret_cast<const float2 *>(scale)[i],
-                     b = reinterpret_cast<const float2 *>(shift)[i];
-        float2 m = make_float2(-INFINITY, -INFINITY);
-#pragma unroll
-        for (int k = 0; k < 4; k++) {
-            const float2 x = T::unpack(reinterpret_cast<const uint32_t *>(&v[k])[i]);
-            m.x = fmaxf(m.x, fmaf(x.x, a.x, b.x));
-            m.y = fmaxf(m.y, fmaf(x.y, a.y, b.y));
-        }
-        w[i] = T::pack_finite(elu(m.x),
-                              elu(m.y)); /* ELU grows with its argument: the maximum may come first */
-    }
-    return out;
+    return T::larger(T::larger(a ^ flip, b ^ flip), T::larger(c ^ flip, d ^ flip)) ^ flip;
+}
+template <class T> __device__ inline uint2 pooled(const uint2 (&v)[4], uint2 flip)
+{
+    return make_uint2(pooled<T>(v[0].x, v[1].x, v[2].x, v[3].x, flip.x),
+                      pooled<T>(v[0].y, v[1].y, v[2].y, v[3].y, flip.y));
+}
+template <class T> __device__ inline uint4 pooled(const uint4 (&v)[4], uint4 flip)
+{
+    return make_uint4(pooled<T>(v[0].x, v[1].x, v[2].x, v[3].x, flip.x),
+                      pooled<T>(v[0].y, v[1].y, v[2].y, v[3].y, flip.y),
+                      pooled<T>(v[0].z, v[1].z, v[2].z, v[3].z, flip.z),
+                      pooled<T>(v[0].w, v[1].w, v[2].w, v[3].w, flip.w));
 }
 
 /* Eight channels of psi at a cell; past 2d: zeros. */
@@ -219,29 +231,14 @@ __device__ inline void begin_source(const ic_cu_src &s, int sample, const part &
 }
 
 template <class T>
-__device__ inline void end_source(const ic_cu_src &s, const float *psi, int d, int sample, const part &p,
-                                  const tile &t, int tid, int threads)
+__device__ inline void end_source(const ic_cu_src &s, const float *psi, int d, const part &p, const tile &t,
+                                  int tid, int threads)
 {
-    const char *base = static_cast<const char *>(s.p) + (size_t)sample * s.stride;
     if (s.load == IC_CU_LOAD_NORM) {
         each_piece(p, t, tid, threads, [&](char *to, int, int, int c, bool inside) {
             uint4 *at = reinterpret_cast<uint4 *>(to);
             if (inside) /* outside it stays zero, after the activation */
                 *at = normalised<T>(*at, p.scale + c, p.shift + c);
-        });
-    } else if (s.load == IC_CU_LOAD_POOL) {
-        each_piece(p, t, tid, threads, [&](char *to, int y, int x, int c, bool inside) {
-            uint4 v[4];
-            if (inside) {
-                const int w = 2 * t.width_in;
-                const size_t at = ((size_t)(2 * y) * w + 2 * x) * s.cpad + c;
-#pragma unroll
-                for (int k = 0; k < 4; k++)
-                    v[k] = __ldcg(reinterpret_cast<const uint4 *>(
-                        base + 2 * (at + ((k >> 1) * (size_t)w + (k & 1)) * s.cpad)));
-            }
-            *reinterpret_cast<uint4 *>(to) =
-                inside ? pooled<T>(v, p.scale + c, p.shift + c) : make_uint4(0, 0, 0, 0);
         });
     } else if (s.load == IC_CU_LOAD_PSI) {
         each_piece(p, t, tid, threads, [&](char *to, int y, int x, int c, bool inside) {
@@ -467,7 +464,7 @@ __global__ void __launch_bounds__(WM *WN *WK * 32, MIN_BLOCKS)
 #pragma unroll
             for (int i = 0; i < 2; i++)
                 if (parts[i].octets > 0)
-                    end_source<T>(a.in[i], psi, a.d, sample, parts[i], t, tid, THREADS);
+                    end_source<T>(a.in[i], psi, a.d, parts[i], t, tid, THREADS);
             if (a.resident)
                 __syncthreads();
             for (int s = 0; s < stages; s++) {
@@ -645,6 +642,22 @@ __global__ void __launch_bounds__(WM *WN *WK * 32, MIN_BLOCKS)
                 *reinterpret_cast<uint4 *>(static_cast<char *>(a.out) + (size_t)sample * a.out_stride +
                                            2 * (((size_t)y * width + x) * a.cpad + c)) =
                     *reinterpret_cast<const uint4 *>(area + r * OUT_ROW + o * 16);
+            }
+            /* tiles begin at even cells and grids are even: all four cells are inside, or none */
+            for (int i = tid; a.pooled && i < BM / 4 * (BN / 8); i += THREADS) {
+                const int q = i / (BN / 8), o = i % (BN / 8), column = column0 + o * 8;
+                const int y = 2 * (q >> (a.tile_shift - 1)), x = 2 * q & (a.tile_w - 1);
+                if (yt + y >= a.height || xt + x >= a.width || column >= a.columns)
+                    continue;
+                uint4 v[4];
+#pragma unroll
+                for (int k = 0; k < 4; k++)
+                    v[k] = *reinterpret_cast<const uint4 *>(
+                        area + ((y + (k >> 1)) * a.tile_w + x + (k & 1)) * OUT_ROW + o * 16);
+                *reinterpret_cast<uint4 *>(
+                    static_cast<char *>(a.pooled) + (size_t)sample * a.pooled_stride +
+                    2 * (((size_t)(yt + y) / 2 * (a.width / 2) + (xt + x) / 2) * a.cpad + column)) =
+                    pooled<T>(v, __ldg(reinterpret_cast<const uint4 *>(a.flip + column)));
             }
         }
         __syncthreads();

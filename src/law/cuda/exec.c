@@ -1,7 +1,7 @@
 /* A plan made into launches, captured as CUDA graphs, and a step.
  *
- * Operations melt: a norm (with its ELU) and a max pool have no launch of their own, the convolution that
- * reads them does both while loading; INPUT and UPDATE belong to the first and the last convolution.
+ * Operations melt: a norm (with its ELU) has no launch of its own, the convolution that reads it does it while
+ * loading, nor has a max pool, which the convolution before the norm does, storing; INPUT and UPDATE belong to the first and the last convolution.
  * UNET_UNITARY is 15 launches; 13 where the transposed convolutions melt too (Hopper; fold.cuh, split_fold.cuh). What a launch is cut into is chosen once, when the plan is opened (tune.c).
  *
  * Nothing is allocated and the host waits for nothing inside a step; a call to `run` waits once, at its

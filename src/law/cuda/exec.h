@@ -10,6 +10,7 @@ struct ic_cu_weights {
     void *weight; /* pack.c's order, 16-bit; norms: scale; float32 in exact mode */
     float *bias;  /* padded, NULL: none; norms: shift */
     struct ic_cu_nf4 nf4;
+    uint16_t *flip;  /* norms, not in exact mode: the signs of the scales, padded (ic_cu_conv) */
     size_t expanded; /* bytes of NF4 weights when they are 16-bit; else 0 */
     /* float32: a norm's or a transposed convolution's |out| <= gain * |in| + offset, where a norm's in is at most the
      * root of the values that it is over; whether exact_mma.cu multiplies fp16, and by what the weights were divided */

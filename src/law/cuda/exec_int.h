@@ -32,7 +32,6 @@ struct launch {
 /* What a launch that reads a tensor has to know of it. */
 struct view {
     int load; /* enum ic_cu_load */
-    int of;   /* POOL: the tensor that holds the values */
     const struct ic_law_op *norm;
     size_t norm_index;
     float *stats;
@@ -96,7 +95,7 @@ struct ic_law_state {
     } while (0)
 
 /* build.c. fold_plan: a copy of `plan`, without the tensors of transposed convolutions that melt into the next one, whose
- * weights (of the pair at op `at`) then take folded_bytes. build: the launches of e->plan, into e; build32: those of
+ * weights (of the pair at op `at`) then take folded_bytes, and with pooled ones that a convolution writes. build: the launches of e->plan, into e; build32: those of
  * float32, where nothing melts and nothing is chosen. */
 void ic_cu_fold_plan(const struct ic_law_packed *packed, const struct ic_law_plan *plan,
                      struct ic_law_plan *out);

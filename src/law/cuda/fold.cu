@@ -179,7 +179,7 @@ static const void *kernel_of(enum ic_cu_type type, int config)
 #define SMEM_OF_ALL                                                                                        \
     (228 * 1024) /* of a multiprocessor's blocks together, 1024 bytes of each for the system */
 
-int ic_cu_fold_shape(struct ic_cu_fold *a, int config, int tiles, int smem_max)
+int ic_cu_fold_shape(struct ic_cu_fold *a, int config, int tiles, int cluster_shift, int smem_max)
 {
     const struct config *k = &configs[config];
     const int tile_w = 8, tile_h = k->cells / tile_w;
@@ -191,9 +191,12 @@ int ic_cu_fold_shape(struct ic_cu_fold *a, int config, int tiles, int smem_max)
     a->tiles_y = (a->height + tile_h - 1) / tile_h;
     a->tiles_per_block = tiles;
     a->slots = (a->tiles_x * a->tiles_y + tiles - 1) / tiles;
+    a->cluster_shift = cluster_shift;
+    if (!even_clusters(a->tiles_x * a->tiles_y, tiles, cluster_shift))
+        return 0;
     a->stats_stride = a->cpad / 8 * a->slots;
     for (int i = 0; i < 2; i++)
-        share_lanes(&a->in[i], (2 + k->load) * 128);
+        share_lanes(&a->in[i], (2 + k->load) * 128 / 2); /* half of the threads each */
     const int low = (tile_w + 2) * (tile_h + 2) * 32 * a->low_chunk,
               skip = 4 * (tile_w + 1) * (tile_h + 1) * 32;
     int most = SMEM_OF_ALL / k->blocks - 1024;
@@ -202,12 +205,12 @@ int ic_cu_fold_shape(struct ic_cu_fold *a, int config, int tiles, int smem_max)
     for (a->ring = IC_CU_FOLD_RING; a->ring > 1; a->ring--) {
         a->scale_at = rounded(16 * (a->ring + IC_CU_FOLD_BUFFERS));
         a->sums_at = a->scale_at + (a->low16 + a->skip16) * 16 * 8;
-        a->table_at = a->sums_at + 8 * 4 * 4;
+        a->table_at = a->sums_at + 8 * 8 * 8;
         a->area_at =
             rounded(a->table_at + 4 * (tile_w + 2) * (tile_h + 2) + 16 * (tile_w + 1) * (tile_h + 1));
         a->ring_at = a->area_at + IC_CU_FOLD_BUFFERS * a->buffer_bytes;
         a->out_at = a->ring_at + a->ring * low_products(a->cpad) * 8 * UNIT;
-        a->smem = a->out_at + 8 * 16 * 48;
+        a->smem = a->out_at + 2 * 8 * IC_CU_FOLD_OUT_H * (64 * 2 + 16);
         if (a->smem <= most)
             return 1;
     }
@@ -230,5 +233,5 @@ cudaError_t ic_cu_fold_run(const struct ic_cu_fold *a, enum ic_cu_type type, int
     const struct config *k = &configs[config];
     const dim3 grid((unsigned)a->slots, (unsigned)(a->cpad / block_columns(a->cpad)), (unsigned)samples);
     return launch_kernel(kernel_of(type, config), grid, (2 + k->load) * 128, (size_t)a->smem, a, overlap,
-                         stream);
+                         stream, 1 << a->cluster_shift);
 }

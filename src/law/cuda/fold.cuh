@@ -15,7 +15,8 @@
  * LOAD warpgroups only load: their last warp asks for weights, the others bring and normalise the inputs,
  * 16 channels or a few times that at a time (a chunk), in teams, each for a buffer of its own: what is
  * written for wgmma must be fenced, which waits for all that a warp has under way, so that a warp cannot
- * bring its next chunk meanwhile. The two others only multiply and store. */
+ * bring its next chunk meanwhile. The two others only multiply and store. The first chunks, which nothing
+ * else could go on beside, are brought by all warps. */
 #ifndef IC_LAW_CUDA_FOLD_CUH
 #define IC_LAW_CUDA_FOLD_CUH
 
@@ -31,6 +32,35 @@ __device__ inline void store_turned(uint32_t at, uint32_t a, uint32_t b, uint32_
 }
 #endif
 
+#if IC_CU_WGMMA
+/* Eight values into (sum, sum of squares). */
+template <class T> __device__ inline void count(uint4 v, float2 &keep)
+{
+    const uint32_t w[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        const float2 x = T::unpack(w[i]);
+        keep.x += x.x + x.y;
+        keep.y = fmaf(x.x, x.x, fmaf(x.y, x.y, keep.y));
+    }
+}
+/* Lane l of a warp counted eight channels of l % 8: to sums[warp][8]. */
+__device__ inline void sum_of_copies(float2 keep, float2 *sums, int warp, int lane)
+{
+#pragma unroll
+    for (int m = 8; m < 32; m *= 2) {
+        keep.x += __shfl_xor_sync(~0u, keep.x, m);
+        keep.y += __shfl_xor_sync(~0u, keep.y, m);
+    }
+    if (lane < 8)
+        sums[warp * 8 + lane] = keep;
+}
+#endif
+
+template <int N> struct number {
+    static constexpr int value = N;
+};
+
 struct yes {
     static constexpr bool value = true;
 };
@@ -45,45 +75,38 @@ __global__ void __launch_bounds__((2 + LOAD) * 128, BLOCKS)
     fold_kernel(const __grid_constant__ ic_cu_fold a)
 {
 #if IC_CU_WGMMA
-    constexpr int WM = 2, THREADS = (WM + LOAD) * 128, BUFFERS = IC_CU_FOLD_BUFFERS,
-                  TEAM = (LOAD * 4 - 1) / BUFFERS;
+    constexpr int WM = 2, THREADS = (WM + LOAD) * 128, WARPS = THREADS / 32, BUFFERS = IC_CU_FOLD_BUFFERS,
+                  LOADERS = LOAD * 4 - 1, TEAM = LOADERS / BUFFERS, /* warps */
+        ARRIVALS = WARPS * LOADERS * (LOADERS - TEAM) * TEAM;       /* however many warps bring an item */
+    static_assert(BUFFERS == 3, "of which all warps bring the first, those that load the second");
     constexpr int N = PAIR ? 32 : 64, N8 = N / 8, PHASES = PAIR ? 1 : 2; /* of a warpgroup's products */
     constexpr int HALVES = CELLS_N > 128 ? 2 : 1, PRODUCT_N = CELLS_N / HALVES, HALF_H = PRODUCT_N / 8;
     constexpr int TILE_W = 8, TILE_H = CELLS_N / TILE_W;
     constexpr int LOW_W = TILE_W + 2, LOW_CELLS = LOW_W * (TILE_H + 2);
     constexpr int SKIP_W = TILE_W + 1, SKIP_ONE = SKIP_W * (TILE_H + 1), SKIP_CELLS = 4 * SKIP_ONE;
-    constexpr int AT_ONCE = TEAM * 16, LOW_TURNS = (LOW_CELLS + AT_ONCE - 1) / AT_ONCE,
-                  SKIP_TURNS = (SKIP_CELLS + AT_ONCE - 1) / AT_ONCE;
-    static_assert(SKIP_TURNS <= 64, "a bit each");
     constexpr int A = 8 * UNIT; /* bytes of weights of a product */
     constexpr int LOW_STEPS = PAIR ? 6 : 8,
                   SKIP_STEPS = PAIR ? 4 : 6; /* products of a warpgroup and stage */
     constexpr int LOW_STAGE = 2 * LOW_STEPS * A, SKIP_STAGE = 2 * SKIP_STEPS * A, SLOT = LOW_STAGE;
-    constexpr int OUT_ROW = 48;
+    constexpr int OUT_ROW = 64 * 2 + 16, OUT_H = IC_CU_FOLD_OUT_H; /* cells; rows at a time */
     extern __shared__ __align__(128) char smem[];
     const int tid = threadIdx.x, lane = tid & 31, w4 = tid >> 5 & 3;
     const int warp = __shfl_sync(~0u, tid >> 5, 0), wg = warp >> 2; /* wg: also a phase's row */
     const int sample = blockIdx.z, column0 = blockIdx.y * N;
+    const int cluster = 1 << a.cluster_shift, rank = blockIdx.x & (cluster - 1);
 
-    const ic_cu_io io = a.io[sample];
     let_next_start();
-    if (!io.psi)
-        return;
-
+    const float *psi = a.io[sample].psi;
     float *scale = reinterpret_cast<float *>(smem + a.scale_at), *shift = scale + (a.low16 + a.skip16) * 16;
-    float *sums = reinterpret_cast<float *>(smem + a.sums_at); /* [warp][2] (sum, square) */
+    float2 *sums = reinterpret_cast<float2 *>(smem + a.sums_at); /* [warp][8] (sum, square) */
     const uint32_t bars = shared_address(smem), ring = shared_address(smem + a.ring_at);
     auto full = [&](int slot) { return bars + slot * 16; };
     auto empty = [&](int slot) { return bars + slot * 16 + 8; };
     auto tile_full = [&](int buffer) { return full(a.ring + buffer); };
     auto tile_empty = [&](int buffer) { return empty(a.ring + buffer); };
-    if (tid < a.ring) {
-        barrier_init(full(tid), 1);
-        barrier_init(empty(tid), WM * 4);
-    }
-    if (tid < BUFFERS) {
-        barrier_init(tile_full(tid), TEAM);
-        barrier_init(tile_empty(tid), WM * 4);
+    for (int i = warp; i < a.ring + BUFFERS && lane == 0; i += WARPS) { /* each takes 90 cycles of a warp */
+        barrier_init(full(i), i < a.ring ? 1 : ARRIVALS);
+        barrier_init(empty(i), i < a.ring ? cluster * WM * 4 : WM * 4);
     }
     /* where cells of the tile in shared memory lie in the grid, seen from the tile's first: y << 16 | x */
     int *table = reinterpret_cast<int *>(smem + a.table_at);
@@ -97,55 +120,65 @@ __global__ void __launch_bounds__((2 + LOAD) * 128, BLOCKS)
         }
         table[cell] = y << 16 | x;
     }
-    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-    __syncthreads();
+    barriers_known(cluster);
 
     const int tile0 = blockIdx.x * a.tiles_per_block,
               tiles = min(a.tiles_per_block, a.tiles_x * a.tiles_y - tile0);
     const int low_chunks = divided(a.low16 + a.low_chunk - 1, a.low_chunk), chunks = low_chunks + a.skip16;
 
-    /* ---- weights: one stage after another, as they lie in memory ---- */
+    /* ---- weights: one stage after another, as they lie in memory; those of a cluster's blocks are the same ---- */
     const int stages = a.low16 + 3 * a.skip16;
     const char *weight0 = static_cast<const char *>(a.weight) +
                           (size_t)blockIdx.y * (a.low16 * LOW_STAGE + a.skip16 * 3 * SKIP_STAGE);
-    const char *weight = weight0;
-    int fill_left = tiles * stages, fill_stage = 0, fill_slot = 0, fill_turn = 0;
-    auto fill = [&]() {
-        const int bytes = fill_stage < a.low16 ? LOW_STAGE : SKIP_STAGE;
-        if (fill_turn > 0)
-            barrier_wait(empty(fill_slot), (fill_turn - 1) & 1);
+    const int fills = tiles * stages;
+    auto ask_weights = [&](int stage, int slot) {
+        const bool low = stage < a.low16;
+        const int bytes = low ? LOW_STAGE : SKIP_STAGE;
         if (lane == 0) {
-            barrier_expect(full(fill_slot), bytes);
-            copy_bulk(ring + fill_slot * SLOT, weight, bytes, full(fill_slot));
+            barrier_expect(full(slot), bytes);
+            copy_bulk_shared(ring + slot * SLOT,
+                             weight0 + stage * bytes + (low ? 0 : a.low16 * (LOW_STAGE - SKIP_STAGE)),
+                             bytes, full(slot), a.cluster_shift, rank);
         }
+    };
+    /* The ring is filled by all warps, the second half of it once the first inputs are under way, which would come
+     * after it. */
+    auto ask_first = [&](int from, int to) {
+        for (int i = from + warp; i < min(to, fills); i += WARPS)
+            ask_weights(i, i); /* stages are more than the ring's */
+    };
+    const int ahead = (a.ring + 1) / 2;
+    ask_first(0, ahead);
+    const bool asks = warp == WM * 4 + LOADERS; /* for the rest */
+    int fill_left = max(fills - a.ring, 0), fill_stage = a.ring, fill_slot = 0, fill_turn = 1;
+    if (fill_stage >= stages)
+        fill_stage -= stages;
+    auto fill = [&]() {
+        barrier_wait(empty(fill_slot), (fill_turn - 1) & 1);
+        ask_weights(fill_stage, fill_slot);
         fill_left--;
-        weight += bytes;
-        if (++fill_stage == stages) {
+        if (++fill_stage == stages)
             fill_stage = 0;
-            weight = weight0;
-        }
         if (++fill_slot == a.ring) {
             fill_slot = 0;
             fill_turn++;
         }
     };
-    const bool asks = warp == WM * 4 + LOAD * 4 - 1;
-    if (asks)
-        for (int i = 0; i < a.ring && fill_left > 0; i++)
-            fill();
 
     /* ---- inputs: item i is a chunk of a tile, in buffer i % BUFFERS ---- */
     auto buffer_at = [&](int buffer) { return smem + a.area_at + buffer * a.buffer_bytes; };
-    /* Brings an item and normalises it; outside the grid it stays zero, after the activation. A turn of a
-     * warp is 16 cells of 16 channels: eight lanes are eight cells of an octet. */
-    auto bring = [&](auto is_low, int ti, int c0, int nc, int buffer) {
+    /* Asks for an item, as one of WARPS warps that share it: a turn of a warp is 16 cells of 16 channels, eight
+     * lanes are eight cells of an octet. Returns which of its cells lie in the grid. */
+    auto ask = [&](auto is_low, auto warps, int member, int ti, int c0, int nc, int buffer) {
         constexpr bool LOW = decltype(is_low)::value;
-        constexpr int CELLS = LOW ? LOW_CELLS : SKIP_CELLS, TURNS = LOW ? LOW_TURNS : SKIP_TURNS;
+        constexpr int CELLS = LOW ? LOW_CELLS : SKIP_CELLS, AT_ONCE = decltype(warps)::value * 16,
+                      TURNS = (CELLS + AT_ONCE - 1) / AT_ONCE;
+        static_assert(TURNS <= 64, "a bit each");
         const ic_cu_src &in = a.in[LOW ? 0 : 1];
         const int ty = divided(ti, a.tiles_x), octet = lane >> 3 & 1, height = (LOW ? 1 : 2) * a.height,
                   width = (LOW ? 1 : 2) * a.width, y0 = ty * TILE_H * (LOW ? 1 : 2) - 1,
                   x0 = (ti - ty * a.tiles_x) * TILE_W * (LOW ? 1 : 2) - 1;
-        const int first = (warp - WM * 4) % TEAM * 16 + (lane & 7) + (lane >> 4) * 8;
+        const int first = member * 16 + (lane & 7) + (lane >> 4) * 8;
         const char *from =
             static_cast<const char *>(in.p) + (size_t)sample * in.stride + 32 * c0 + 16 * octet;
         uint4 *to = reinterpret_cast<uint4 *>(buffer_at(buffer)) + octet * CELLS + first;
@@ -164,15 +197,24 @@ __global__ void __launch_bounds__((2 + LOAD) * 128, BLOCKS)
                 if (k < nc)
                     copy16_or_zero(shared_address(to + t * AT_ONCE + 2 * k * CELLS), cell + 32 * k, inside);
         }
-        copies_commit();
-        copies_wait<0>();
+        return in_grid;
+    };
+    /* Once it has come, normalises it; outside the grid it stays zero, after the activation. */
+    auto normalise = [&](auto is_low, auto warps, int member, int c0, int nc, int buffer,
+                         uint64_t in_grid) {
+        constexpr bool LOW = decltype(is_low)::value;
+        constexpr int CELLS = LOW ? LOW_CELLS : SKIP_CELLS, AT_ONCE = decltype(warps)::value * 16,
+                      TURNS = (CELLS + AT_ONCE - 1) / AT_ONCE;
+        const int octet = lane >> 3 & 1, first = member * 16 + (lane & 7) + (lane >> 4) * 8;
+        uint4 *to = reinterpret_cast<uint4 *>(buffer_at(buffer)) + octet * CELLS + first;
         const float *times = scale + (LOW ? 0 : a.low16 * 16) + 16 * c0 + 8 * octet,
                     *plus = times + (a.low16 + a.skip16) * 16;
 #pragma unroll 1
         for (int k = 0; k < nc; k++, to += 2 * CELLS, times += 16, plus += 16) {
             norm_octet<T> norm;
             norm.take(times, plus);
-            constexpr int PACE = 3; /* at a time: their latencies overlap (more was no faster) */
+            constexpr int PACE =
+                TURNS < 3 ? TURNS : 3; /* at a time: their latencies overlap (more was no faster) */
 #pragma unroll 1
             for (int t = 0; t < TURNS; t += PACE) {
                 uint4 v[PACE];
@@ -188,12 +230,41 @@ __global__ void __launch_bounds__((2 + LOAD) * 128, BLOCKS)
                         to[(t + i) * AT_ONCE] = v[i];
             }
         }
+        fence_writes();
+        __syncwarp();
+    };
+    /* fn(whether it is of the smaller tensor, its first 16 of channels, their number) */
+    auto chunk_of = [&](int chunk, auto fn) {
+        if (chunk < low_chunks)
+            fn(yes(), chunk * a.low_chunk, min(a.low_chunk, a.low16 - chunk * a.low_chunk));
+        else
+            fn(no(), chunk - low_chunks, 1);
     };
 
+    if (!psi) { /* and nothing may come to a block that has ended */
+        for (int i = warp; i < min(ahead, fills); i += WARPS)
+            barrier_wait(full(i), 0);
+        return;
+    }
+    const bool half = tid >= THREADS / 2; /* of the threads an input's norm */
+    const int half_tid = half ? tid - THREADS / 2 : tid, channel0 = half ? a.low16 * 16 : 0;
+    const ic_cu_src &source = a.in[half];
+    const float2 own = norm_own(source, half_tid);
+    float2 seen[NORM_AT_ONCE];
     wait_for_previous();
-    norm_coefficients(a.in[0], sample, scale, shift, tid, THREADS);
-    norm_coefficients(a.in[1], sample, scale + a.low16 * 16, shift + a.low16 * 16, tid, THREADS);
+    norm_ahead(source, sample, half_tid, seen);
+    /* The first chunk is brought by all warps, and those for the other buffers by all that load. */
+    const int started = min(BUFFERS, chunks), member = warp - WM * 4;
+    const uint64_t inside = ask(yes(), number<WARPS>(), warp, tile0, 0, a.low_chunk, 0);
+    copies_commit();
+    ask_first(ahead, a.ring);
+    norm_coefficients<NORM_AT_ONCE>(source, sample, scale + channel0, shift + channel0, half_tid,
+                                    THREADS / 2, seen, &own);
     __syncthreads();
+    copies_wait<0>();
+    normalise(yes(), number<WARPS>(), warp, 0, a.low_chunk, 0, inside);
+    if (lane == 0)
+        barrier_arrive(tile_full(0), ARRIVALS / WARPS);
 
     if (wg >= WM) {
         if constexpr (PHASES * CELLS_N == 256)
@@ -203,11 +274,25 @@ __global__ void __launch_bounds__((2 + LOAD) * 128, BLOCKS)
                 fill();
             return;
         }
-        const int team = (warp - WM * 4) / TEAM;
+        const int team = member / TEAM;
+        auto bring = [&](auto warps, int nth, int tile, int chunk, int buffer) {
+            chunk_of(chunk, [&](auto is_low, int c0, int nc) {
+                const uint64_t inside = ask(is_low, warps, nth, tile0 + tile, c0, nc, buffer);
+                copies_commit();
+                copies_wait<0>();
+                normalise(is_low, warps, nth, c0, nc, buffer, inside);
+            });
+            if (lane == 0)
+                barrier_arrive(tile_full(buffer), ARRIVALS / decltype(warps)::value);
+        };
+        /* the second item together, the third by those whose own is not the next */
+        bring(number<LOADERS>(), member, 0, 1, 1);
+        if (started == BUFFERS && team > 0)
+            bring(number<LOADERS - TEAM>(), member - TEAM, 0, 2, 2);
         if (team >= BUFFERS)
             return;
-        int tile = 0, chunk = team;
-        for (int turn = 0;; turn++, chunk += BUFFERS) {
+        int tile = 0, turn = team < started ? 1 : 0, chunk = team + turn * BUFFERS;
+        for (;; turn++, chunk += BUFFERS) {
             while (chunk >= chunks) {
                 chunk -= chunks;
                 tile++;
@@ -216,15 +301,7 @@ __global__ void __launch_bounds__((2 + LOAD) * 128, BLOCKS)
                 break;
             if (turn > 0)
                 barrier_wait(tile_empty(team), (turn - 1) & 1);
-            if (chunk < low_chunks)
-                bring(yes(), tile0 + tile, chunk * a.low_chunk,
-                      min(a.low_chunk, a.low16 - chunk * a.low_chunk), team);
-            else
-                bring(no(), tile0 + tile, chunk - low_chunks, 1, team);
-            fence_writes();
-            __syncwarp();
-            if (lane == 0)
-                barrier_arrive(tile_full(team));
+            bring(number<TEAM>(), member % TEAM, tile, chunk, team);
         }
         return;
     }
@@ -232,8 +309,7 @@ __global__ void __launch_bounds__((2 + LOAD) * 128, BLOCKS)
         asm volatile("setmaxnreg.inc.sync.aligned.u32 184;");
 
     float acc[PHASES * HALVES][PRODUCT_N / 2];
-    /* (sum, square) of this warp's two eights of channels, this lane's part */
-    float keep[4] = {0, 0, 0, 0};
+    float2 keep = make_float2(0, 0); /* (sum, square) of the eight channels that this thread stores */
     int slot = 0, buffer = 0;
     uint32_t phase = 0, buffer_phase = 0;
 
@@ -241,8 +317,8 @@ __global__ void __launch_bounds__((2 + LOAD) * 128, BLOCKS)
         int add = 0, held = -1, held_tile = -1; /* what the products before the last ones read */
         auto release = [&]() {
             __syncwarp();
-            if (lane == 0 && held >= 0)
-                barrier_arrive(empty(held));
+            if (held >= 0)
+                barrier_arrive_all(empty(held), cluster, lane);
             if (lane == 0 && held_tile >= 0)
                 barrier_arrive(tile_empty(held_tile));
             held_tile = -1;
@@ -311,77 +387,99 @@ __global__ void __launch_bounds__((2 + LOAD) * 128, BLOCKS)
                 buffer_phase ^= 1;
             }
         }
-        products_wait<0>();
-        settle(acc);
-        release();
-
-        /* ---- epilogue: this warp has 16 channels, of which this lane two, lane / 4 and that + 8 ---- */
+        /* ---- epilogue, as tall.cuh's: this warp has 16 channels, of which this lane two, lane / 4 and that + 8 ---- */
         const int ti = tile0 + tile, ty = divided(ti, a.tiles_x), y0 = ty * TILE_H,
                   x0 = (ti - ty * a.tiles_x) * TILE_W, xa = x0 + (lane & 3) * 2; /* its cells: xa, xa + 1 */
-        const int channel = column0 + (PAIR ? w4 & 1 : w4) * 16;
-        const int cell_bytes = 2 * a.cpad, row_bytes = cell_bytes * 2 * a.width;
-        char *mine = smem + a.out_at + warp * 16 * OUT_ROW;
-        const uint32_t to =
-            shared_address(mine) + ((lane >> 4) * 8 + (lane & 7)) * OUT_ROW + (lane >> 3 & 1) * 16;
-        const bool in[2] = {xa < a.width, xa + 1 < a.width};
-#pragma unroll
-        for (int p = 0; p < PHASES; p++) {
-            const int px = PAIR ? w4 >> 1 : p, edge = wg == 0 ? 0 : a.height - 1; /* its biases differ */
-            float bias[2][2][2]; /* [at the edge][cell][channel] */
+        const int edge = wg == 0 ? 0 : a.height - 1;                             /* its biases differ */
+        float bias[2][2][2]; /* of a phase: [at the edge][cell][channel] */
+        auto bias_of = [&](int p) {
 #pragma unroll
             for (int e = 0; e < 2; e++)
 #pragma unroll
                 for (int c = 0; c < 2; c++) {
-                    const int bx = px == 0 ? (xa + c == 0 ? 0 : 1) : (xa + c == a.width - 1 ? 2 : 1),
+                    const int px = PAIR ? w4 >> 1 : p,
+                              bx = px == 0 ? (xa + c == 0 ? 0 : 1) : (xa + c == a.width - 1 ? 2 : 1),
                               by = e == 0 ? 1 : 2 * wg;
-                    const float *b = a.bias + (by * 3 + bx) * a.cpad + channel + lane / 4;
+                    const float *b =
+                        a.bias + (by * 3 + bx) * a.cpad + column0 + (PAIR ? w4 & 1 : w4) * 16 + lane / 4;
                     bias[e][c][0] = __ldg(b);
                     bias[e][c][1] = __ldg(b + 8);
                 }
-            char *out = static_cast<char *>(a.out) + (size_t)sample * a.out_stride + 2 * channel +
-                        (lane & 1) * 16 + wg * row_bytes + px * cell_bytes +
-                        (x0 + (lane >> 1 & 7)) * 2 * cell_bytes;
+        };
+        bias_of(0);
 #pragma unroll
-            for (int j = 0; j < TILE_H; j += 2) { /* two rows of cells */
-                uint32_t packed[4];
+        for (int i = 0; i < 8;
+             i++) /* waited for beside the last products: or the compiler asks for it after them */
+            asm volatile("" : "+f"(bias[i >> 2][i >> 1 & 1][i & 1]));
+        products_wait<0>();
+        settle(acc);
+        release();
+        if (cluster > 1 && tile == tiles - 1)
+            cluster_arrive(); /* sends nothing any more */
+
+        /* 128 bytes of a cell: a phase's 64 channels, or PAIR: two phases' 32 */
+        const int cell_bytes = 2 * a.cpad, row_bytes = cell_bytes * 2 * a.width;
+        char *mine = smem + a.out_at + wg * TILE_W * OUT_H * OUT_ROW;
+        const uint32_t to = shared_address(mine) + w4 * 32 + ((lane >> 4) * 8 + (lane & 7)) * OUT_ROW +
+                            (lane >> 3 & 1) * 16;
+        const int copy = tid & 127, copy_y = copy >> 6, copy_x = copy >> 3 & 7, piece = copy & 7;
+        const char *copy_from = mine + (copy >> 3) * OUT_ROW + piece * 16;
+        char *out = static_cast<char *>(a.out) + (size_t)sample * a.out_stride + 2 * column0 +
+                    (PAIR ? (piece >> 2) * cell_bytes + (piece & 3) * 16 : piece * 16) + wg * row_bytes +
+                    (x0 + copy_x) * 2 * cell_bytes;
+        constexpr int PARTS = TILE_H / OUT_H; /* of a phase */
+#pragma unroll 1
+        for (int part = 0; part < PHASES * PARTS; part++) {
+            const int j0 = part % PARTS * OUT_H;
 #pragma unroll
-                for (int h = 0; h < 2; h++) {
-                    const int y = y0 + j + h;
-                    const bool at_edge = y == edge;
-                    const float *sum = &acc[p * HALVES + j / HALF_H][4 * ((j + h) % HALF_H)];
-                    float v[4]; /* [channel][cell] */
+            for (int q = 0; q < PHASES * PARTS; q++)
+                if (q == part)
 #pragma unroll
-                    for (int i = 0; i < 4; i++) {
-                        v[i] = sum[i] + (at_edge ? bias[1][i & 1][i >> 1] : bias[0][i & 1][i >> 1]);
-                        if (in[i & 1] && y < a.height) {
-                            keep[i >> 1 << 1] += v[i];
-                            keep[(i >> 1 << 1) + 1] = fmaf(v[i], v[i], keep[(i >> 1 << 1) + 1]);
+                    for (int j = q % PARTS * OUT_H; j < (q % PARTS + 1) * OUT_H;
+                         j += 2) { /* two rows of cells */
+                        const int p = q / PARTS;
+                        uint32_t packed[4];
+#pragma unroll
+                        for (int h = 0; h < 2; h++) {
+                            const float *sum = &acc[p * HALVES + j / HALF_H][4 * ((j + h) % HALF_H)];
+                            const bool at_edge = y0 + j + h == edge;
+                            float v[4]; /* [channel][cell] */
+#pragma unroll
+                            for (int i = 0; i < 4; i++)
+                                v[i] = sum[i] + (at_edge ? bias[1][i & 1][i >> 1] : bias[0][i & 1][i >> 1]);
+                            packed[2 * h] = T::pack(v[0], v[1]);
+                            packed[2 * h + 1] = T::pack(v[2], v[3]);
                         }
+                        store_turned(to + (j % OUT_H) * 8 * OUT_ROW, packed[0], packed[1], packed[2],
+                                     packed[3]);
                     }
-                    packed[2 * h] = T::pack(v[0], v[1]);
-                    packed[2 * h + 1] = T::pack(v[2], v[3]);
+            if (PHASES == 2 && part == PARTS - 1)
+                bias_of(1);
+            asm volatile("bar.sync %0, 128;" ::"r"(2 + wg) : "memory");
+            char *row = out + part / PARTS * cell_bytes;
+#pragma unroll
+            for (int k = 0; k < OUT_H; k += 2) {
+                const int y = y0 + j0 + k + copy_y;
+                if (y < a.height && x0 + copy_x < a.width) {
+                    const uint4 v = *reinterpret_cast<const uint4 *>(copy_from + k * 8 * OUT_ROW);
+                    *reinterpret_cast<uint4 *>(row + 2 * y * row_bytes) = v;
+                    count<T>(v, keep);
                 }
-                store_turned(to, packed[0], packed[1], packed[2], packed[3]);
-                __syncwarp();
-                const int y = y0 + j + (lane >> 4);
-                if (y < a.height && x0 + (lane >> 1 & 7) < a.width)
-                    *reinterpret_cast<uint4 *>(out + 2 * y * row_bytes) =
-                        *reinterpret_cast<const uint4 *>(mine + (lane >> 1) * OUT_ROW + (lane & 1) * 16);
-                __syncwarp();
             }
+            asm volatile("bar.sync %0, 128;" ::"r"(2 + wg) : "memory");
         }
     }
-    sum_many<4>(keep, lane);
-    if ((lane & 7) == 0)
-        sums[warp * 4 + lane / 8] = keep[0];
+    if (cluster > 1)
+        cluster_wait(); /* nobody may send to a block that has ended */
+    sum_of_copies(keep, sums, warp, lane);
     asm volatile("bar.sync 1, %0;" ::"n"(WM * 128) : "memory"); /* of the warps that multiply */
     if (tid < N8) {
         float2 v = make_float2(0, 0);
 #pragma unroll
-        for (int i = 0; i < (PAIR ? 4 : 2); i++) { /* the warps that have these eight channels */
-            const int w = tid / 2 + (PAIR ? i * 2 : i * 4);
-            v.x += sums[w * 4 + tid % 2 * 2];
-            v.y += sums[w * 4 + tid % 2 * 2 + 1];
+        for (int i = 0; i < WM * 4 * (PAIR ? 2 : 1); i++) { /* PAIR: of both phases */
+            const float2 one = sums[(i % (WM * 4)) * 8 + tid + i / (WM * 4) * 4];
+            v.x += one.x;
+            v.y += one.y;
         }
         reinterpret_cast<float2 *>(
             a.stats)[(size_t)sample * a.stats_stride + (size_t)(column0 / 8 + tid) * a.slots + blockIdx.x] =

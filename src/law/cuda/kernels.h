@@ -23,10 +23,9 @@ enum ic_cu_type { IC_CU_F32, IC_CU_F16, IC_CU_BF16 };
 /* How a convolution's input comes to shared memory. */
 enum ic_cu_load {
     IC_CU_LOAD_NONE,
-    IC_CU_LOAD_PSI,  /* the simulation's psi: float32, Re and Im of a channel side by side */
-    IC_CU_LOAD_RAW,  /* as stored */
-    IC_CU_LOAD_NORM, /* normalised with the producer's statistics, then ELU */
-    IC_CU_LOAD_POOL  /* the same, then the maximum of 2x2 cells: p has twice the height and width */
+    IC_CU_LOAD_PSI, /* the simulation's psi: float32, Re and Im of a channel side by side */
+    IC_CU_LOAD_RAW, /* as stored */
+    IC_CU_LOAD_NORM /* normalised with the producer's statistics, then ELU */
 };
 
 /* An input: [sample][y][x][cpad], 16-bit. Statistics: [sample][unit][slot] (sum, sum of squares) of the
@@ -69,7 +68,12 @@ struct ic_cu_conv {
     const float *bias; /* per column, padded; NULL: none */
     void *out;
     size_t out_stride; /* bytes of a sample */
-    float *stats;      /* out; NULL: nobody asks */
+    /* Out, of half the height and width: of each 2x2 cells the value that the norm and ELU make the largest. NULL: nobody
+     * asks. A norm's scale may be negative, and the smallest is what is wanted then: flip is the scale's sign. */
+    void *pooled;
+    size_t pooled_stride;
+    const uint16_t *flip; /* per channel, padded */
+    float *stats;         /* out; NULL: nobody asks */
     int stats_gran, stats_stride;
     int height, width; /* cells the rows of the product stand for: the output's, or STORE4: the input's */
     int columns;       /* of the product, a multiple of 16 */
@@ -88,7 +92,7 @@ struct ic_cu_conv {
     int passes;                /* blocks of columns that a thread block takes one after another */
     int stages, ring;          /* of a pass; of weights in shared memory */
     int scale_at, sums_at, area_at, out_at; /* bytes; out_at 0: over the tile */
-    int cluster_shift;                      /* split.cuh only: log2 of the blocks that share a sum */
+    int cluster_shift; /* split.cuh: log2 of the blocks that share a sum; tall.cuh: that share weights */
 };
 
 /* What a kernel is cut into. Warps along rows, columns, and the sum; 16-row and 8-column pieces a warp;
@@ -159,16 +163,27 @@ struct ic_cu_wide_cut {
 #define IC_CU_CLUSTER_MAX 8              /* blocks */
 #define IC_CU_SPLIT_AHEAD(wm) (7 + (wm)) /* pieces of the input that a warp asks for at once */
 
-/* tall.cuh, Hopper and 16-bit weights only: its one configuration counts on from split.cuh's. */
+/* tall.cuh, Hopper and 16-bit weights only: these count on from split.cuh's. Output channels of a block. */
+enum ic_cu_tall_cut {
+    IC_CU_TALL_128,
+    IC_CU_TALL_64,
+    IC_CU_TALL_128_FEW,
+    IC_CU_TALL_64_FEW,
+    IC_CU_TALL_COUNT
+};
 #define IC_CU_TALL_FIRST (IC_CU_SPLIT_FIRST + IC_CU_SPLIT_COUNT)
-#define IC_CU_TALL_THREADS 384
-#define IC_CU_TALL_TEAMS 4                      /* warps that load, each into a buffer of its own */
-#define IC_CU_TALL_CHUNK16(two) ((two) ? 1 : 2) /* 16s of channels there; two: tiles twice as high */
-#define IC_CU_TALL_RING 8                       /* stages of weights, where there is room */
-#define IC_CU_TALL_SUMS 128                     /* bytes of the statistics of a block's warps, */
-#define IC_CU_TALL_OUT (2 * 64 * (64 * 2 + 16)) /* of what waits to be stored */
-/* Twice so many cells of a lane are under way that are not copied as they are, by the 16 bytes of a cell. */
-#define IC_CU_TALL_AHEAD(loads) ((loads) == 2 ? 8 : 4)
+#define IC_CU_TALL_COLUMNS(cut) ((cut) == IC_CU_TALL_64 || (cut) == IC_CU_TALL_64_FEW ? 64 : 128)
+#define IC_CU_TALL_WG_H(cut) ((cut) >= IC_CU_TALL_128_FEW ? 16 : 32) /* rows of cells of a product, */
+#define IC_CU_TALL_H(cut) ((cut) == IC_CU_TALL_64 ? 64 : IC_CU_TALL_WG_H(cut)) /* of a tile */
+#define IC_CU_TALL_TEAMS(cut) ((cut) >= IC_CU_TALL_128_FEW ? 8 : 4) /* warps that load, a buffer each */
+#define IC_CU_TALL_THREADS(cut) (256 + 32 * IC_CU_TALL_TEAMS(cut))
+#define IC_CU_TALL_CHUNK16(cut) ((cut) == IC_CU_TALL_64 ? 1 : 2) /* 16s of channels of a buffer */
+#define IC_CU_TALL_STAGE(cut) ((cut) == IC_CU_TALL_64 ? 3 * 2048 : 6 * 2048) /* bytes of weights */
+#define IC_CU_TALL_RING 8   /* stages, where there is room */
+#define IC_CU_TALL_SUMS 512 /* bytes of the statistics of a block's warps, */
+#define IC_CU_TALL_OUT(cut)                                                                                \
+    ((cut) == IC_CU_TALL_64_FEW ? 32768 : 2 * 64 * (64 * 2 + 16)) /* of what waits to be stored */
+#define IC_CU_TALL_AHEAD 8 /* twice so many cells of psi are under way of a lane */
 
 /* Of all families. */
 const struct ic_cu_config *ic_cu_config(int i);
@@ -191,12 +206,14 @@ int ic_cu_split_shape(struct ic_cu_conv *c, int config, int taps, int cluster_sh
 cudaError_t ic_cu_split_init(enum ic_cu_type type, int smem_max);
 cudaError_t ic_cu_split_run(const struct ic_cu_conv *c, enum ic_cu_type type, int config, int taps,
                             int samples, int overlap, cudaStream_t stream);
-/* The same for tall.cuh: 3x3 convolutions of one input, outputs 64 or whole 128s. */
-const struct ic_cu_config *ic_cu_tall_config(void);
-int ic_cu_tall_shape(struct ic_cu_conv *c, int taps, int tiles, int smem_max);
+/* The same for tall.cuh: 3x3 convolutions of one input, outputs 64 or whole 128s. cluster_shift: log2 of the blocks that
+ * share weights. */
+const struct ic_cu_config *ic_cu_tall_config(int i);
+int ic_cu_tall_shape(struct ic_cu_conv *c, int config, int taps, int tiles, int cluster_shift,
+                     int smem_max);
 cudaError_t ic_cu_tall_init(enum ic_cu_type type, int smem_max);
-cudaError_t ic_cu_tall_run(const struct ic_cu_conv *c, enum ic_cu_type type, int samples, int overlap,
-                           cudaStream_t stream);
+cudaError_t ic_cu_tall_run(const struct ic_cu_conv *c, enum ic_cu_type type, int config, int samples,
+                           int overlap, cudaStream_t stream);
 /* Of all families. */
 cudaError_t ic_cu_conv_run(const struct ic_cu_conv *c, enum ic_cu_type type, int config, int taps,
                            int samples, int overlap, cudaStream_t stream);
@@ -220,7 +237,7 @@ struct ic_cu_fold {
     int buffer_bytes, ring; /* of an input chunk; stages of weights */
     int scale_at, sums_at, table_at, area_at, ring_at, out_at, smem; /* bytes */
     int split,
-        cluster_shift; /* split: weights lie for split_fold.cuh; log2 of the blocks that share a sum */
+        cluster_shift; /* split: weights lie for split_fold.cuh; log2 of the blocks that share a sum, or else weights */
 };
 
 /* Cells of a tile, whether 32 output channels of two phases are a product, warpgroups that load, thread
@@ -236,6 +253,7 @@ struct ic_cu_fold {
 #define IC_CU_FOLD_BUFFERS 3 /* for chunks of inputs, */
 #define IC_CU_FOLD_CHUNK 4   /* of so many 16s of in[0], or of one of in[1], which takes about as much */
 #define IC_CU_FOLD_RING 4    /* stages of weights in flight, where there is room */
+#define IC_CU_FOLD_OUT_H 8   /* rows of cells of a warpgroup that wait to be stored */
 
 /* Where the weights come from: float32 in the checkpoint's order, on the device. */
 struct ic_cu_fold_source {
@@ -250,7 +268,8 @@ size_t ic_cu_fold_bytes(const struct ic_cu_fold_source *s);
 cudaError_t ic_cu_fold_weights(const struct ic_cu_fold_source *s, enum ic_cu_type type,
                                struct ic_cu_fold *a, void *to, cudaStream_t stream);
 /* As those of wide.cuh. */
-int ic_cu_fold_shape(struct ic_cu_fold *a, int config, int tiles_per_block, int smem_max);
+int ic_cu_fold_shape(struct ic_cu_fold *a, int config, int tiles_per_block, int cluster_shift,
+                     int smem_max);
 long ic_cu_fold_blocks(const struct ic_cu_fold *a); /* thread blocks of a sample, once it has a shape */
 cudaError_t ic_cu_fold_init(enum ic_cu_type type, int smem_max);
 cudaError_t ic_cu_fold_run(const struct ic_cu_fold *a, enum ic_cu_type type, int config, int samples,

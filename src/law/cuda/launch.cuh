@@ -77,6 +77,12 @@ template <class F> static cudaError_t allow_smem(int count, int smem_max, F kern
     }
 #endif
 
+/* Blocks that share weights take as many tiles each: clusters are whole, and so are a block's tiles. */
+static inline int even_clusters(int all_tiles, int tiles, int cluster_shift)
+{
+    return cluster_shift == 0 || all_tiles % (tiles << cluster_shift) == 0;
+}
+
 /* Bytes of shared memory, up to where the next part may begin. */
 static inline int rounded(int a)
 {

@@ -336,6 +336,27 @@ static enum ic_status pack_split(struct ic_law_packed *p, const struct ic_law_pl
     return s;
 }
 
+/* Of a norm's scales. */
+static enum ic_status pack_signs(struct ic_law_packed *p, const struct ic_law_weight *w, uint16_t **to,
+                                 struct ic_err *err)
+{
+    const size_t n = ic_cu_pad((unsigned)w->count);
+    float *all = malloc(w->count * sizeof *all);
+    uint16_t *v = calloc(n, sizeof *v);
+    void *sent = NULL;
+    enum ic_status s = all && v ? IC_OK : ic_fail(err, IC_OOM, "no memory to pack weights");
+    if (s == IC_OK) {
+        ic_law_weight_read(w, 0, w->count, all);
+        for (size_t i = 0; i < w->count; i++)
+            v[i] = all[i] < 0 ? 0x8000 : 0;
+        s = send(p, v, n * sizeof *v, &sent, err);
+        *to = sent;
+    }
+    free(all);
+    free(v);
+    return s;
+}
+
 static enum ic_status pack_op(struct ic_law_packed *p, const struct ic_law_plan *plan, size_t index,
                               struct ic_err *err)
 {
@@ -356,6 +377,8 @@ static enum ic_status pack_op(struct ic_law_packed *p, const struct ic_law_plan 
             s = pack_vector(p, w, NULL, 0, &weight, &to->gain, err);
             to->weight = weight;
         }
+        if (s == IC_OK && !conv && p->type != IC_CU_F32)
+            s = pack_signs(p, w, &to->flip, err);
         return s == IC_OK && b ? pack_vector(p, b, NULL, 0, &to->bias, &to->offset, err) : s;
     }
     const struct matrix m = matrix_of(plan, op);
@@ -443,6 +466,7 @@ void ic_cu_unpack(struct ic_law_packed **packed)
     for (size_t i = 0; i < IC_LAW_PLAN_OPS_MAX; i++) {
         cudaFree(p->ops[i].weight);
         cudaFree(p->ops[i].bias);
+        cudaFree(p->ops[i].flip);
         cudaFree((void *)(uintptr_t)p->ops[i].nf4.absmax);
     }
     free(p);

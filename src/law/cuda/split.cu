@@ -26,21 +26,21 @@ const struct ic_cu_config *ic_cu_split_config(int i)
 /* Channels are whole 16s, and a norm's groups octets. */
 static bool takes(const struct ic_cu_src *s)
 {
-    const bool norm = s->load == IC_CU_LOAD_NORM || s->load == IC_CU_LOAD_POOL;
     return s->stride >> 31 == 0 &&
-           (!norm || (s->channels == s->cpad && s->gran == 8 && s->group_size == 8));
+           (s->load != IC_CU_LOAD_NORM || (s->channels == s->cpad && s->gran == 8 && s->group_size == 8));
 }
 
 int ic_cu_split_shape(struct ic_cu_conv *c, int config, int taps, int cluster_shift, int smem_max)
 {
     const struct ic_cu_config *k = &configs[config];
     const int border = taps == 9 ? 2 : 0, cluster = 1 << cluster_shift, n8 = k->columns / 8;
-    const bool alone = c->in[0].load == IC_CU_LOAD_POOL || c->in[0].load == IC_CU_LOAD_PSI;
+    const bool alone = c->in[0].load == IC_CU_LOAD_PSI;
     if (c->nf4.codes || c->epilogue == IC_CU_UPDATE || c->act || (c->stats && c->stats_gran != 8) ||
         cluster > IC_CU_CLUSTER_MAX || c->c16 % cluster || c->c16 / cluster > (c->in[1].cpad ? 8 : 16) ||
         (size_t)c->height * (size_t)c->width * (size_t)c->d >> 28 || c->columns % k->columns ||
         c->out_stride >> 31 || !takes(&c->in[0]) || !takes(&c->in[1]) || (alone && c->in[1].cpad) ||
-        c->in[1].load == IC_CU_LOAD_POOL || c->in[1].load == IC_CU_LOAD_PSI)
+        c->in[1].load == IC_CU_LOAD_PSI ||
+        (c->pooled && k->rows / cluster < 16)) /* two rows of cells a block */
         return 0;
     const int tile = (k->rows / 8 + border) * (8 + border), items = (tile + 15) / 16 * (c->c16 / cluster);
     if (items > THREADS / 32 * (alone ? 2 : IC_CU_SPLIT_AHEAD(k->warps_m)))

@@ -22,22 +22,6 @@
 #define SMEM_OF_TWO (226 * 1024) /* bytes of shared memory that two blocks of a multiprocessor may have */
 
 #if IC_CU_WGMMA
-/* Of barriers in shared memory that were made known (fence.mbarrier_init) alone. */
-__device__ inline void cluster_arrive()
-{
-    asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
-}
-__device__ inline void cluster_wait()
-{
-    asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
-}
-/* The same place in the shared memory of another block of the cluster. */
-__device__ inline uint32_t shared_of(uint32_t at, int rank)
-{
-    uint32_t there;
-    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(at), "r"(rank));
-    return there;
-}
 /* 16 bytes to another block's shared memory, counted by a barrier there. */
 __device__ inline void send(uint32_t to, float a, float b, float c, float d, uint32_t barrier)
 {
@@ -223,9 +207,7 @@ __global__ void __launch_bounds__(SPLIT_THREADS, WM *N <= 64 ? 2 : 1)
         s.second = 2 * pair >= n_first;
         s.to = mine ? area + s.octet * PLANE + cell * 16 : 0;
         s.from = load == IC_CU_LOAD_PSI ? 4 * ((y * width + x) * pairs + first + 8 * s.octet)
-                 : load == IC_CU_LOAD_POOL
-                     ? 2 * ((4 * y * width + 2 * x) * cpad0 + 8 * s.octet)
-                     : 2 * ((y * width + x) * (s.second ? cpad1 : cpad0) + 8 * s.octet);
+                                        : 2 * ((y * width + x) * (s.second ? cpad1 : cpad0) + 8 * s.octet);
         if (!inside)
             s.from = -1;
         return s;
@@ -252,7 +234,7 @@ __global__ void __launch_bounds__(SPLIT_THREADS, WM *N <= 64 ? 2 : 1)
     const ic_cu_src &source = half ? a.in[1] : a.in[0];
     const int lane_shift = min(5, 31 - __clz(share / max(octets, 1))), lanes = 1 << lane_shift,
               part = (tid & (share - 1)) & (lanes - 1), octet = (tid & (share - 1)) >> lane_shift;
-    const bool normed = source.load == IC_CU_LOAD_NORM || source.load == IC_CU_LOAD_POOL;
+    const bool normed = source.load == IC_CU_LOAD_NORM;
     const int channel0 = half ? first - a.in[0].cpad + (both ? 8 * n_first : 0) : first; /* of the source */
     const int slots = normed && octet < octets ? source.slots : 0;
     const float2 *stats = reinterpret_cast<const float2 *>(source.stats) +
@@ -298,12 +280,19 @@ __global__ void __launch_bounds__(SPLIT_THREADS, WM *N <= 64 ? 2 : 1)
     float4 bias = make_float4(0, 0, 0, 0);
     if (a.bias)
         bias = __ldg(reinterpret_cast<const float4 *>(a.bias + column));
+    char *pooled_out = TAPS == 9 ? static_cast<char *>(a.pooled) : nullptr;
+    uint2 flip = make_uint2(0, 0);
+    if (pooled_out) {
+        pooled_out += (size_t)sample * a.pooled_stride + 2 * column;
+        flip = __ldg(reinterpret_cast<const uint2 *>(a.flip + column));
+    }
     pin(base0);
     pin(base1);
     pin(stats);
     pin(eps);
     pin(inv_count);
     pin(out);
+    pin(pooled_out);
     pin(row_bytes);
     pin(cell_bytes);
     pin(stats_out);
@@ -321,21 +310,7 @@ __global__ void __launch_bounds__(SPLIT_THREADS, WM *N <= 64 ? 2 : 1)
     for (int k = 0; k < AHEAD; k++)
         seen[k] = part + k * lanes < slots ? __ldcg(stats + part + k * lanes) : make_float2(0, 0);
     constexpr int FEW = 2; /* of what takes more loads; split.cu counts items */
-    if (load == IC_CU_LOAD_POOL) {
-        uint4 v[FEW][4];
-#pragma unroll
-        for (int k = 0; k < FEW; k++)
-#pragma unroll
-            for (int q = 0; q < 4; q++)
-                v[k][q] = spots[k].from >= 0
-                              ? __ldcg(reinterpret_cast<const uint4 *>(
-                                    base0 + spots[k].from + 2 * ((q >> 1) * 2 * width + (q & 1)) * cpad0))
-                              : make_uint4(0, 0, 0, 0);
-        coefficients(seen);
-#pragma unroll
-        for (int k = 0; k < FEW; k++)
-            put(spots[k], pooled<T>(v[k], table.by + 8 * spots[k].octet, table.add + 8 * spots[k].octet));
-    } else if (load == IC_CU_LOAD_PSI) {
+    if (load == IC_CU_LOAD_PSI) {
         uint4 v[FEW][2];
 #pragma unroll
         for (int k = 0; k < FEW; k++) {
@@ -467,8 +442,8 @@ __global__ void __launch_bounds__(SPLIT_THREADS, WM *N <= 64 ? 2 : 1)
     float sum = 0, square = 0;
     /* of octet j its columns 4 i + (0, 1) and 4 i + (2, 3), i = 0 or 1, lie in the pieces of lanes 2 i and
      * 2 i + 1 */
-    const float *mine = reinterpret_cast<const float *>(smem + a.out_at) + four / 16 * 16 +
-                        four / 4 % 2 * 8 + four / 8 % 2 * 2;
+    float *mine =
+        reinterpret_cast<float *>(smem + a.out_at) + four / 16 * 16 + four / 4 % 2 * 8 + four / 8 % 2 * 2;
     constexpr int STEP = SPLIT_THREADS / (N / 4);
     auto add_up =
         [&](auto blocks) { /* some rows at a time: their latencies overlap */
@@ -499,8 +474,13 @@ __global__ void __launch_bounds__(SPLIT_THREADS, WM *N <= 64 ? 2 : 1)
                                    if (y < height && x < width) {
                                        sum += v.x + v.y + (v.z + v.w);
                                        square += fmaf(v.x, v.x, v.y * v.y) + fmaf(v.z, v.z, v.w * v.w);
-                                       *reinterpret_cast<uint2 *>(out + (y * row_bytes + x * cell_bytes)) =
+                                       const uint2 packed =
                                            make_uint2(T::pack(v.x, v.y), T::pack(v.z, v.w));
+                                       *reinterpret_cast<uint2 *>(out + (y * row_bytes + x * cell_bytes)) =
+                                           packed;
+                                       if (pooled_out) /* over what this thread alone has read */
+                                           *reinterpret_cast<uint2 *>(mine + (r0 + e * STEP) * ROW) =
+                                               packed;
                                    }
                                }
                            }
@@ -528,6 +508,19 @@ __global__ void __launch_bounds__(SPLIT_THREADS, WM *N <= 64 ? 2 : 1)
                 v.y += sums[i * N8 + tid].y;
             }
             *stats_out = v;
+        }
+    }
+    if (pooled_out) { /* it has statistics: a barrier is behind; split.cu sees to whole rows of 2x2 cells */
+        for (int q = row0; q < rows / 4; q += STEP) {
+            const int all = rank * (rows / 4) + q, y = all >> 2 & 3, x = (all >> 4) * 4 + (all & 3);
+            const float *at = mine + ((all >> 4) * 64 + y * 16 + (all & 3) * 2 - rank * rows) * ROW;
+            uint2 v[4];
+#pragma unroll
+            for (int k = 0; k < 4; k++)
+                v[k] = *reinterpret_cast<const uint2 *>(at + ((k >> 1) * 8 + (k & 1)) * ROW);
+            if (yt + 2 * y < height && xt + 2 * x < width)
+                *reinterpret_cast<uint2 *>(pooled_out + ((yt / 2 + y) * (width / 2) + xt / 2 + x) *
+                                                            cell_bytes) = pooled<T>(v, flip);
         }
     }
 #endif

@@ -11,6 +11,7 @@
 #include "base/clock.h"
 
 #define FOLD_TILES_MAX 256 /* of a thread block there */
+#define SHARE_SHIFT 1      /* log2 of the blocks that share weights in tall.cuh, fold.cuh */
 #define TUNE_LAUNCHES 8    /* of a candidate, between two events, */
 #define TUNE_ROUND_MS 0.4f /* or fewer that take so long */
 #define TUNE_ROUNDS 3
@@ -37,7 +38,8 @@ static bool shape(struct ic_cu_conv *c, const struct ic_law_exec *e, struct choi
 {
     const int smem_max = e->packed->smem_max, slots_max = SLOTS_MAX(e->plan->batch);
     if (k.config >= IC_CU_TALL_FIRST)
-        return ic_cu_tall_shape(c, taps, k.tiles, smem_max) && c->slots <= slots_max;
+        return ic_cu_tall_shape(c, k.config - IC_CU_TALL_FIRST, taps, k.tiles, k.cluster_shift, smem_max) &&
+               c->slots <= slots_max;
     if (k.config >= IC_CU_SPLIT_FIRST)
         return ic_cu_split_shape(c, k.config - IC_CU_SPLIT_FIRST, taps, k.cluster_shift, smem_max) &&
                c->slots <= slots_max;
@@ -173,19 +175,37 @@ static void each_split(const struct ic_law_exec *e, const struct ic_cu_conv *c, 
         }
 }
 
-/* The same of tall.cuh's, */
-static void each_tall(const struct ic_law_exec *e, const struct ic_cu_conv *c, int taps,
+/* IC_LAW_CUDA_SHARE=1, for tests: in tall.cuh and fold.cuh blocks share weights wherever they can. */
+static bool always_shared(void)
+{
+    const char *share = getenv("IC_LAW_CUDA_SHARE");
+    return share && *share == '1';
+}
+
+/* The same of tall.cuh's; whether there is any. */
+static bool each_tall(const struct ic_law_exec *e, const struct ic_cu_conv *c, int taps,
                       void (*try_one)(void *, const struct ic_cu_conv *, struct choice), void *ctx)
 {
-    for (int tiles = 1; tiles <= 32; tiles *= 2) {
-        struct ic_cu_conv t = *c;
-        const struct choice ch = {.config = IC_CU_TALL_FIRST, .tiles = tiles};
-        if (!shape(&t, e, ch, taps))
-            continue;
-        if (tiles > 1 && 2L * t.slots * ((t.columns + 64) / 128) * (long)e->plan->batch < e->packed->sms)
-            break; /* fewer, longer blocks would leave multiprocessors idle */
-        try_one(ctx, &t, ch);
-    }
+    bool any = false;
+    for (int config = IC_CU_TALL_FIRST; config < IC_CU_TALL_FIRST + IC_CU_TALL_COUNT; config++)
+        for (int tiles = 1; tiles <= 32; tiles *= 2) {
+            struct ic_cu_conv t = *c;
+            const struct choice ch = {.config = config, .tiles = tiles};
+            if (!shape(&t, e, ch, taps))
+                continue;
+            any = true;
+            const int column_blocks = t.columns / ic_cu_config(config)->columns;
+            if (tiles > 1 && 2L * t.slots * column_blocks * (long)e->plan->batch < e->packed->sms)
+                break; /* fewer, longer blocks would leave multiprocessors idle */
+            struct choice shared = ch;
+            shared.cluster_shift = SHARE_SHIFT;
+            const bool can_share = shape(&t, e, shared, taps);
+            if (can_share)
+                try_one(ctx, &t, shared);
+            if (!(can_share && always_shared()) && shape(&t, e, ch, taps))
+                try_one(ctx, &t, ch);
+        }
+    return any;
 }
 
 /* Calls try_one for every sensible cut. */
@@ -194,10 +214,7 @@ static void each_choice(const struct ic_law_exec *e, const struct ic_cu_conv *c,
 {
     static const int chunks[] = {0, 16, 8, 4, 2};
     const char *tall = getenv("IC_LAW_CUDA_TALL"); /* 0, 1, for tests: never, wherever it can be */
-    struct ic_cu_conv some = *c;
-    if (e->packed->wide && (!tall || *tall == '1'))
-        each_tall(e, c, taps, try_one, ctx);
-    if (e->packed->wide && tall && *tall == '1' && ic_cu_tall_shape(&some, taps, 1, e->packed->smem_max))
+    if (e->packed->wide && (!tall || *tall == '1') && each_tall(e, c, taps, try_one, ctx) && tall)
         return;
     if (e->packed->wide)
         each_wide(e, c, taps, try_one, ctx);
@@ -324,10 +341,10 @@ static struct known key_of(const struct ic_law_exec *e, const struct launch *l)
                                       a->in[0].group_size, a->in[1].group_size, a->split}};
     }
     return (struct known){.key = {e->packed->device, (int)e->packed->type, c->nf4.codes != NULL, l->taps,
-                                  c->c16, c->columns, c->height, c->width, (int)e->plan->batch, c->epilogue,
-                                  c->in[0].load, c->in[1].load, c->in[0].cpad, c->stats_gran,
-                                  c->in[0].channels, c->in[0].gran, c->in[0].group_size, c->in[1].channels,
-                                  c->in[1].gran}};
+                                  c->c16, c->columns, c->height, c->width, (int)e->plan->batch,
+                                  2 * c->epilogue + (c->pooled != NULL), c->in[0].load, c->in[1].load,
+                                  c->in[0].cpad, c->stats_gran, c->in[0].channels, c->in[0].gran,
+                                  c->in[0].group_size, c->in[1].channels, c->in[1].gran}};
 }
 
 /* Which of `known` has this key; -1: none. */
@@ -415,7 +432,7 @@ static bool shape_fold(struct launch *l, const struct ic_law_exec *e, struct cho
     struct ic_cu_fold *a = &l->a.fold;
     l->config = k.config;
     return (a->split ? ic_cu_split_fold_shape(a, k.config, k.cluster_shift, e->packed->smem_max)
-                     : ic_cu_fold_shape(a, k.config, k.tiles, e->packed->smem_max)) &&
+                     : ic_cu_fold_shape(a, k.config, k.tiles, k.cluster_shift, e->packed->smem_max)) &&
            a->slots <= SLOTS_MAX(e->plan->batch);
 }
 
@@ -437,9 +454,16 @@ static void each_fold(const struct ic_law_exec *e, const struct launch *l,
         for (int tiles = 1; tiles <= FOLD_TILES_MAX; tiles *= 2) {
             const struct choice c = {.config = config, .tiles = tiles};
             struct launch t = *l;
-            if (shape_fold(&t, e, c) &&
-                (tiles == 1 || 2 * ic_cu_fold_blocks(&t.a.fold) * (long)e->plan->batch >= e->packed->sms))
-                try_one(ctx, &t, c); /* or fewer, longer blocks would leave multiprocessors idle */
+            if (!shape_fold(&t, e, c) ||
+                (tiles > 1 && 2 * ic_cu_fold_blocks(&t.a.fold) * (long)e->plan->batch < e->packed->sms))
+                continue; /* fewer, longer blocks would leave multiprocessors idle */
+            struct choice shared = c;
+            shared.cluster_shift = SHARE_SHIFT;
+            const bool can_share = shape_fold(&t, e, shared);
+            if (can_share)
+                try_one(ctx, &t, shared);
+            if (!(can_share && always_shared()) && shape_fold(&t, e, c))
+                try_one(ctx, &t, c);
         }
 }
 

@@ -36,6 +36,10 @@ __device__ inline void barrier_arrive(uint32_t at)
 {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(at) : "memory");
 }
+__device__ inline void barrier_arrive(uint32_t at, int count)
+{
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0], %1;" ::"r"(at), "r"(count) : "memory");
+}
 __device__ inline void barrier_expect(uint32_t at, int bytes)
 {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(at), "r"(bytes) : "memory");
@@ -56,6 +60,59 @@ __device__ inline void copy_bulk(uint32_t to, const void *from, int bytes, uint3
     asm volatile(
         "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
         "l"(from), "r"(bytes), "r"(barrier)
+        : "memory");
+}
+/* Of barriers in shared memory that were made known (fence.mbarrier_init) alone. */
+__device__ inline void cluster_arrive()
+{
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+}
+__device__ inline void cluster_wait()
+{
+    asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+/* The same place in the shared memory of another block of the cluster. */
+__device__ inline uint32_t shared_of(uint32_t at, int rank)
+{
+    uint32_t there;
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(at), "r"(rank));
+    return there;
+}
+/* All barriers of all blocks of a cluster have been made. */
+__device__ inline void barriers_known(int cluster)
+{
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    if (cluster == 1) {
+        __syncthreads();
+        return;
+    }
+    cluster_arrive();
+    cluster_wait();
+}
+/* This warp arrives at a barrier of each block of the cluster. */
+__device__ inline void barrier_arrive_all(uint32_t at, int cluster, int lane)
+{
+    if (cluster == 1) {
+        if (lane == 0)
+            barrier_arrive(at);
+    } else if (lane < cluster) {
+        asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(shared_of(at, lane)) : "memory");
+    }
+}
+/* Each block of a cluster calls this, and all of them get it all: each reads a part and sends it to the same place of
+ * each, counted by the same barrier of each, which expects `bytes`. */
+__device__ inline void copy_bulk_shared(uint32_t to, const char *from, int bytes, uint32_t barrier,
+                                        int cluster_shift, int rank)
+{
+    if (cluster_shift == 0) {
+        copy_bulk(to, from, bytes, barrier);
+        return;
+    }
+    const int part = bytes >> cluster_shift;
+    asm volatile(
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], "
+        "[%1], %2, [%3], %4;" ::"r"(to + rank * part),
+        "l"(from + rank * part), "r"(part), "r"(barrier), "h"((uint16_t)((1 << (1 << cluster_shift)) - 1))
         : "memory");
 }
 __device__ inline void copy16_or_zero(uint32_t to, const void *from, bool copy)
@@ -88,10 +145,11 @@ __device__ inline void store_matrix(uint32_t at, uint32_t a, uint32_t b, uint32_
 }
 
 /* The lower half of a matrix's descriptor: where it lies, and the step between core matrices along the sum,
- * in 16 bytes. The upper half, the step along rows (or columns), is the same for a whole kernel. */
+ * in 16 bytes, without the upper byte of its address, a block's rank in its cluster. The upper half, the step
+ * along rows (or columns), is the same for a whole kernel. */
 __device__ inline constexpr uint32_t matrix_low(uint32_t at, uint32_t along_sum)
 {
-    return along_sum << 16 | at;
+    return along_sum << 16 | (at & 0xfffff);
 }
 
 /* c += or (add == 0) = a * b of 64 x 16 and 16 x N. ROWS, COLUMNS: their upper halves. */
@@ -176,10 +234,6 @@ template <class T> struct norm_octet {
     {
         return normalised<T>(v, by, add);
     }
-    __device__ uint4 of_four(const uint4 *v) const
-    {
-        return pooled<T>(v, by, add);
-    }
 };
 
 /* In float16 two at a time: the result is rounded to that anyway, and half of the instructions are saved.
@@ -212,21 +266,6 @@ template <> struct norm_octet<f16> {
         for (int i = 0; i < 4; i++)
             h[i] = elu2(__hfma2(h[i], by[i], add[i]));
         return v;
-    }
-    /* The maximum of four, normalised: ELU grows with its argument. */
-    __device__ uint4 of_four(const uint4 *v) const
-    {
-        uint4 out;
-        __half2 *h = reinterpret_cast<__half2 *>(&out);
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            h[i] = __hfma2(reinterpret_cast<const __half2 *>(v)[i], by[i], add[i]);
-#pragma unroll
-            for (int k = 1; k < 4; k++)
-                h[i] = __hmax2(h[i], __hfma2(reinterpret_cast<const __half2 *>(v + k)[i], by[i], add[i]));
-            h[i] = elu2(h[i]);
-        }
-        return out;
     }
 };
 #endif
@@ -267,13 +306,10 @@ __global__ void __launch_bounds__((WM * WK + LOAD) * 128, BLOCKS)
     auto empty = [&](int slot) { return bars + slot * 16 + 8; };
     auto tile_full = [&](int buffer) { return full(a.ring + buffer); };
     auto tile_empty = [&](int buffer) { return empty(a.ring + buffer); };
-    if (tid < a.ring) {
-        barrier_init(full(tid), 1);
-        barrier_init(empty(tid), GROUP / 32);
-    }
-    if (LOAD && tid < a.buffers) {
-        barrier_init(tile_full(tid), WARPS);
-        barrier_init(tile_empty(tid), GROUP / 32);
+    for (int i = warp; i < a.ring + (LOAD ? a.buffers : 0) && lane == 0;
+         i += THREADS / 32) { /* each takes 90 cycles of a warp */
+        barrier_init(full(i), i < a.ring ? 1 : WARPS);
+        barrier_init(empty(i), GROUP / 32);
     }
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     __syncthreads();
@@ -395,8 +431,8 @@ __global__ void __launch_bounds__((WM * WK + LOAD) * 128, BLOCKS)
     };
     auto end = [&](int turn0, int turn1) {
         octets([&](int which, int load, char *plane, int c) {
-            const float *times = scale + (which ? a.in[0].cpad : 0) + c, *plus = times + channels;
             if (load == IC_CU_LOAD_NORM) {
+                const float *times = scale + (which ? a.in[0].cpad : 0) + c, *plus = times + channels;
                 norm_octet<T> norm;
                 norm.take(times, plus);
                 for (int turn = turn0; turn < turn1;
@@ -426,17 +462,7 @@ __global__ void __launch_bounds__((WM * WK + LOAD) * 128, BLOCKS)
             for (int turn = turn0; turn < turn1; turn++) {
                 const spot p = spot_of(turn);
                 uint4 out = make_uint4(0, 0, 0, 0);
-                if (p.inside && load == IC_CU_LOAD_POOL) {
-                    const int w = 2 * a.width, cpad = which ? a.in[1].cpad : a.in[0].cpad;
-                    const char *four =
-                        (which ? base1 : base0) + 2 * (((size_t)(2 * p.y) * w + 2 * p.x) * cpad + c);
-                    uint4 q[4];
-#pragma unroll
-                    for (int k = 0; k < 4; k++)
-                        q[k] = __ldcg(reinterpret_cast<const uint4 *>(
-                            four + 2 * ((k >> 1) * (size_t)w + (k & 1)) * cpad));
-                    out = pooled<T>(q, times, plus);
-                } else if (p.inside && load == IC_CU_LOAD_PSI) {
+                if (p.inside) { /* of psi */
                     uint4 q[2];
                     load_psi(q, io.psi + (size_t)(p.y * a.width + p.x) * 2 * a.d, c, 2 * a.d);
                     const float *f = reinterpret_cast<const float *>(q);
@@ -731,6 +757,22 @@ __global__ void __launch_bounds__((WM * WK + LOAD) * 128, BLOCKS)
                         if (y < a.height && x < a.width)
                             *reinterpret_cast<uint4 *>(out_at + (y * row_bytes + x * cell_bytes)) =
                                 *reinterpret_cast<const uint4 *>(mine + r * OUT_ROW + lane % N8 * 16);
+                    }
+                    /* The warp has two whole rows of the patch, from an even cell on; four channels of 2x2 a lane. */
+#pragma unroll 1
+                    for (int k = 0; k < N / 32 && TAPS == 9 && a.pooled; k++) {
+                        const int x = (k * 32 + lane) / (N / 4), c = (k * 32 + lane) % (N / 4) * 4;
+                        if (py >= a.height || px + 2 * x >= a.width)
+                            break;
+                        uint2 v[4];
+#pragma unroll
+                        for (int i = 0; i < 4; i++)
+                            v[i] = *reinterpret_cast<const uint2 *>(
+                                mine + ((i >> 1) * 8 + 2 * x + (i & 1)) * OUT_ROW + 2 * c);
+                        *reinterpret_cast<uint2 *>(
+                            static_cast<char *>(a.pooled) + (size_t)sample * a.pooled_stride +
+                            2 * (column0 + c) + ((py >> 1) * (a.width >> 1) + (px >> 1) + x) * cell_bytes) =
+                            pooled<T>(v, __ldg(reinterpret_cast<const uint2 *>(a.flip + column0 + c)));
                     }
                     __syncwarp();
                 }
