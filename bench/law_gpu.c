@@ -574,7 +574,7 @@ static int check(const char *root)
     check_random(IC_LAW_UNET_UNITARY, 8, 32, 32, 32, "all=fp16");
     check_choice(IC_LAW_UNET_UNITARY, "fp32", "cuda-fp32");
     check_choice(IC_LAW_UNET_UNITARY, "fp16", "cuda-fp16");
-    check_choice(IC_LAW_UNET_UNITARY, "bf16", "cuda-bf16");
+    check_choice(IC_LAW_UNET_UNITARY, "bf16", "cuda-fp16");
     check_choice(IC_LAW_UNET_UNITARY, "nf4", "cuda-fp16");
     check_choice(IC_LAW_SNN_UNET, "nf4", "cuda-fp32");
     check_many("cuda-fp16");

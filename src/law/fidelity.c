@@ -160,8 +160,10 @@ static double overlap(const float *a, const float *b, size_t n)
 static void put_csv(const struct run *r, const struct row *w, const char *what, const char *metric,
                     int seed, unsigned step, double value)
 {
+    const unsigned long from = r->o->first_seed - 1;
     if (r->csv)
-        fprintf(r->csv, "%u,%s,%s,%s,%d,%u,%.9g\n", r->grid, w->name, what, metric, seed, step, value);
+        fprintf(r->csv, "%u,%s,%s,%s,%ld,%u,%.9g\n", r->grid, w->name, what, metric,
+                seed < 0 ? -1 : (long)from + seed, step, value);
 }
 
 /* Unit: a row's seed. What a sample adds belongs to it alone. */
@@ -328,7 +330,7 @@ static enum ic_status start(struct run *r, struct ic_err *err)
             memset(first->h, 0, r->memory * sizeof(float));
             memset(first->c, 0, r->memory * sizeof(float));
         }
-        s = ic_law_init_fill(first->psi, shape, mode, r->first + k + 1, err);
+        s = ic_law_init_fill(first->psi, shape, mode, r->o->first_seed + r->first + k, err);
         for (unsigned i = 1; i < r->rows && s == IC_OK; i++) {
             io_copy(r, &r->row[i].io[k], first);
             for (size_t x = 0; x < r->floats && r->o->row[i - 1].nudged; x++)

@@ -32,6 +32,7 @@ struct ic_law_fidelity_opts {
     unsigned threads; /* 0: the back end chooses */
     unsigned grids, grid[IC_LAW_FIDELITY_GRIDS_MAX];
     unsigned seeds, steps;
+    unsigned long first_seed; /* >= 1: the seeds are first_seed, first_seed + 1, ... */
     unsigned spin_up; /* steps, of `steps`, before anything is averaged; 0: a quarter */
     unsigned rows;    /* what is compared with float32 */
     struct {

@@ -359,7 +359,7 @@ static enum ic_status form_of(const struct ic_tensors *set, const struct ic_law 
     *form = (struct form){wanted, policy && policy->twice};
     if (quantised)
         s = ic_law_file_precision(set, spec, &form->precision, &form->twice, err);
-    if (s == IC_OK && policy && form->precision != wanted)
+    if (s == IC_OK && policy && !ic_law_policy_takes(policy, law->arch, spec, form->precision))
         s = ic_fail(
             err, IC_BAD_REQUEST,
             "tensor %s is stored as %s and cannot become %s: quantise the original checkpoint again",

@@ -29,17 +29,20 @@ static const char usage[] =
     "       inference-core law plan FILE [--grid N] [--batch N|auto] [--memory MIB] [--vram MIB]\n"
     "                [--precision P] [--law-policy RULES] [--backend B] [--threads N] [--config F]\n"
     "                [--arch A]\n"
-    "       inference-core law fidelity --law FILE [--grids N,N] [--seeds N] [--steps N] [--spin-up N]\n"
+    "       inference-core law fidelity --law FILE [--grids N,N] [--seeds N] [--first-seed N]\n"
+    "                [--steps N] [--spin-up N]\n"
     "                [--precisions P,P] [--law-policy RULES] [--threshold PERCENT] [--layers yes]\n"
     "                [--csv F] [--plot F.svg] [--backend B] [--threads N] [--config F] [--arch A]\n"
     "P is fp32, fp16, bf16, nf4 or nf4dq (nf4 with its scales quantised too). RULES are exceptions,\n"
-    "LAYER=P,LAYER=P where LAYER is a layer, a block or all; nf4 alone leaves the first and last block\n"
+    "LAYER=P,LAYER=P where LAYER is a layer, a block or all; nf4 and bf16 leave the first and last block\n"
     "and the output in fp32. fidelity also knows fp32~: fp32 from starts nudged by a millionth. It ends "
     "with\n"
     "1 where a precision fails, 0 where each passes or more seeds would have to tell.\n"
-    "B is cpu (the default), ref, or on a GPU cuda (it computes in P; fp16 for nf4) or\n"
+    "B is cpu (the default), ref, or on a GPU cuda (it computes in fp16, fp32 laws in fp32) or\n"
     "cuda-fp16, cuda-bf16, cuda-fp32 whatever P is, from the plug-in\n"
     "libic-law-cuda.so beside this program or installed, or else from --law-plugin FILE.\n";
+
+#define SEED_MAX 1000000000ul /* of --first-seed */
 
 static int usage_error(const char *what, const char *value)
 {
@@ -71,8 +74,8 @@ static int report(const char *file, enum ic_status s, const struct ic_err *err)
 
 struct options {
     const char *file, *second, *checkpoint, *config, *arch, *state, *steps, *out, *precision, *policy,
-        *gamma, *backend, *threads, *grid, *batch, *memory, *law, *grids, *seeds, *precisions, *threshold,
-        *layers, *csv, *plot, *plugin, *vram, *spin_up;
+        *gamma, *backend, *threads, *grid, *batch, *memory, *law, *grids, *seeds, *first_seed, *precisions,
+        *threshold, *layers, *csv, *plot, *plugin, *vram, *spin_up;
 };
 
 /* Fills what `allowed` (a blank-separated list of option names) admits, each at most once, and up to
@@ -99,6 +102,7 @@ static int parse(int argc, char **argv, const char *allowed, int files, struct o
                {"--law", &o->law},
                {"--grids", &o->grids},
                {"--seeds", &o->seeds},
+               {"--first-seed", &o->first_seed},
                {"--precisions", &o->precisions},
                {"--csv", &o->csv},
                {"--plot", &o->plot},
@@ -683,7 +687,7 @@ static int fidelity_rows(const struct options *o, struct ic_law_fidelity_opts *f
 
 static int fidelity_numbers(const struct options *o, struct ic_law_fidelity_opts *fo)
 {
-    unsigned long seeds = 4, steps = 2000, spin_up = 0, threads = 0, grid;
+    unsigned long seeds = 4, first = 1, steps = 2000, spin_up = 0, threads = 0, grid;
     const char *names[IC_LAW_FIDELITY_GRIDS_MAX];
     char store[128], *end = NULL;
     fo->grids = pieces(o->grids ? o->grids : "64", store, sizeof store, names, IC_LAW_FIDELITY_GRIDS_MAX);
@@ -696,6 +700,8 @@ static int fidelity_numbers(const struct options *o, struct ic_law_fidelity_opts
     }
     if (o->seeds && (!whole_number(o->seeds, IC_LAW_FIDELITY_SEEDS_MAX, &seeds) || !seeds))
         return usage_error("--seeds is not a whole number from 1 to 4096: ", o->seeds);
+    if (o->first_seed && (!whole_number(o->first_seed, SEED_MAX, &first) || !first))
+        return usage_error("--first-seed is not a whole number from 1 to 1000000000: ", o->first_seed);
     if (o->steps && (!whole_number(o->steps, IC_LAW_FIDELITY_STEPS_MAX, &steps) || steps < 4))
         return usage_error("--steps is not a whole number from 4 to 1000000: ", o->steps);
     if (o->spin_up && (!whole_number(o->spin_up, steps - 1, &spin_up) || !spin_up))
@@ -706,6 +712,7 @@ static int fidelity_numbers(const struct options *o, struct ic_law_fidelity_opts
     if (o->threshold && (end == o->threshold || *end || !(fo->threshold > 0 && fo->threshold < 10)))
         return usage_error("--threshold is not a percentage: ", o->threshold);
     fo->seeds = (unsigned)seeds;
+    fo->first_seed = first;
     fo->steps = (unsigned)steps;
     fo->spin_up = (unsigned)spin_up;
     fo->threads = (unsigned)threads;
@@ -717,11 +724,12 @@ static int fidelity(int argc, char **argv)
     struct options o = {0};
     char store[128];
     enum ic_law_fidelity_verdict worst;
-    int rc = parse(argc, argv,
-                   " --law --grids --seeds --steps --spin-up --precisions --law-policy --threshold "
-                   "--layers --csv --plot "
-                   "--backend --law-plugin --threads --config --arch ",
-                   0, &o);
+    int rc =
+        parse(argc, argv,
+              " --law --grids --seeds --first-seed --steps --spin-up --precisions --law-policy --threshold "
+              "--layers --csv --plot "
+              "--backend --law-plugin --threads --config --arch ",
+              0, &o);
     if (rc == IC_EXIT_OK && !o.law)
         rc = usage_error("fidelity: which --law?", NULL);
     struct ic_law_fidelity_opts fo = {

@@ -390,9 +390,9 @@ static void fidelity_judges(void **state)
     SAYS("one seed says nothing about others");
     /* more seeds than are stepped together: each starts from its own number, whoever else runs */
     char alone[128], among[128];
-#define MANY(n)                                                                                            \
+#define MANY(n, ...)                                                                                       \
     RUN("fidelity", "--law", law, "--grids", "8", "--seeds", n, "--steps", "4", "--threshold", "900",      \
-        "--precisions", "bf16", "--csv", csv)
+        "--precisions", "bf16", "--csv", csv, ##__VA_ARGS__)
     assert_int_equal(MANY("2"), IC_EXIT_OK);
     line_of(csv, "8,bf16,mean,complexity,1,", alone, sizeof alone);
     assert_int_equal(MANY("67"), IC_EXIT_OK);
@@ -402,7 +402,11 @@ static void fidelity_judges(void **state)
     assert_string_equal(alone, among);
     line_of(csv, "8,bf16,mean,complexity,65,", among, sizeof among); /* the second of its group */
     assert_string_not_equal(strrchr(alone, ','), strrchr(among, ','));
+    assert_int_equal(MANY("2", "--first-seed", "66"), IC_EXIT_OK); /* the CSV counts from 0 */
+    line_of(csv, "8,bf16,mean,complexity,65,", alone, sizeof alone);
+    assert_string_equal(alone, among);
     assert_int_equal(RUN("fidelity", "--law", law, "--seeds", "4097"), IC_EXIT_USAGE);
+    assert_int_equal(RUN("fidelity", "--law", law, "--first-seed", "0"), IC_EXIT_USAGE);
     assert_int_equal(RUN("fidelity", "--law", law, "--steps", "40", "--spin-up", "40"), IC_EXIT_USAGE);
     assert_int_equal(FIDELITY("--precisions", "fp12"), IC_EXIT_USAGE);
     assert_int_equal(RUN("fidelity"), IC_EXIT_USAGE);

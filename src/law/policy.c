@@ -9,7 +9,7 @@ static const char *const names[IC_LAW_PRECISION_COUNT] = {
 #undef X
 };
 
-/* What NF4 leaves alone unless told otherwise: the first and the last block, and the output. */
+/* What NF4 and bfloat16 leave alone unless told otherwise: the first and the last block, and the output. */
 static const char *const kept[IC_LAW_ARCH_COUNT][4] = {
     [IC_LAW_UNET] = {"inc", "conv_up2", "outc"},
     [IC_LAW_UNET_UNITARY] = {"inc", "conv_up2", "outc"},
@@ -102,17 +102,29 @@ enum ic_status ic_law_policy_check(const struct ic_law_policy *p, enum ic_law_ar
     return IC_OK;
 }
 
-enum ic_law_precision ic_law_policy_of(const struct ic_law_policy *p, enum ic_law_arch arch,
-                                       const struct ic_law_spec *spec)
+static enum ic_law_precision decide(const struct ic_law_policy *p, enum ic_law_arch arch,
+                                    const struct ic_law_spec *spec, bool keeps)
 {
     if (spec->ndim != 4)
         return IC_LAW_FP32;
     enum ic_law_precision found = p->base;
-    for (size_t i = 0; p->base == IC_LAW_NF4 && i < 4 && kept[arch][i]; i++)
+    for (size_t i = 0; keeps && i < 4 && kept[arch][i]; i++)
         if (fits(kept[arch][i], spec))
             found = IC_LAW_FP32;
     for (unsigned r = 0; r < p->rules; r++)
         if (fits(p->rule[r].layer, spec))
             found = p->rule[r].precision;
     return found;
+}
+
+enum ic_law_precision ic_law_policy_of(const struct ic_law_policy *p, enum ic_law_arch arch,
+                                       const struct ic_law_spec *spec)
+{
+    return decide(p, arch, spec, p->base == IC_LAW_NF4 || p->base == IC_LAW_BF16);
+}
+
+bool ic_law_policy_takes(const struct ic_law_policy *p, enum ic_law_arch arch,
+                         const struct ic_law_spec *spec, enum ic_law_precision stored)
+{
+    return stored == ic_law_policy_of(p, arch, spec) || stored == decide(p, arch, spec, false);
 }

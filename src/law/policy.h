@@ -1,10 +1,11 @@
 /* Which precision each layer's weights are kept in.
  *
  * A policy is a precision for the law and exceptions for named layers. Only convolution weights (four
- * dimensions) are ever reduced: norms, biases and thresholds stay float32. Under nf4 the backbone is NF4
- * while the first and last block and the output keep float32: on ginzburg-landau that is 97 % of the
- * parameters in 4 bits at a fortieth of the one-step error that NF4 everywhere has (docs/law-decisions.md).
- * fp16 and bf16 apply to every layer. Exceptions are written
+ * dimensions) are ever reduced: norms, biases and thresholds stay float32. Under nf4 and bf16 the backbone
+ * is reduced while the first and last block and the output keep float32: on ginzburg-landau that is 97 % of
+ * the parameters in 4 bits at a fortieth of the one-step error that NF4 everywhere has, and bfloat16 everywhere
+ * shifts its emergence metrics by up to 6 % (docs/law-decisions.md). fp16 applies to every layer. Exceptions
+ * are written
  *     LAYER=PRECISION[,LAYER=PRECISION…]
  * where LAYER is a weight's name without ".weight" ("conv_up1.conv_block.0"), a block that it begins with
  * ("conv_up1"), or "all"; the last one that fits a layer decides.
@@ -58,5 +59,10 @@ enum ic_status ic_law_policy_check(const struct ic_law_policy *p, enum ic_law_ar
 /* The precision of one tensor of the architecture. */
 enum ic_law_precision ic_law_policy_of(const struct ic_law_policy *p, enum ic_law_arch arch,
                                        const struct ic_law_spec *spec);
+
+/* Whether a file that holds the tensor in `stored` is what the policy asks for: as it would be kept, or in the
+ * law's own precision where nothing but the defaults is against it (a trainer's bfloat16 throughout). */
+bool ic_law_policy_takes(const struct ic_law_policy *p, enum ic_law_arch arch,
+                         const struct ic_law_spec *spec, enum ic_law_precision stored);
 
 #endif

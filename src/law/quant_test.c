@@ -134,7 +134,22 @@ static void policies(void **state)
     assert_int_equal(of(law, "outc.weight"), IC_LAW_FP32);
     ic_law_close(&law);
 
-    p = policy_of("bf16", NULL);
+    /* bfloat16 leaves alone what NF4 does, fp16 nothing */
+    const struct ic_law_policy nf4 = policy_of("nf4", NULL), bf16 = policy_of("bf16", NULL);
+    for (unsigned arch = 0; arch < IC_LAW_ARCH_COUNT; arch++) {
+        struct ic_law *other_law = law_with((enum ic_law_arch)arch, &nf4);
+        law = law_with((enum ic_law_arch)arch, &bf16);
+        size_t reduced = 0;
+        for (size_t i = 0; i < law->weight_count; i++) {
+            const bool less = other_law->weights[i].precision == IC_LAW_NF4;
+            assert_int_equal(law->weights[i].precision, less ? IC_LAW_BF16 : IC_LAW_FP32);
+            reduced += less;
+        }
+        assert_true(reduced > 0 && reduced < law->weight_count);
+        ic_law_close(&law);
+        ic_law_close(&other_law);
+    }
+    p = policy_of("bf16", "all=bf16");
     for (unsigned arch = 0; arch < IC_LAW_ARCH_COUNT; arch++) {
         law = law_with((enum ic_law_arch)arch, &p);
         for (size_t i = 0; i < law->weight_count; i++) {
@@ -239,6 +254,30 @@ static void what_was_rounded_away_is_gone(void **state)
     assert_non_null(strstr(err.msg, "stored as"));
     assert_null(again);
     ic_law_close(&law);
+}
+
+/* What holds every layer in the law's precision is that law, unless a rule asks for more. */
+static void a_file_in_one_precision(void **state)
+{
+    static const char *const names[] = {"bf16", "nf4"};
+    struct ic_err err = {0};
+    (void)state;
+    for (int i = 0; i < 2; i++) {
+        char all[16];
+        snprintf(all, sizeof all, "all=%s", names[i]);
+        const struct ic_law_policy every = policy_of(names[i], all), plain = policy_of(names[i], NULL),
+                                   more = policy_of(names[i], "outc=fp32");
+        struct ic_law *law = law_with(IC_LAW_UNET, &every), *again;
+        assert_int_equal(ic_law_write(law, other, &err), IC_OK);
+        assert_int_equal(ic_law_open(other, &(struct ic_law_open_opts){.policy = &plain}, &again, &err),
+                         IC_OK);
+        assert_int_equal(of(again, "outc.weight"), i ? IC_LAW_NF4 : IC_LAW_BF16);
+        ic_law_close(&again);
+        assert_int_equal(ic_law_open(other, &(struct ic_law_open_opts){.policy = &more}, &again, &err),
+                         IC_BAD_REQUEST);
+        assert_non_null(strstr(err.msg, "outc.weight is stored as"));
+        ic_law_close(&law);
+    }
 }
 
 static void past_fp16(void **state)
@@ -462,6 +501,7 @@ int main(void)
         cmocka_unit_test(policies_that_make_no_sense),
         cmocka_unit_test(through_a_file),
         cmocka_unit_test(what_was_rounded_away_is_gone),
+        cmocka_unit_test(a_file_in_one_precision),
         cmocka_unit_test(past_fp16),
         cmocka_unit_test(damaged),
         cmocka_unit_test(wrong_counts),

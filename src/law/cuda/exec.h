@@ -41,8 +41,10 @@ size_t ic_cu_tensor_bytes(const struct ic_law *law, unsigned channels, unsigned 
 /* What a CUDA call's failure means to the caller; `what` says what was tried. */
 enum ic_status ic_cu_fail(struct ic_err *err, cudaError_t e, const char *what);
 
-/* What the back end "cuda" computes a law in: what its weights are kept in. NF4's are expanded to fp16;
- * spikes (SNN_UNET) need float32, and devices before 8.0 have nothing else. */
+/* What the back end "cuda" computes a law in. float32 laws in float32, others in fp16: it holds NF4's values,
+ * and bfloat16's eight bits, while the layers that a policy keeps in float32 would lose what they are kept
+ * for. bfloat16 where a weight is past fp16. Spikes (SNN_UNET) need float32, and devices before 8.0 have
+ * nothing else. */
 enum ic_cu_type ic_cu_type_of(const struct ic_law *law);
 
 /* IC_UNAVAILABLE: no driver, no device, or one that is too old for `type`. */

@@ -21,7 +21,8 @@
 #define UNIT 128  /* values of a unit */
 #define BLOCK 128 /* columns that lie together */
 #define SMALLEST_GRID 16
-#define HALF_MAJOR 8  /* compute capability from which conv.cuh and exact_mma.cu run */
+#define HALF_MAJOR 8 /* compute capability from which conv.cuh and exact_mma.cu run */
+#define F16_MAX 65504.0f
 #define SCALE_MOST 48 /* exponents of what exact_mma.cu scales: products stay float32's */
 
 /* Which of PyTorch's channels stands at a padded place; -1: none. */
@@ -101,7 +102,7 @@ static uint16_t narrow(float v, enum ic_cu_type type)
 {
     if (type == IC_CU_BF16)
         return ic_f32_to_bf16(v);
-    return ic_f32_to_f16(v > 65504.0f ? 65504.0f : v < -65504.0f ? -65504.0f : v);
+    return ic_f32_to_f16(v > F16_MAX ? F16_MAX : v < -F16_MAX ? -F16_MAX : v);
 }
 
 static unsigned code_at(const struct ic_nf4 *q, size_t i)
@@ -429,7 +430,7 @@ enum ic_cu_type ic_cu_type_of(const struct ic_law *law)
         cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
     if (major < HALF_MAJOR)
         return IC_CU_F32;
-    return law->precision == IC_LAW_BF16 ? IC_CU_BF16 : IC_CU_F16;
+    return law->precision == IC_LAW_BF16 && law->weight_abs_max > F16_MAX ? IC_CU_BF16 : IC_CU_F16;
 }
 
 enum ic_status ic_cu_pack(const struct ic_law *law, enum ic_cu_type type, struct ic_law_packed **out,
