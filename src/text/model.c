@@ -458,7 +458,8 @@ enum ic_status ic_text_model_open(struct ic_text_model **out, const struct ic_te
         goto out;
     fill_names(m, cfg->path);
     m->max_piece = longest_piece(m->vocab);
-    if ((st = pick_template(m, cfg->chat_template, err)) != IC_OK)
+    if ((st = ic_chars_learn(&m->chars, m->vocab, err)) != IC_OK ||
+        (st = pick_template(m, cfg->chat_template, err)) != IC_OK)
         goto out;
     /* Threads that wait for a GPU, or for the disk as in the warm-up, use no CPU either, and are not to be taken for
      * threads that do not get any. */
@@ -491,12 +492,15 @@ enum ic_status ic_text_vocab_open(struct ic_text_model **out, const struct ic_te
     if ((st = ic_text_load_backends(cfg->backends, err)) == IC_OK &&
         !(m->model = llama_model_load_from_file(cfg->path, p)))
         st = ic_fail(err, IC_BAD_REQUEST, "model %s: its vocabulary cannot be read", cfg->path);
+    if (st == IC_OK) {
+        m->vocab = llama_model_get_vocab(m->model);
+        m->max_piece = longest_piece(m->vocab);
+        st = ic_chars_learn(&m->chars, m->vocab, err);
+    }
     if (st != IC_OK) {
         ic_text_model_close(&m);
         return st;
     }
-    m->vocab = llama_model_get_vocab(m->model);
-    m->max_piece = longest_piece(m->vocab);
     *out = m;
     return IC_OK;
 }
@@ -510,6 +514,7 @@ void ic_text_model_close(struct ic_text_model **mp)
     unload(m);
     ic_place_close(&m->place);
     free(m->template_copy);
+    free(m->chars);
     free(m);
     *mp = NULL;
 }

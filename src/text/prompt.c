@@ -92,12 +92,14 @@ enum ic_status ic_text_tokenize(const struct ic_text_model *m, const char *text,
     if (len > WORD_SHORT && llama_vocab_type(m->vocab) == LLAMA_VOCAB_TYPE_BPE &&
         (word = longest_word(text, len)) > WORD_MAX)
         return ic_fail(err, IC_BAD_REQUEST, "a word, or white space, of more than %d characters", WORD_MAX);
+    enum ic_status st = ic_chars_check(m->chars, text, len, err);
+    if (st != IC_OK)
+        return st;
     int32_t cap = (int32_t)len + 8; /* a token per byte, BOS, EOS and a space prefix */
     int32_t *tokens = malloc(sizeof *tokens * (size_t)cap);
     if (!tokens)
         return ic_fail(err, IC_OOM, "out of memory");
     struct cut c = {m->vocab, text, (int32_t)len, tokens, cap, -1, first, special};
-    enum ic_status st = IC_OK;
     if (word > WORD_SHORT)
         st = cut_up_deep(&c, word, err);
     else
@@ -131,6 +133,8 @@ enum ic_status ic_text_tokenize_more(const struct ic_text_model *m, const char *
     int32_t *head = NULL, n_head = 0;
     enum ic_status st;
 
+    *out = NULL;
+    *n = 0;
     if (llama_vocab_type(m->vocab) != LLAMA_VOCAB_TYPE_SPM)
         return ic_text_tokenize(m, text, len, false, false, max, out, n, err);
     /* llama.cpp has no switch for it: so the space goes in front of a mark, and both are taken away again. */
@@ -139,13 +143,15 @@ enum ic_status ic_text_tokenize_more(const struct ic_text_model *m, const char *
         return ic_fail(err, IC_OOM, "out of memory");
     *marked = *mark;
     memcpy(marked + 1, text, len);
-    st = ic_text_tokenize(m, mark, 1, false, false, INT16_MAX, &head, &n_head, err);
+    st = ic_text_tokenize(m, mark, 1, false, false, INT16_MAX, &head, &n_head, NULL);
+    bool odd = st == IC_BAD_REQUEST; /* a vocabulary that does not know the mark, or joins it */
+    if (st != IC_OK && !odd)
+        ic_fail(err, st, "%s", ic_status_name(st));
     if (st == IC_OK) {
         st = ic_text_tokenize(m, marked, len + 1, false, false, max + n_head, out, n, err);
         *n -= *n < n_head ? *n : n_head;
     }
-    bool odd = st == IC_OK &&
-               memcmp(*out, head, sizeof *head * (size_t)n_head); /* a vocabulary that joins the mark */
+    odd = odd || (st == IC_OK && memcmp(*out, head, sizeof *head * (size_t)n_head));
     if (st == IC_OK && !odd)
         memmove(*out, *out + n_head, sizeof **out * (size_t)*n);
     free(head);

@@ -1,5 +1,5 @@
-// Vocabularies that cut text by std::regex, which calls itself for each character of a word: here the 1 MB model with one
-// of bytes, cut as DeepSeek's, Mistral's and OpenAI's models have it.
+// Vocabularies that texts could end the process with. Many cut text by std::regex, which calls itself for each character of a
+// word: here the 1 MB model with one of bytes, cut as DeepSeek's, Mistral's and OpenAI's models have it.
 import test from 'node:test';
 import path from 'node:path';
 import assert from 'node:assert/strict';
@@ -28,6 +28,27 @@ function withBytes(file, pre) {
   for (const end of ['bos', 'eos']) g.keys.push({ key: `tokenizer.ggml.${end}_token_id`, type: T_U32, value: u32(256) });
   return write(file, g);
 }
+
+test('a vocabulary without tokens for bytes: texts of its characters are read, others refused', async (t) => {
+  const g = parse(MODEL);
+  const tokens = g.keys.find((k) => k.key === 'tokenizer.ggml.tokens');
+  tokens.value = tokens.value.map((b, i) => (/^<0x..>$/.test(b.toString()) ? Buffer.from(`<none ${i}>`) : b));
+  const model = write(path.join(tempDir(t), 'no-bytes.gguf'), g);
+  await withServer([], async (server) => {
+    const c = await server.connect();
+    const session_id = await c.session();
+    const more = { ...GREEDY, max_tokens: 3 };
+    assert.notEqual(await c.text('Once upon a time', more, { session_id }), '');
+    for (const [text, named] of [['Hi 😀', '😀'], ['漢', '漢'], ['\u0001', ' ']]) {
+      const e = await c.infer(text, GREEDY).refused();
+      assert.deepEqual([e.code, e.message], ['bad_request', `the model's vocabulary does not know the character ${named}`]);
+    }
+    assert.equal((await c.infer('漢', GREEDY, { session_id }).refused()).code, 'bad_request');
+    assert.notEqual(await c.text(' Then she', more, { session_id }), '');
+    assert.equal((await server.http('/tokenize', { method: 'POST', body: '{"content":"漢"}' })).status, 400);
+    assert.equal((await server.http('/tokenize', { method: 'POST', body: '{"content":"a cat"}' })).status, 200);
+  }, { model });
+});
 
 for (const pre of ['deepseek-llm', 'tekken', 'gpt-4o'])
   test(`a word of ${LONG} letters, blanks or signs is read, a longer one refused: ${pre}`, async (t) => {
