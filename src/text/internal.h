@@ -26,6 +26,9 @@ void ic_vocab_piece(const struct llama_vocab *vocab, int32_t token, struct ic_bu
 
 #define IC_TEXT_SEQS_MAX 256 /* llama.cpp's LLAMA_MAX_SEQ */
 
+/* Reads a model; where llama.cpp aborts over it, the process ends with IC_EXIT_FILE and a line that names it. */
+struct llama_model *ic_load_file(const char *path, struct llama_model_params p);
+
 /* chars.c. *out: NULL where every text has tokens; else free()'d by the caller. */
 struct ic_chars;
 enum ic_status ic_chars_learn(struct ic_chars **out, const struct llama_vocab *vocab, struct ic_err *err);
