@@ -1,6 +1,7 @@
 /* Characters that a vocabulary has no tokens for. SPM vocabularies spell them in tokens for bytes; where one of these is missing
- * too, llama.cpp throws, which C cannot catch and the process does not survive. So vocabularies without all of the 256 are
- * remembered with the characters that they have, and a text is looked at before it is given to llama.cpp. */
+ * too, llama.cpp throws, which C cannot catch and the process does not survive. RWKV's are lists of bytes; where a token begins
+ * with a byte that is none by itself, llama.cpp goes round for ever and takes all memory. So vocabularies without all of the
+ * bytes are remembered with what they have, and a text is looked at before it is given to llama.cpp. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -10,6 +11,7 @@
 
 struct ic_chars {
     bool byte[256]; /* there is a token for it */
+    bool blanks;    /* a space is written as BLANK, and one may be put in front (SPM) */
     size_t n;
     uint32_t known[]; /* characters that are tokens, as their bytes read big-endian; ascending */
 };
@@ -50,24 +52,42 @@ static void learn(struct ic_chars *c, const char *token)
         c->byte[v] = true;
 }
 
+static enum ic_status learn_piece(struct ic_chars *c, const struct llama_vocab *vocab, int32_t token)
+{
+    struct ic_buf piece = {0};
+
+    ic_vocab_piece(vocab, token, &piece);
+    if (piece.len == 1)
+        c->byte[(unsigned char)piece.data[0]] = true;
+    const bool failed = piece.failed;
+    ic_buf_deinit(&piece);
+    return failed ? IC_OOM : IC_OK;
+}
+
 enum ic_status ic_chars_learn(struct ic_chars **out, const struct llama_vocab *vocab, struct ic_err *err)
 {
     const int32_t n = llama_vocab_n_tokens(vocab);
+    const bool spm = llama_vocab_type(vocab) == LLAMA_VOCAB_TYPE_SPM;
+    enum ic_status st = IC_OK;
     bool all = true;
 
     *out = NULL;
-    if (llama_vocab_type(vocab) != LLAMA_VOCAB_TYPE_SPM)
+    if (!spm && llama_vocab_type(vocab) != LLAMA_VOCAB_TYPE_RWKV)
         return IC_OK;
     struct ic_chars *c = calloc(1, sizeof *c + sizeof *c->known * (size_t)n);
     if (!c)
         return ic_fail(err, IC_OOM, "out of memory");
-    for (int32_t i = 0; i < n; i++)
-        learn(c, llama_vocab_get_text(vocab, i));
-    for (int i = 0; i < 256; i++)
+    c->blanks = spm;
+    for (int32_t i = 0; i < n && st == IC_OK; i++)
+        if (spm)
+            learn(c, llama_vocab_get_text(vocab, i));
+        else
+            st = learn_piece(c, vocab, i);
+    for (int i = 1; i < 256; i++) /* there is no NUL in a text */
         all = all && c->byte[i];
-    if (all) {
+    if (all || st != IC_OK) {
         free(c);
-        return IC_OK;
+        return st == IC_OK ? IC_OK : ic_fail(err, st, "out of memory");
     }
     qsort(c->known, c->n, sizeof *c->known, ascending);
     *out = c;
@@ -86,12 +106,12 @@ static bool has(const struct ic_chars *c, const char *s, size_t len)
 
 enum ic_status ic_chars_check(const struct ic_chars *c, const char *text, size_t len, struct ic_err *err)
 {
-    bool ok = !c || has(c, BLANK, 3); /* one may be put in front */
+    bool ok = !c || !c->blanks || has(c, BLANK, 3);
 
     for (size_t i = 0, n; c && ok && i < len; i += n) {
         n = char_len((unsigned char)text[i]);
         n = n < len - i ? n : len - i;
-        ok = text[i] == ' ' || has(c, text + i, n);
+        ok = (c->blanks && text[i] == ' ') || has(c, text + i, n);
         if (!ok)
             return ic_fail(err, IC_BAD_REQUEST, "the model's vocabulary does not know the character %.*s",
                            (int)n, text + i);

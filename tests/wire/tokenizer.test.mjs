@@ -8,6 +8,8 @@ import { GREEDY, MODEL, tempDir, withServer } from './lib.mjs';
 
 const LONG = 120000;
 
+const string = (s) => Buffer.concat([u32(s.length), u32(0), Buffer.from(s)]);
+
 /** GPT-2's letters for the bytes. */
 function letters() {
   const own = (b) => (b > 32 && b < 127) || (b > 160 && b < 173) || b > 173;
@@ -17,7 +19,7 @@ function letters() {
 
 function withBytes(file, pre) {
   const g = parse(MODEL);
-  const text = (key, s) => ({ key: `tokenizer.ggml.${key}`, type: T_STRING, value: Buffer.concat([u32(s.length), u32(0), Buffer.from(s)]) });
+  const text = (key, s) => ({ key: `tokenizer.ggml.${key}`, type: T_STRING, value: string(s) });
   const list = (key, value) => ({ key: `tokenizer.ggml.${key}`, type: T_ARRAY, value });
   const tokens = [...letters(), '<|end|>', ...Array.from({ length: 255 }, (_, i) => `<none ${i}>`)];
   const types = tokens.map((_, i) => (i < 256 ? 1 : i === 256 ? 3 : 5)); // normal, control, unused
@@ -48,6 +50,16 @@ test('a vocabulary without tokens for bytes: texts of its characters are read, o
     assert.equal((await server.http('/tokenize', { method: 'POST', body: '{"content":"漢"}' })).status, 400);
     assert.equal((await server.http('/tokenize', { method: 'POST', body: '{"content":"a cat"}' })).status, 200);
   }, { model });
+});
+
+test('a vocabulary of RWKV\'s kind that lacks bytes: what it could not leave again is refused', async (t) => {
+  const g = parse(MODEL);
+  g.keys.find((k) => k.key === 'tokenizer.ggml.model').value = string('rwkv');
+  await withServer([], async (server) => {
+    const c = await server.connect();
+    assert.notEqual(await c.text('once', { ...GREEDY, max_tokens: 3 }), '');
+    assert.equal((await c.infer('\u200b', GREEDY).refused()).code, 'bad_request');
+  }, { model: write(path.join(tempDir(t), 'rwkv.gguf'), g) });
 });
 
 for (const pre of ['deepseek-llm', 'tekken', 'gpt-4o'])
