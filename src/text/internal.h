@@ -26,6 +26,15 @@ void ic_vocab_piece(const struct llama_vocab *vocab, int32_t token, struct ic_bu
 
 #define IC_TEXT_SEQS_MAX 256 /* llama.cpp's LLAMA_MAX_SEQ */
 
+/* Reads a model; where llama.cpp aborts over it, the process ends with IC_EXIT_FILE and a line that names it. */
+struct llama_model *ic_load_file(const char *path, struct llama_model_params p);
+
+/* chars.c. *out: NULL where every text has tokens; else free()'d by the caller. */
+struct ic_chars;
+enum ic_status ic_chars_learn(struct ic_chars **out, const struct llama_vocab *vocab, struct ic_err *err);
+/* IC_BAD_REQUEST: llama.cpp must not see this text. */
+enum ic_status ic_chars_check(const struct ic_chars *c, const char *text, size_t len, struct ic_err *err);
+
 struct ic_text_model {
     struct ic_place *place; /* what lies where; holds our part of the ledger */
     struct llama_model *model;
@@ -45,7 +54,8 @@ struct ic_text_model {
     char *template_copy;
     /* llama.cpp takes the template for another family's; it is Zephyr's with the model's own EOS */
     bool zephyr;
-    int32_t max_piece; /* bytes of the longest token text */
+    int32_t max_piece;      /* bytes of the longest token text */
+    struct ic_chars *chars; /* NULL: any will do */
     struct ic_text_info info;
     bool (*abort_test)(void *);
     void *abort_arg;

@@ -14,12 +14,14 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "base/exit.h"
 #include "base/log.h"
 #include "hw/cpu.h"
 #include "text/attention.h"
 #include "text/lora.h"
 #include "text/place.h"
 
+#define LAST_LINES_MS 500 /* for the log, where llama.cpp ends the process */
 #define CPU_SAMPLE_MS 200 /* how long the free cores are looked for at start */
 /* How long the compute threads spin for the next graph, 0-100; 1 is about 2 ms. llama.cpp's default of 50 spins for
  * a tenth of a second, which is stolen from the Law M engine when both take turns. */
@@ -44,11 +46,26 @@ static void to_log(enum ggml_log_level level, const char *text, void *arg)
 }
 
 /* ggml gives up by abort() on files that lie in ways its parser does not check. Whoever started us should read
- * one line, not a register dump. */
+ * one line, not a register dump. What llama.cpp's own sources complain of while a file is read is the file's fault. */
+static _Thread_local const char *reading; /* the file, or NULL */
+
 static void on_ggml_abort(const char *text)
 {
+    const bool file = reading && (strstr(text, "src/llama-") || strstr(text, "src/gguf"));
+
     ic_error("llama", "gave up: %s", text);
-    _exit(70);
+    ic_log_flush(LAST_LINES_MS);
+    if (file)
+        fprintf(stderr, "inference-core: model %s: broken, llama.cpp gave up on it\n", reading);
+    _exit(file ? IC_EXIT_FILE : IC_EXIT_FAILED);
+}
+
+struct llama_model *ic_load_file(const char *path, struct llama_model_params p)
+{
+    reading = path;
+    struct llama_model *m = llama_model_load_from_file(path, p);
+    reading = NULL;
+    return m;
 }
 
 enum ic_status ic_text_load_backends(const char *dir, struct ic_err *err)
@@ -386,7 +403,7 @@ static enum ic_status attempt(struct ic_text_model *m, const struct ic_text_conf
     bool gpu = m->place->plan.layers > 0;
     enum ic_status st;
 
-    m->model = llama_model_load_from_file(cfg->path, ic_place_model_params(m->place));
+    m->model = ic_load_file(cfg->path, ic_place_model_params(m->place));
     if (!m->model)
         return gpu ? ic_fail(err, IC_OOM, "loading failed")
                    : ic_fail(err, IC_BAD_REQUEST,
@@ -458,7 +475,8 @@ enum ic_status ic_text_model_open(struct ic_text_model **out, const struct ic_te
         goto out;
     fill_names(m, cfg->path);
     m->max_piece = longest_piece(m->vocab);
-    if ((st = pick_template(m, cfg->chat_template, err)) != IC_OK)
+    if ((st = ic_chars_learn(&m->chars, m->vocab, err)) != IC_OK ||
+        (st = pick_template(m, cfg->chat_template, err)) != IC_OK)
         goto out;
     /* Threads that wait for a GPU, or for the disk as in the warm-up, use no CPU either, and are not to be taken for
      * threads that do not get any. */
@@ -489,14 +507,17 @@ enum ic_status ic_text_vocab_open(struct ic_text_model **out, const struct ic_te
     p.vocab_only = true;
     p.n_gpu_layers = 0;
     if ((st = ic_text_load_backends(cfg->backends, err)) == IC_OK &&
-        !(m->model = llama_model_load_from_file(cfg->path, p)))
+        !(m->model = ic_load_file(cfg->path, p)))
         st = ic_fail(err, IC_BAD_REQUEST, "model %s: its vocabulary cannot be read", cfg->path);
+    if (st == IC_OK) {
+        m->vocab = llama_model_get_vocab(m->model);
+        m->max_piece = longest_piece(m->vocab);
+        st = ic_chars_learn(&m->chars, m->vocab, err);
+    }
     if (st != IC_OK) {
         ic_text_model_close(&m);
         return st;
     }
-    m->vocab = llama_model_get_vocab(m->model);
-    m->max_piece = longest_piece(m->vocab);
     *out = m;
     return IC_OK;
 }
@@ -510,6 +531,7 @@ void ic_text_model_close(struct ic_text_model **mp)
     unload(m);
     ic_place_close(&m->place);
     free(m->template_copy);
+    free(m->chars);
     free(m);
     *mp = NULL;
 }

@@ -321,7 +321,7 @@ static enum ic_status measure(struct ic_place *p, struct ic_err *err)
     mp.no_alloc = true;
     mp.load_mode = LLAMA_LOAD_MODE_NONE;
     ic_meter_listen(&p->meter);
-    struct llama_model *model = llama_model_load_from_file(p->path, mp);
+    struct llama_model *model = ic_load_file(p->path, mp);
     struct llama_context *ctx = model ? llama_init_from_model(model, ic_place_context_params(p)) : NULL;
     ic_meter_listen(NULL);
     if (ctx)

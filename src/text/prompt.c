@@ -1,5 +1,6 @@
 /* Between text and tokens. Tokenising is llama.cpp's; what is ours is that a control token may only come from a
  * template, never from what a user wrote. */
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -16,20 +17,98 @@
 #define MARK_LEN_MAX 32
 #define WHITE " \t\r\n\v\f" /* what templates trim */
 
+/* Texts for BPE vocabularies are cut into words first, for many of them by std::regex, which calls itself for each character
+ * of a word: 343 bytes of stack each, so 24,000 letters in a row ended the process. A word is as long as white space and what
+ * is none in a row, at most. Where that is much, a thread with stack enough for it does it; its pages cost memory only
+ * as far as they are used. */
+#define WORD_MAX (128 << 10) /* characters */
+#define WORD_SHORT 4096      /* no matter on any thread */
+#define WORD_CHAR_STACK 512
+#define STACK_BESIDE (1 << 20)
+
+/* No word of the text, with the white space beside it, is longer, in characters. What is not ASCII may be of either kind. */
+static size_t longest_word(const char *text, size_t len)
+{
+    size_t before = 0, run = 0, either = 0, most = 0; /* `either`: at the end of `run` */
+    bool white = false;
+
+    for (size_t i = 0; i < len; i++) {
+        const unsigned char c = (unsigned char)text[i];
+        const bool is_white = c && strchr(WHITE, c);
+        if ((c & 0xC0) == 0x80)
+            continue;
+        if (c < 0x80 && is_white != white) {
+            before = run - either;
+            run = either;
+            white = is_white;
+        }
+        run++;
+        either = c < 0x80 ? 0 : either + 1;
+        most = before + run > most ? before + run : most;
+    }
+    return most;
+}
+
+struct cut {
+    const struct llama_vocab *vocab;
+    const char *text;
+    int32_t len, *tokens, cap, got;
+    bool first, special;
+};
+
+static void *cut_up(void *arg)
+{
+    struct cut *c = arg;
+    c->got = llama_tokenize(c->vocab, c->text, c->len, c->tokens, c->cap, c->first, c->special);
+    return NULL;
+}
+
+static enum ic_status cut_up_deep(struct cut *c, size_t word, struct ic_err *err)
+{
+    pthread_attr_t attr;
+    pthread_t thread;
+
+    pthread_attr_init(&attr);
+    bool ok = pthread_attr_setstacksize(&attr, word * WORD_CHAR_STACK + STACK_BESIDE) == 0 &&
+              pthread_create(&thread, &attr, cut_up, c) == 0;
+    pthread_attr_destroy(&attr);
+    if (!ok)
+        return ic_fail(err, IC_OOM, "no thread for the tokenizer");
+    pthread_join(thread, NULL);
+    return IC_OK;
+}
+
 enum ic_status ic_text_tokenize(const struct ic_text_model *m, const char *text, size_t len, bool first,
                                 bool special, int32_t max, int32_t **out, int32_t *n, struct ic_err *err)
 {
+    size_t word = 0;
+
     *out = NULL;
     /* Every token covers at most max_piece bytes: refused before the work, not after it. */
     if (len / (size_t)(m->max_piece > 0 ? m->max_piece : 1) > (size_t)max || len > INT32_MAX / 4) {
         *n = (int32_t)(len / (size_t)m->max_piece);
         return IC_TOO_LARGE;
     }
+    if (len > WORD_SHORT && llama_vocab_type(m->vocab) == LLAMA_VOCAB_TYPE_BPE &&
+        (word = longest_word(text, len)) > WORD_MAX)
+        return ic_fail(err, IC_BAD_REQUEST, "a word, or white space, of more than %d characters", WORD_MAX);
+    enum ic_status st = ic_chars_check(m->chars, text, len, err);
+    if (st != IC_OK)
+        return st;
     int32_t cap = (int32_t)len + 8; /* a token per byte, BOS, EOS and a space prefix */
     int32_t *tokens = malloc(sizeof *tokens * (size_t)cap);
     if (!tokens)
         return ic_fail(err, IC_OOM, "out of memory");
-    int32_t got = llama_tokenize(m->vocab, text, (int32_t)len, tokens, cap, first, special);
+    struct cut c = {m->vocab, text, (int32_t)len, tokens, cap, -1, first, special};
+    if (word > WORD_SHORT)
+        st = cut_up_deep(&c, word, err);
+    else
+        cut_up(&c);
+    if (st != IC_OK) {
+        free(tokens);
+        return st;
+    }
+    int32_t got = c.got;
     if (got < 0) {
         free(tokens);
         return ic_fail(err, IC_INTERNAL, "the tokenizer failed");
@@ -54,6 +133,8 @@ enum ic_status ic_text_tokenize_more(const struct ic_text_model *m, const char *
     int32_t *head = NULL, n_head = 0;
     enum ic_status st;
 
+    *out = NULL;
+    *n = 0;
     if (llama_vocab_type(m->vocab) != LLAMA_VOCAB_TYPE_SPM)
         return ic_text_tokenize(m, text, len, false, false, max, out, n, err);
     /* llama.cpp has no switch for it: so the space goes in front of a mark, and both are taken away again. */
@@ -62,13 +143,15 @@ enum ic_status ic_text_tokenize_more(const struct ic_text_model *m, const char *
         return ic_fail(err, IC_OOM, "out of memory");
     *marked = *mark;
     memcpy(marked + 1, text, len);
-    st = ic_text_tokenize(m, mark, 1, false, false, INT16_MAX, &head, &n_head, err);
+    st = ic_text_tokenize(m, mark, 1, false, false, INT16_MAX, &head, &n_head, NULL);
+    bool odd = st == IC_BAD_REQUEST; /* a vocabulary that does not know the mark, or joins it */
+    if (st != IC_OK && !odd)
+        ic_fail(err, st, "%s", ic_status_name(st));
     if (st == IC_OK) {
         st = ic_text_tokenize(m, marked, len + 1, false, false, max + n_head, out, n, err);
         *n -= *n < n_head ? *n : n_head;
     }
-    bool odd = st == IC_OK &&
-               memcmp(*out, head, sizeof *head * (size_t)n_head); /* a vocabulary that joins the mark */
+    odd = odd || (st == IC_OK && memcmp(*out, head, sizeof *head * (size_t)n_head));
     if (st == IC_OK && !odd)
         memmove(*out, *out + n_head, sizeof **out * (size_t)*n);
     free(head);

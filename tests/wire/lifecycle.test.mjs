@@ -7,6 +7,7 @@ import net from 'node:net';
 import os from 'node:os';
 import { once } from 'node:events';
 import path from 'node:path';
+import { parse, u32, write } from './gguflib.mjs';
 import { BIN, ENDLESS, GREEDY, MODEL, Server, freePort, run, sleep, tempDir, until, within } from './lib.mjs';
 
 const STORY = 'Once upon a time';
@@ -162,6 +163,15 @@ test('no model, or one that is broken: exit 4 and one line', async (t) => {
   const version = Buffer.from(gguf);
   version.writeUInt32LE(99, 4);
   bad.push(file('version.gguf', version));
+  for (const [name, spoil] of [ // llama.cpp asserts what these deny
+    ['twice.gguf', (tokens) => tokens.value.map((b, i) => (i > 400 ? tokens.value[400] : b))],
+    ['words.gguf', (tokens, type) => ((type.value = Buffer.concat([u32(4), u32(0), Buffer.from('bert')])), tokens.value)],
+  ]) {
+    const g = parse(MODEL);
+    const key = (k) => g.keys.find((x) => x.key === `tokenizer.ggml.${k}`);
+    key('tokens').value = spoil(key('tokens'), key('model'));
+    bad.push(write(path.join(dir, name), g));
+  }
   for (const model of bad) {
     const r = await run(['serve', '--model', model, '--port', '0', '--threads', '1', '--log-level', 'error']);
     assert.doesNotThrow(() => failed(r, 4), `${path.basename(model)}: ${r.code} ${r.signal}\n${r.stderr}`);

@@ -5,7 +5,7 @@ import assert from 'node:assert/strict';
 import fs from 'node:fs';
 import path from 'node:path';
 import { ENDLESS, GREEDY, MODEL, Client, Server, run, sleep, tempDir, until, withServer } from './lib.mjs';
-import { LAW, SimClient } from './simlib.mjs';
+import { LAW, MLP, SimClient } from './simlib.mjs';
 
 const STORY = 'Once upon a time';
 const LONG = { ...GREEDY, max_tokens: 40 };
@@ -47,17 +47,17 @@ test('a decode that hangs is left behind, and the engine goes on in the same pro
 });
 
 test('a process that is stopped for long, as a paused container is, goes on with everybody when it may', async () => {
-  const args = ['--stall-seconds', '2', '--idle-seconds', '1', '--ctx-size', '8192', '--law', LAW];
+  const args = ['--stall-seconds', '4', '--idle-seconds', '1', '--ctx-size', '8192', '--law', MLP];
   await withServer(args, async (server) => {
     const c = await server.connect();
     const streams = ['Once', 'The cat', 'A dog', 'One day'].map((p) => c.infer(p, ENDLESS));
     const silent = await server.connect();
     const sims = await SimClient.open(server);
-    const { sim_id } = await sims.create({ grid: 128 });
+    const { sim_id } = await sims.create({ grid: 64 });
     await sims.sim('sim_run', { sim_id, frames: false });
     for (const s of streams) await s.first();
     server.signal('SIGSTOP');
-    await sleep(5000);
+    await sleep(8000);
     server.signal('SIGCONT');
     const had = streams.map((s) => s.tokens.length);
     await until(() => streams.every((s, i) => s.tokens.length > had[i] + 5), 'more tokens of each stream');
