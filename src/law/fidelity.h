@@ -33,8 +33,8 @@ struct ic_law_fidelity_opts {
     unsigned grids, grid[IC_LAW_FIDELITY_GRIDS_MAX];
     unsigned seeds, steps;
     unsigned long first_seed; /* >= 1: the seeds are first_seed, first_seed + 1, ... */
-    unsigned spin_up; /* steps, of `steps`, before anything is averaged; 0: a quarter */
-    unsigned rows;    /* what is compared with float32 */
+    unsigned spin_up;         /* steps, of `steps`, before anything is averaged; 0: a quarter */
+    unsigned rows;            /* what is compared with float32 */
     struct {
         const char *name;
         struct ic_law_policy policy;
