@@ -32,8 +32,8 @@ for word in "$@"; do
         for fold in 1 2; do
             IC_LAW_CUDA_POISON=1 IC_LAW_CUDA_FOLD=$fold "$dir/law-gpu" check "$root" || status=1
         done
-        for share in 0 1; do
-            IC_LAW_CUDA_POISON=1 IC_LAW_CUDA_TALL=1 IC_LAW_CUDA_FOLD=1 IC_LAW_CUDA_SHARE=$share "$dir/law-gpu" tall || status=1
+        for how in SHARE=0 SHARE=1 CUT=1 CUT=3 CUT=5; do
+            env IC_LAW_CUDA_POISON=1 IC_LAW_CUDA_TALL=1 IC_LAW_CUDA_FOLD=1 IC_LAW_CUDA_$how "$dir/law-gpu" tall || status=1
         done
         ;;
     sanitize)
