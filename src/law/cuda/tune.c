@@ -600,8 +600,9 @@ static void print_launches(struct ic_law_exec *e, const cudaEvent_t ev[2], int l
 static int best_within(struct ic_law_exec *e, const struct known *k, const char *label, struct stopwatch *w,
                        int launches, int64_t until, float *step)
 {
+    const int count = *step < 0 ? 0 : k->count;
     int chosen = 0;
-    for (int c = 1; c<k->count && * step> 0 && ic_now_ns() < until; c++) {
+    for (int c = 1; c < count && ic_now_ns() < until; c++) {
         const float ms = recut_all(e, k, k->choice[c]) ? time_step(e, w->ev, launches) : -1;
         if (ms < 0 || ms > *step * STEP_GAIN)
             continue;
@@ -629,9 +630,12 @@ enum ic_status ic_cu_choose_together(struct ic_law_exec *e, struct ic_err *err)
     float step = time_step(e, w.ev, 1);
     const float fit = STEP_ROUND_MS / STEPS / step;
     const int launches = fit > 1 ? (int)fit : 1;
-    step = step < STEP_MOST_MS ? time_step(e, w.ev, launches) : -1;
+    if (step < STEP_MOST_MS)
+        step = time_step(e, w.ev, launches);
     if (getenv("IC_LAW_CUDA_VERBOSE"))
         fprintf(stderr, "a step: %.2f us\n", (double)step * 1e3);
+    if (step >= STEP_MOST_MS)
+        step = -1;
     for (size_t i = 0; i < PASSES * e->launch_count; i++) {
         struct launch *l = &e->launches[i % e->launch_count];
         struct known k = key_of(e, l);
