@@ -203,8 +203,8 @@ static void check_random(enum ic_law_arch arch, unsigned d, unsigned b, unsigned
     synth_free(law);
 }
 
-/* The back end "cuda" computes a law in what its weights are kept in. */
-static void check_choice(enum ic_law_arch arch, const char *precision, const char *same_as)
+/* What the back end "cuda" computes a law in, by what its weights are kept in and the `largest` of them. */
+static void check_choice(enum ic_law_arch arch, const char *precision, double largest, const char *same_as)
 {
     struct ic_law *law = synth_law(arch, 4, 16, 5);
     struct ic_law_policy policy;
@@ -212,6 +212,7 @@ static void check_choice(enum ic_law_arch arch, const char *precision, const cha
     if (!law || ic_law_policy_parse(precision, NULL, &policy, &err) != IC_OK ||
         !synth_requantise(law, &policy))
         die("a law", &err);
+    law->weight_abs_max = largest;
     struct rig chosen = rig_open(law, "cuda", 32, 32, 1), named = rig_open(law, same_as, 32, 32, 1);
     steps(&chosen, 1, 3);
     steps(&named, 1, 3);
@@ -572,11 +573,12 @@ static int check(const char *root)
     check_random(IC_LAW_UNET_UNITARY, 5, 20, 20, 12, "all=nf4");
     check_random(IC_LAW_UNET_CONVLSTM, 4, 16, 16, 16, "all=nf4");
     check_random(IC_LAW_UNET_UNITARY, 8, 32, 32, 32, "all=fp16");
-    check_choice(IC_LAW_UNET_UNITARY, "fp32", "cuda-fp32");
-    check_choice(IC_LAW_UNET_UNITARY, "fp16", "cuda-fp16");
-    check_choice(IC_LAW_UNET_UNITARY, "bf16", "cuda-fp16");
-    check_choice(IC_LAW_UNET_UNITARY, "nf4", "cuda-fp16");
-    check_choice(IC_LAW_SNN_UNET, "nf4", "cuda-fp32");
+    check_choice(IC_LAW_UNET_UNITARY, "fp32", 1, "cuda-fp32");
+    check_choice(IC_LAW_UNET_UNITARY, "fp16", 1, "cuda-fp16");
+    check_choice(IC_LAW_UNET_UNITARY, "bf16", 1, "cuda-fp16");
+    check_choice(IC_LAW_UNET_UNITARY, "bf16", 70000, "cuda-bf16");
+    check_choice(IC_LAW_UNET_UNITARY, "nf4", 1, "cuda-fp16");
+    check_choice(IC_LAW_SNN_UNET, "nf4", 1, "cuda-fp32");
     check_many("cuda-fp16");
     check_many("cuda-fp32");
     check_batch();

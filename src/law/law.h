@@ -67,7 +67,7 @@ struct ic_law {
     void *data;                      /* one block behind all weights; owned */
     enum ic_law_precision precision; /* the least that a weight is kept in */
     uint64_t param_bytes;            /* of the parameters as kept, scales included, padding not */
-    double weight_abs_max;           /* for people */
+    double weight_abs_max;
 };
 
 /* Zero-initialise, then set what is known. Borrowed for the call. */
