@@ -35,7 +35,7 @@
 #include "ops/restart.h"
 
 #define SECOND (1000 * IC_MS)
-#define AWAY_NS (2 * SECOND)        /* a wait that lasted so much too long: we did not run ourselves */
+#define AWAY_NS (500 * IC_MS)       /* a wait that lasted so much too long: we did not run ourselves */
 #define ABORT_GRACE_NS (5 * SECOND) /* from SIGABRT, for its backtrace, to SIGKILL */
 #define DELAY_MIN_NS (200 * IC_MS)
 #define CTX_UNSAID 4096 /* what ctx-size 0 means at most */
@@ -498,10 +498,8 @@ static void remember_good(struct supervise *s)
     tell(s, "running");
 }
 
-static void on_time(struct supervise *s)
+static void on_time(struct supervise *s, int64_t now)
 {
-    int64_t now = ic_now_ns();
-
     ic_notify_tick(&s->up, now, NULL, NULL);
     if (!s->pid) {
         if (now >= s->start_ns)
@@ -537,13 +535,15 @@ static int run(struct supervise *s)
     while (code < 0) {
         int64_t at = due(s), ms = at == INT64_MAX ? -1 : (at - ic_now_ns()) / IC_MS + 1;
         poll(p, 2, ms < -1 ? 0 : ms > 3600000 ? 3600000 : (int)ms);
-        if (s->beat_ns && ic_now_ns() - at > AWAY_NS)
-            s->beat_ns = ic_now_ns(); /* nor may the server have: it is heard first */
+        /* the time of all that follows: if we are stopped on the way, the next round is the late one */
+        const int64_t now = ic_now_ns();
+        if (s->beat_ns && now - at > AWAY_NS)
+            s->beat_ns = now; /* nor may the server have run: it is heard first */
         take_datagram(s);
         if (p[0].revents)
             code = take_signal(s);
         if (code < 0)
-            on_time(s);
+            on_time(s, now);
     }
     return code;
 }
