@@ -187,16 +187,15 @@ static void *sample_all(void *ctx)
     ic_cpu_pool_take(r->pool);
     ic_cpu_pool_run(r->pool, sample_one, r, r->rows * r->n);
     ic_cpu_pool_release(r->pool);
+    r->samples++;
     return NULL;
 }
 
 static void finish_sample(struct run *r)
 {
-    if (!r->busy)
-        return;
-    pthread_join(r->beside, NULL);
+    if (r->busy)
+        pthread_join(r->beside, NULL);
     r->busy = false;
-    r->samples++;
 }
 
 /* A device steps on meanwhile; where the CPU steps, its cores are taken. */
@@ -208,10 +207,8 @@ static void sample_metrics(struct run *r)
             memcpy(r->row[i].kept[s], r->row[i].io[s].psi, r->floats * sizeof(float));
     r->in_batch[r->samples * r->batches / r->planned]++;
     r->busy = r->o->backend->run && pthread_create(&r->beside, NULL, sample_all, r) == 0;
-    if (!r->busy) {
+    if (!r->busy)
         sample_all(r);
-        r->samples++;
-    }
 }
 
 /* One step of `w` from the float32 run's states against float32's own step; *out: mean over seeds of the

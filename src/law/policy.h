@@ -60,8 +60,8 @@ enum ic_status ic_law_policy_check(const struct ic_law_policy *p, enum ic_law_ar
 enum ic_law_precision ic_law_policy_of(const struct ic_law_policy *p, enum ic_law_arch arch,
                                        const struct ic_law_spec *spec);
 
-/* Whether a file that holds the tensor in `stored` is what the policy asks for: as it would be kept, or in the
- * law's own precision where nothing but the defaults is against it (a trainer's bfloat16 throughout). */
+/* Whether a quantised file that holds the tensor in `stored` is what the policy asks for: as it would be kept, or
+ * in the law's own precision where nothing but the defaults is against it (a file made with all=bf16). */
 bool ic_law_policy_takes(const struct ic_law_policy *p, enum ic_law_arch arch,
                          const struct ic_law_spec *spec, enum ic_law_precision stored);
 
