@@ -7,6 +7,7 @@ import path from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { BIN, tempDir } from './lib.mjs';
 import { slope } from '../../tools/soak/stats.mjs';
+import { sleep, within } from '../../tools/soak/wire.mjs';
 
 const SOAK = path.join(path.dirname(fileURLToPath(import.meta.url)), '../../tools/soak/soak.mjs');
 
@@ -45,4 +46,10 @@ test('the slope of what grows is found in what jumps', () => {
   assert.ok(grows(5).low > 1, JSON.stringify(grows(5)));
   assert.ok(Math.abs(grows(5).slope - 5) < 0.5);
   assert.equal(slope([[0, 1]]).high, Infinity, 'too few points say nothing');
+});
+
+test('what fails before it is awaited ends nobody', async () => {
+  const early = within(Promise.reject(new Error('gone')), 'answer'); // unhandled, node would end the process
+  await sleep(10);
+  await assert.rejects(early, /gone/);
 });

@@ -29,6 +29,7 @@ const SHORT_GROWTH_LIMIT = 8; // MiB, from the first to the last quarter after t
 const GAP_LIMIT = 0.25; // by which p99 of the last five minutes may lie above or below that of the second five
 const LONG_RUN_S = 15 * 60; // from which on slope and gaps are judged
 const CLIENTS = 20, PAUSE_MS = 150; // at load 1; between two visits of one client, on average
+const END_SEEN_MS = 500; // within which node tells of a process that has ended
 const GAPS_KEPT_S = 400, NO_GAPS = new Float32Array();
 const CACHE_RAM = '8M'; // full within the warm-up: what fills up to its bound later is no leak, but looks like one
 const MAX_MINUTES = 7 * 24 * 60; // what one run's samples may take of this process's memory
@@ -90,8 +91,19 @@ async function start() {
   }
 }
 
-/** What the kernel tells of the process. */
+const goneBy = (e) => e.code === 'ENOENT' || e.code === 'ESRCH';
+
+/** What the kernel tells of the process; null once it has ended, which may be seen here before node tells it. */
 function look(pid) {
+  try {
+    return read(pid);
+  } catch (e) {
+    if (goneBy(e)) return null;
+    throw e;
+  }
+}
+
+function read(pid) {
   const dir = `/proc/${pid}`;
   const kib = (text, name) => Number(new RegExp(`^${name}:\\s+(\\d+)`, 'm').exec(text)?.[1] ?? NaN) / 1024;
   const status = fs.readFileSync(`${dir}/status`, 'utf8');
@@ -106,7 +118,7 @@ function look(pid) {
       now.preempted += n('nonvoluntary_ctxt_switches');
       now.by[name] = (now.by[name] ?? 0) + n('voluntary_ctxt_switches');
     } catch (e) {
-      if (e.code !== 'ENOENT' && e.code !== 'ESRCH') throw e; // it has just ended
+      if (!goneBy(e)) throw e; // it has just ended
     }
   }
   const stat = fs.readFileSync(`${dir}/stat`, 'utf8').split(') ')[1].split(' ');
@@ -169,6 +181,7 @@ async function client() {
       await all[name][1]();
       tally[name].ok++;
     } catch (e) {
+      await Promise.race([server.ended, sleep(END_SEEN_MS)]); // a connection may be seen to close before its server has
       if (server.end) break; // judged by itself
       wrong(name, e.message ?? String(e));
     }
@@ -193,8 +206,9 @@ const csv = fs.openSync(path.join(out, 'samples.csv'), 'w');
 fs.writeSync(csv, 'seconds,rss_mib,rss_anon_mib,fds,threads,visitors,cpu_seconds,others_cpu_seconds,wakeups,preempted,gaps,gap_p50_ms,gap_p99_ms\n');
 let ownCpu = process.cpuUsage();
 function sample() {
-  if (server.end) return;
-  const { by, ...s } = look(pid);
+  const now = look(pid);
+  if (server.end || !now) return;
+  const { by, ...s } = now;
   Object.assign(s, { t: (performance.now() - begin) / 1000, visitors, others: others(s.cpu), gaps: Float32Array.from(gaps) });
   gapCount += gaps.length;
   gaps = [];
@@ -242,7 +256,7 @@ ownCpu = process.cpuUsage(ownCpu);
 let after = null;
 for (const give_up = performance.now() + o['settle-seconds'] * 1000; !server.end; await sleep(500)) {
   after = look(pid);
-  if ((after.fds <= rested.fds && after.threads <= rested.threads) || performance.now() > give_up) break;
+  if (!after || (after.fds <= rested.fds && after.threads <= rested.threads) || performance.now() > give_up) break;
 }
 const metrics = server.end ? '' : await fetchText(port, '/metrics').then((r) => r.body, () => '');
 const count = (name) => Number(new RegExp(`^${name} (.*)$`, 'm').exec(metrics)?.[1] ?? NaN);

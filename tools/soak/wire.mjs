@@ -28,7 +28,9 @@ export function within(promise, what, ms = GIVE_UP_MS) {
   const late = new Promise((_, no) => {
     timer = setTimeout(() => no(new Wrong(`no ${what} within ${ms / 1000} s`)), ms);
   });
-  return Promise.race([promise, late]).finally(() => clearTimeout(timer));
+  const either = Promise.race([promise, late]).finally(() => clearTimeout(timer));
+  either.catch(() => {}); // what is asked for before something else is awaited can fail first: no crash, whoever awaits it sees it
+  return either;
 }
 
 const short = (v) => (typeof v === 'string' ? v : JSON.stringify(v))?.slice(0, 160);
