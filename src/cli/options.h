@@ -112,6 +112,8 @@
     S(keys, "keys", NULL, "FILE", "clients and their API keys (INI); none: everybody is accepted")         \
     S(tls_cert, "tls-cert", NULL, "FILE", "certificate chain (PEM); with tls-key: TLS only")               \
     S(tls_key, "tls-key", NULL, "FILE", "private key (PEM)")                                               \
+    S(origins, "origins", NULL, "LIST",                                                                    \
+      "of web pages' origins (https://a.example,…), or *: browsers let these use the server, no others")   \
     S(web_root, "web-root", NULL, "DIR", "folder of static files to serve at /")                           \
     S(log_level, "log-level", "info", "LEVELS",                                                            \
       "error, warn, info, debug or trace; then of modules: info,net=debug")                                \

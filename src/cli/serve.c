@@ -323,6 +323,7 @@ static enum ic_status start(struct serve *s, struct ic_err *err)
         .tls_cert = o->tls_cert,
         .tls_key = o->tls_key,
         .web_root = o->web_root,
+        .origins = o->origins,
         .connections_max = (unsigned)o->connections_max,
         .message_max = (size_t)o->message_max,
         .body_max = (size_t)o->message_max,
@@ -474,6 +475,8 @@ static int check_options(const struct ic_options *o)
         return ic_cli_fail(IC_EXIT_USAGE, err.msg);
     if (!o->tls_cert != !o->tls_key)
         return ic_cli_fail(IC_EXIT_USAGE, "--tls-cert and --tls-key go together");
+    if (ic_net_check_origins(o->origins, &err) != IC_OK)
+        return ic_cli_fail(IC_EXIT_USAGE, err.msg);
     if (o->temp_critical && o->temp_critical <= o->temp_limit)
         return ic_cli_fail(IC_EXIT_USAGE, "--temp-critical must be above --temp-limit");
     if (!o->host)

@@ -142,8 +142,9 @@ static int parse_request_line(struct ic_req *r, char *line, const char **why)
     return decode_path(target) ? 0 : 400;
 }
 
-static const char *const kept_names[] = {"authorization", "x-client-id", "x-api-key",
-                                         "content-type",  "origin",      "accept"};
+static const char *const kept_names[] = {
+    "authorization", "x-client-id", "x-api-key", "content-type",
+    "origin",        "accept",      "host",      "access-control-request-method"};
 
 static bool is_kept(const char *name)
 {
@@ -192,11 +193,10 @@ static void copy_fitting(char *dst, size_t size, const char *src, size_t len)
 static int take_field(struct ic_req *r, struct head_scan *s, const char *name, const char *v,
                       const char **why)
 {
+    s->hosts += !strcasecmp(name, "host");
     if (is_kept(name) && s->kept < IC_HEAD_FIELDS_MAX) {
         s->name[s->kept] = name;
         s->value[s->kept++] = v;
-    } else if (!strcasecmp(name, "host")) {
-        s->hosts++;
     } else if (!strcasecmp(name, "content-length")) {
         return parse_length(r, s, v, why);
     } else if (!strcasecmp(name, "transfer-encoding")) {

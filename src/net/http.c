@@ -106,6 +106,9 @@ static void put_head(struct conn *c, struct ic_buf *b, int status, const char *t
         ic_buf_puts(b, "Connection: close\r\n");
     else if (!r->http11)
         ic_buf_puts(b, "Connection: keep-alive\r\n");
+    const char *origin = origin_answer(c->net->cfg, r);
+    if (origin)
+        ic_buf_printf(b, "Access-Control-Allow-Origin: %s\r\nVary: Origin\r\n", origin);
     if (extra)
         ic_buf_puts(b, extra);
     ic_buf_puts(b, "\r\n");
@@ -131,7 +134,11 @@ void http_error(struct conn *c, int status, const char *msg)
     static const struct {
         int status;
         const char *code;
-    } codes[] = {{413, "too_large"}, {431, "too_large"}, {408, "deadline"}, {503, "unavailable"}};
+    } codes[] = {{413, "too_large"},
+                 {431, "too_large"},
+                 {408, "deadline"},
+                 {503, "unavailable"},
+                 {403, "unauthorized"}};
     const char *code = "bad_request";
     for (size_t i = 0; i < sizeof codes / sizeof *codes; i++)
         if (codes[i].status == status)
@@ -166,7 +173,7 @@ static void call_app(struct conn *c)
     c->state = C_APP;
     h->begun = h->ended = false;
     conn_set_due(c, -1);
-    if (static_serve(c)) {
+    if (origin_preflight(c) || static_serve(c)) {
         answer_due(c);
         conn_touch(c);
         return;

@@ -13,7 +13,11 @@ struct ic_net_config {
     int port;             /* 0: any free one (see ic_net_port) */
     const char *tls_cert; /* PEM paths, both or neither (NULL) */
     const char *tls_key;
-    const char *web_root;     /* folder of static files served at '/' for GET, NULL: none */
+    const char *web_root; /* folder of static files served at '/' for GET, NULL: none */
+    const char
+        *origins; /* of pages that browsers let use this server, with commas between, or "*": they may
+                               * read what HTTP answers, and no others may open a WebSocket (403) but our own. NULL:
+                               * no answer is for pages of others, WebSockets are for all */
     unsigned connections_max; /* sockets at once; one more is refused with 503 or closed */
     size_t message_max;       /* bytes of one WebSocket message */
     size_t body_max;          /* bytes of one HTTP request body, else 413 */
@@ -31,6 +35,8 @@ struct ic_net;
  * address. IC_NOT_FOUND: certificate, key or web_root are missing or broken. `app` and the strings must outlive the net. On error *out is NULL. */
 enum ic_status ic_net_open(struct ic_net **out, const struct ic_net_config *cfg,
                            const struct ic_peer_app *app, void *app_arg, struct ic_err *err);
+/* Whether `origins` is a list as it should be (NULL is); any thread. IC_BAD_REQUEST names the wrong one. */
+enum ic_status ic_net_check_origins(const char *list, struct ic_err *err);
 int ic_net_port(const struct ic_net *n); /* the bound TCP port */
 
 /* Serves until ic_net_stop. */

@@ -220,6 +220,13 @@ enum ic_status ws_send(struct ic_peer *p, enum ic_peer_msg kind, const void *dat
                        int64_t stamp_ns);
 void ws_close(struct ic_peer *p, uint16_t code, const char *reason);
 
+/* origin.c */
+/* What Access-Control-Allow-Origin is to say: the request's origin, "*", or NULL: nothing. */
+const char *origin_answer(const struct ic_net_config *cfg, const struct ic_req *r);
+bool origin_may_connect(const struct ic_net_config *cfg, const struct ic_req *r); /* by WebSocket */
+bool origin_preflight(
+    struct conn *c); /* true when the request was a browser's question and has been answered */
+
 /* static.c: true when the request has been answered with a file of web_root */
 bool static_serve(struct conn *c);
 

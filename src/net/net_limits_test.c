@@ -520,13 +520,87 @@ static void latency(void **state)
         pthread_join(t[i], NULL);
 }
 
+/* What a browser is told about pages of other origins. */
+static void origins(void **state)
+{
+    static const char two[] = "https://a.example, http://b.example:81";
+    static const struct {
+        const char *list, *origin,
+            *allow;    /* allow: what Access-Control-Allow-Origin says; NULL: there is none */
+        int handshake; /* status of a WebSocket's */
+    } cases[] = {
+        {NULL, "https://a.example", NULL, 101},
+        {NULL, NULL, NULL, 101},
+        {"", "https://a.example", NULL, 403},
+        {"*", "https://a.example", "*", 101},
+        {"*", NULL, NULL, 101},
+        {two, "https://a.example", "https://a.example", 101},
+        {two, "HTTP://b.example:81", "HTTP://b.example:81", 101},
+        {two, "http://b.example:8", NULL, 403},
+        {two, "https://a.example.evil", NULL, 403},
+        {two, "null", NULL, 403},
+        {"https://a.example,null", "null", "null", 101},
+        {two, "http://Here:3000", NULL, 101}, /* a page of our own */
+        {two, "http://here:300", NULL, 403},
+        {two, NULL, NULL, 101}, /* no browser */
+    };
+    static const char *const heads[] = {"GET /echo", "GET /sse",
+                                        "POST /none"}; /* whole, streamed, refused */
+
+    (void)state;
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        struct srv s;
+        struct ic_net_config cfg = srv_config();
+        struct cl_answer a = {0};
+        char origin[80] = "", want[160], req[512];
+
+        cfg.origins = cases[i].list;
+        srv_start(&s, &cfg);
+        if (cases[i].origin)
+            snprintf(origin, sizeof origin, "Origin: %s\r\n", cases[i].origin);
+        snprintf(want, sizeof want, "\r\nAccess-Control-Allow-Origin: %s\r\nVary: Origin\r\n",
+                 cases[i].allow ? cases[i].allow : "");
+        for (size_t k = 0; k < 3; k++) {
+            snprintf(req, sizeof req, "%s HTTP/1.1\r\nHost: here:3000\r\n%s\r\n", heads[k], origin);
+            assert_int_equal(cl_get(s.port, req, &a), k < 2 ? 200 : 404);
+            assert_int_equal(strstr(a.head, want) != NULL, cases[i].allow != NULL);
+            assert_int_equal(strstr(a.head, "Access-Control") != NULL, cases[i].allow != NULL);
+        }
+        snprintf(
+            req, sizeof req,
+            "OPTIONS /echo HTTP/1.1\r\nHost: here:3000\r\n%sAccess-Control-Request-Method: POST\r\n\r\n",
+            origin);
+        assert_int_equal(cl_get(s.port, req, &a) == 204, cases[i].allow != NULL);
+        assert_int_equal(strstr(a.head, "Access-Control-Allow-Headers: Authorization, *\r\n") != NULL,
+                         cases[i].allow != NULL);
+        snprintf(req, sizeof req,
+                 "GET / HTTP/1.1\r\nHost: here:3000\r\n%sUpgrade: websocket\r\nConnection: upgrade\r\n"
+                 "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
+                 origin);
+        int fd = cl_connect(s.port);
+        cl_puts(fd, req);
+        assert_int_equal(cl_answer(fd, &a, cases[i].handshake == 101), cases[i].handshake);
+        close(fd);
+        free(a.body);
+        srv_stop(&s);
+    }
+    static const char *const good[] = {
+        NULL, "", "*", "null", "https://a.example,http://b:81", "app://x.y-z", "file://"};
+    static const char *const bad[] = {"a.example", "https://", "https://a/", "https://a,b", "*.a", "**"};
+    struct ic_err err = {0};
+    for (size_t i = 0; i < sizeof good / sizeof *good; i++)
+        assert_int_equal(ic_net_check_origins(good[i], &err), IC_OK);
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
+        assert_int_equal(ic_net_check_origins(bad[i], &err), IC_BAD_REQUEST);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(too_many),      cmocka_unit_test(addresses),   cmocka_unit_test(restart),
         cmocka_unit_test(static_files),  cmocka_unit_test(tls),         cmocka_unit_test(abrupt),
         cmocka_unit_test(paused_client), cmocka_unit_test(idle_memory), cmocka_unit_test(latency),
-        cmocka_unit_test(turns),
+        cmocka_unit_test(turns),         cmocka_unit_test(origins),
     };
     return cmocka_run_group_tests(tests, shared_start, shared_stop);
 }

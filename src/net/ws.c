@@ -485,6 +485,10 @@ void ws_upgrade(struct conn *c)
         http_error(c, 400, "malformed WebSocket handshake");
         return;
     }
+    if (!origin_may_connect(n->cfg, r)) {
+        http_error(c, 403, "pages of this origin may not connect (--origins)");
+        return;
+    }
     c->peer.kind = IC_PEER_WS;
     c->peer.path = r->path;
     struct ic_err err = {0};

@@ -52,7 +52,7 @@ struct ic_peer_vt {
     size_t (*pending)(struct ic_peer *);
     /* WebSocket or HTTP: value of a request header of the handshake / request, lower-case name,
      * "" when absent; valid until the callback in which it was asked for returns. Only the names that
-     * `net` keeps: authorization, x-client-id, x-api-key, content-type, origin, accept and the x-ic-* ones. */
+     * `net` keeps: authorization, x-client-id, x-api-key, content-type, accept and the x-ic-* ones. */
     const char *(*header)(struct ic_peer *, const char *name);
     /* HTTP. A whole answer: status, content type (NULL: none), extra headers ("Name: value\r\n" lines
      * or NULL), body (copied). Exactly once per exchange, unless begin/chunk/end are used. */

@@ -199,6 +199,7 @@ test('options that are none, or wrong: exit 2', async () => {
     [['serve', '--model', MODEL, '--parallel', '0'], /parallel/],
     [['serve', '--model', MODEL, '--log-level', 'loud'], /log-level/],
     [['serve', '--model', MODEL, '--tls-cert', 'x'], /tls/],
+    [['serve', '--model', MODEL, '--origins', 'https://a.example,b.example'], /"b\.example"/],
     [['serve', '--model', MODEL, 'stray'], /stray/],
     [['serve', '--model', MODEL, '--config', '/nonexistent.ini'], /nonexistent/],
     [['nonsense'], /nonsense/],

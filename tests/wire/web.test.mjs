@@ -4,7 +4,9 @@
 // part that needs one says so and is skipped.
 import test from 'node:test';
 import assert from 'node:assert/strict';
+import { once } from 'node:events';
 import fs from 'node:fs';
+import http from 'node:http';
 import path from 'node:path';
 import { Server, rawSocket, tempDir, until, withServer, within, GIVE_UP_MS, MODEL } from './lib.mjs';
 import { AtheriaClient, LAW, LAW_NAME, SimClient, lawServer, sims } from './simlib.mjs';
@@ -188,6 +190,32 @@ test('a simulation that is refused is explained on the page', { skip }, async (t
     await page.close();
     await c.close();
   }, { model: null });
+});
+
+test('a page of another origin: what --origins allows', { skip }, async (t) => {
+  const browser = await playwright.chromium.launch({ executablePath: chromium, args: FLAGS, timeout: GIVE_UP_MS });
+  t.after(() => browser.close());
+  const home = http.createServer((q, r) => r.end('<!doctype html><title>elsewhere</title>')).listen(0, '127.0.0.1');
+  t.after(() => home.close());
+  await once(home, 'listening');
+  const page = await browser.newPage();
+  await page.goto(`http://127.0.0.1:${home.address().port}/`);
+  const origin = `http://127.0.0.1:${home.address().port}`;
+  const ask = (port) => page.evaluate(async (port) => {
+    const body = JSON.stringify({ prompt: 'Once', max_tokens: 3 }); // with fields that want a preflight, as OpenAI's client sends them
+    const headers = { 'Content-Type': 'application/json', Authorization: 'Bearer none', 'x-stainless-lang': 'js' };
+    const answer = await fetch(`http://127.0.0.1:${port}/v1/completions`, { method: 'POST', headers, body })
+      .then(async (r) => (await r.json()).choices[0].finish_reason, () => 'refused');
+    const greeting = await new Promise((yes) => {
+      const ws = new WebSocket(`ws://127.0.0.1:${port}`);
+      ws.onmessage = (m) => (yes(JSON.parse(m.data).op), ws.close());
+      ws.onerror = () => yes('refused');
+    });
+    return [answer, greeting];
+  }, port);
+  for (const [args, want] of [[[], ['refused', 'hello']], [['--origins', origin], ['length', 'hello']], [['--origins', '*'], ['length', 'hello']],
+    [['--origins', 'https://a.example'], ['refused', 'refused']]])
+    await withServer(args, async (s) => assert.deepEqual(await ask(s.port), want, args.join(' ')));
 });
 
 test('the server has survived', () => server.stop());
