@@ -138,7 +138,7 @@ void http_error(struct conn *c, int status, const char *msg)
                  {431, "too_large"},
                  {408, "deadline"},
                  {503, "unavailable"},
-                 {403, "unauthorized"}};
+                 {403, "forbidden"}};
     const char *code = "bad_request";
     for (size_t i = 0; i < sizeof codes / sizeof *codes; i++)
         if (codes[i].status == status)

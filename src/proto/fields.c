@@ -198,6 +198,54 @@ static enum ic_status parse_grammar(const json_t *o, struct ic_text_params *p, s
     return st;
 }
 
+static enum ic_status add_bias(struct ic_text_params *p, double token, const json_t *v, struct ic_err *err)
+{
+    double bias = json_number_value(v);
+
+    if (!(token >= 0 && token <= INT32_MAX && token == floor(token)))
+        return ic_fail(err, IC_BAD_REQUEST, "logit_bias names tokens by their numbers");
+    if (!json_is_false(v) && (!json_is_number(v) || !(fabs(bias) <= 100)))
+        return ic_fail(err, IC_BAD_REQUEST, "a bias in logit_bias must be -100 to 100, or false for never");
+    p->bias[p->n_bias++] =
+        (struct ic_logit_bias){(int32_t)token, json_is_false(v) ? -INFINITY : (float)bias};
+    return IC_OK;
+}
+
+/* {"TOKEN": BIAS, …} as OpenAI writes it, or [[TOKEN, BIAS], …] as llama-server does. */
+static enum ic_status parse_bias(const json_t *v, struct ic_text_params *p, struct ic_err *err)
+{
+    size_t n = json_object_size(v) + json_array_size(v), i;
+    const char *key;
+    json_t *each;
+    enum ic_status st = IC_OK;
+
+    if (absent(v))
+        return IC_OK;
+    if (!json_is_object(v) && !json_is_array(v))
+        return ic_fail(err, IC_BAD_REQUEST, "logit_bias must be an object of tokens and their biases");
+    if (n > IC_LOGIT_BIAS_MAX)
+        return ic_fail(err, IC_TOO_LARGE, "logit_bias is for %d tokens at most", IC_LOGIT_BIAS_MAX);
+    if (n && !(p->bias = malloc(n * sizeof *p->bias)))
+        return ic_fail(err, IC_OOM, "out of memory");
+    json_array_foreach(v, i, each)
+    {
+        const json_t *token = json_array_get(each, 0);
+        st = add_bias(p,
+                      json_array_size(each) == 2 && json_is_number(token) ? json_number_value(token) : NAN,
+                      json_array_get(each, 1), err);
+        if (st != IC_OK)
+            return st;
+    }
+    json_object_foreach((json_t *)v, key, each)
+    {
+        size_t digits = strspn(key, "0123456789");
+        st = add_bias(p, digits && digits < 11 && !key[digits] ? strtod(key, NULL) : NAN, each, err);
+        if (st != IC_OK)
+            return st;
+    }
+    return IC_OK;
+}
+
 enum ic_status ic_parse_salt(const json_t *o, struct ic_text_req *req, struct ic_err *err)
 {
     const char *salt = NULL;
@@ -226,6 +274,7 @@ enum ic_status ic_parse_params(const json_t *o, struct ic_text_params *p, struct
         (st = ic_field_int(o, "logprobs", 0, IC_LOGPROBS_MAX, &logprobs, err)) != IC_OK ||
         (st = ic_field_int(o, "seed", -1, INT64_MAX, &seed, err)) != IC_OK ||
         (st = parse_stop(json_object_get(o, "stop"), p, err)) != IC_OK ||
+        (st = parse_bias(json_object_get(o, "logit_bias"), p, err)) != IC_OK ||
         (st = parse_grammar(o, p, err)) != IC_OK)
         return st;
     p->top_k = (int32_t)top_k;

@@ -184,6 +184,67 @@ static enum ic_status params(const char *text, struct ic_text_params *p, struct 
     return st;
 }
 
+static void biases(void **state)
+{
+    static const char *const good[] = {"{\"logit_bias\":null}", "{\"logit_bias\":{}}",
+                                       "{\"logit_bias\":[]}"};
+    static const char *const bad[] = {"5",
+                                      "\"x\"",
+                                      "true",
+                                      "{\"x\":1}",
+                                      "{\"\":1}",
+                                      "{\"-1\":1}",
+                                      "{\"1.5\":1}",
+                                      "{\" 1\":1}",
+                                      "{\"2147483648\":1}",
+                                      "{\"99999999999999999999\":1}",
+                                      "{\"1\":101}",
+                                      "{\"1\":-100.5}",
+                                      "{\"1\":\"2\"}",
+                                      "{\"1\":true}",
+                                      "{\"1\":null}",
+                                      "[1]",
+                                      "[[1]]",
+                                      "[[1,2,3]]",
+                                      "[[\"a\",1]]",
+                                      "[[1.5,1]]",
+                                      "[[-1,1]]",
+                                      "[[1,true]]",
+                                      "[{\"1\":2}]"};
+    struct ic_text_params p;
+    struct ic_err err;
+    char text[8192];
+
+    (void)state;
+    for (size_t i = 0; i < sizeof good / sizeof *good; i++) {
+        assert_int_equal(params(good[i], &p, &err), IC_OK);
+        assert_int_equal(p.n_bias, 0);
+        ic_text_params_deinit(&p);
+    }
+    assert_int_equal(params("{\"logit_bias\":{\"0\":-100,\"2147483647\":2.5,\"7\":false}}", &p, &err),
+                     IC_OK);
+    assert_true(p.n_bias == 3 && p.bias[0].token == 0 && p.bias[0].bias <= -100 &&
+                p.bias[1].token == INT32_MAX && p.bias[2].token == 7 && isinf(p.bias[2].bias));
+    ic_text_params_deinit(&p);
+    assert_int_equal(params("{\"logit_bias\":[[3,100],[3.0,false]]}", &p, &err), IC_OK);
+    assert_true(p.n_bias == 2 && p.bias[1].token == 3 && p.bias[1].bias < -1e30f);
+    ic_text_params_deinit(&p);
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        snprintf(text, sizeof text, "{\"logit_bias\":%s}", bad[i]);
+        assert_int_equal(params(text, &p, &err), IC_BAD_REQUEST);
+        assert_non_null(strstr(err.msg, "logit_bias"));
+        ic_text_params_deinit(&p);
+    }
+    for (int n = IC_LOGIT_BIAS_MAX; n <= IC_LOGIT_BIAS_MAX + 1; n++) {
+        size_t len = (size_t)snprintf(text, sizeof text, "{\"logit_bias\":[[0,1]");
+        for (int i = 1; i < n; i++)
+            len += (size_t)snprintf(text + len, sizeof text - len, ",[%d,1]", i);
+        snprintf(text + len, sizeof text - len, "]}");
+        assert_int_equal(params(text, &p, &err), n > IC_LOGIT_BIAS_MAX ? IC_TOO_LARGE : IC_OK);
+        ic_text_params_deinit(&p);
+    }
+}
+
 static bool near(float a, double b)
 {
     return (double)a > b - 1e-6 && (double)a < b + 1e-6;
@@ -401,6 +462,7 @@ int main(void)
         cmocka_unit_test(numbers),
         cmocka_unit_test(strings_and_booleans),
         cmocka_unit_test(parameters_land_where_they_belong),
+        cmocka_unit_test(biases),
         cmocka_unit_test(bad_parameters_are_named),
         cmocka_unit_test(stops_are_bounded),
         cmocka_unit_test(turns_of_a_conversation),

@@ -68,8 +68,6 @@ static enum ic_status refuse_unsupported(const json_t *o, bool chat, struct ic_e
         return ic_fail(err, IC_BAD_REQUEST, "tools are not supported");
     if (!chat && suffix && !json_is_null(suffix))
         return ic_fail(err, IC_BAD_REQUEST, "suffix is not supported");
-    if (!asks_nothing(json_object_get(o, "logit_bias")))
-        return ic_fail(err, IC_BAD_REQUEST, "logit_bias is not supported");
     if (echo)
         return ic_fail(err, IC_BAD_REQUEST, "echo is not supported");
     return IC_OK;

@@ -12,7 +12,7 @@
 #include "text/vec.h"
 
 struct ic_sampler {
-    struct llama_sampler *chain;   /* penalties … draw */
+    struct llama_sampler *chain;   /* bias, penalties … draw */
     struct llama_sampler *grammar; /* NULL: none */
     llama_token_data *cand;        /* n_vocab, refilled for every draw */
     int32_t n_vocab, logprobs;
@@ -38,6 +38,7 @@ void ic_text_params_init(struct ic_text_params *p)
 void ic_text_params_deinit(struct ic_text_params *p)
 {
     free(p->grammar);
+    free(p->bias);
     for (int32_t i = 0; i < p->n_stop; i++)
         free(p->stop[i]);
     *p = (struct ic_text_params){0};
@@ -51,16 +52,33 @@ static void chain_add(struct ic_sampler *s, struct llama_sampler *link, bool *ok
         *ok = false;
 }
 
+static enum ic_status add_bias(struct ic_sampler *s, const struct ic_text_params *p, bool *ok,
+                               struct ic_err *err)
+{
+    llama_logit_bias bias[IC_LOGIT_BIAS_MAX];
+
+    for (int32_t i = 0; i < p->n_bias; i++) {
+        if (p->bias[i].token >= s->n_vocab)
+            return ic_fail(err, IC_BAD_REQUEST, "logit_bias: the model has no token %d", p->bias[i].token);
+        bias[i] = (llama_logit_bias){p->bias[i].token, p->bias[i].bias};
+    }
+    chain_add(s, llama_sampler_init_logit_bias(s->n_vocab, p->n_bias, bias), ok);
+    return IC_OK;
+}
+
 static enum ic_status build_chain(struct ic_sampler *s, const struct ic_text_params *p, struct ic_err *err)
 {
     uint32_t seed = p->seed;
     bool ok = true;
+    enum ic_status st;
     bool penal = p->repeat_penalty != 1.0f || p->frequency_penalty != 0.0f || p->presence_penalty != 0.0f;
     struct llama_sampler_chain_params cp = llama_sampler_chain_default_params();
 
     cp.no_perf = true;
     if (!(s->chain = llama_sampler_chain_init(cp)))
         return ic_fail(err, IC_OOM, "out of memory");
+    if (p->n_bias > 0 && (st = add_bias(s, p, &ok, err)) != IC_OK)
+        return st;
     if (penal)
         chain_add(s,
                   llama_sampler_init_penalties(s->n_vocab, IC_REPEAT_LAST_N, p->repeat_penalty,
@@ -68,7 +86,7 @@ static enum ic_status build_chain(struct ic_sampler *s, const struct ic_text_par
                   &ok);
     /* Below, nothing but the largest logit would be left either, until the quotients overflow and anything is drawn. */
     s->greedy = p->temp < 1e-10f;
-    s->plain = s->greedy && !penal && !p->grammar;
+    s->plain = s->greedy && !penal && !p->grammar && !p->n_bias;
     if (s->greedy) {
         chain_add(s, llama_sampler_init_greedy(), &ok);
     } else {
@@ -154,7 +172,7 @@ fail:
     return st;
 }
 
-/* Penalties and the random numbers know nothing of the model; only the grammar holds its vocabulary. */
+/* Bias, penalties and the random numbers know nothing of the model; only the grammar holds its vocabulary. */
 enum ic_status ic_sampler_rebind(struct ic_sampler *s, const struct ic_text_model *m,
                                  const struct ic_text_params *p, const int32_t *said, int32_t n,
                                  struct ic_err *err)
@@ -260,7 +278,9 @@ static int32_t apply(struct ic_sampler *s, bool in_grammar, const float *logits)
         if (isfinite(s->cand[i].logit) && !says_so(s, i, &tail))
             s->cand[i].logit = -INFINITY;
     llama_sampler_apply(s->chain, &arr);
-    return arr.selected >= 0 && (size_t)arr.selected < arr.size ? arr.data[arr.selected].id : -1;
+    if (arr.selected < 0 || (size_t)arr.selected >= arr.size || !isfinite(arr.data[arr.selected].logit))
+        return -1;
+    return arr.data[arr.selected].id;
 }
 
 /* Checking one token against the grammar is cheap, the whole vocabulary is not: most draws are right at once. */

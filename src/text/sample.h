@@ -1,8 +1,8 @@
 /* From logits to a token: sampling parameters, a sampler per request, probabilities.
  *
  * A sampler belongs to one request and is used by the text engine's thread only. The chain is
- * penalties → top_k → top_p → min_p → temp → draw, as in llama.cpp's own server, over llama.cpp's samplers;
- * temp 0 is greedy: the most probable token after penalties and grammar, nothing drawn. */
+ * bias → penalties → top_k → top_p → min_p → temp → draw, as in llama.cpp's own server, over llama.cpp's samplers;
+ * temp 0 is greedy: the most probable token after bias, penalties and grammar, nothing drawn. */
 #ifndef IC_TEXT_SAMPLE_H
 #define IC_TEXT_SAMPLE_H
 
@@ -20,8 +20,15 @@
 #define IC_GRAMMAR_TOKEN_MS 1000        /* of a core, that a grammar may take for one token */
 #define IC_GRAMMAR_CHAIN_MAX 128        /* parts in a row that may all be left out */
 #define IC_REPEAT_LAST_N 64             /* tokens that the penalties look back on */
+#define IC_LOGIT_BIAS_MAX 300           /* tokens with a bias of their own, as many as OpenAI takes */
 
-/* Owned by a request; strings are heap copies freed by ic_text_params_deinit. */
+/* Added to a token's logit before everything else; -INFINITY: it is never said. */
+struct ic_logit_bias {
+    int32_t token;
+    float bias;
+};
+
+/* Owned by a request; strings and biases are heap copies freed by ic_text_params_deinit. */
 struct ic_text_params {
     float temp;              /* >= 0; 0: greedy */
     int32_t top_k;           /* 0: off */
@@ -37,6 +44,8 @@ struct ic_text_params {
     char *grammar;      /* GBNF, root rule `root`, or NULL */
     char *stop[IC_STOP_MAX];
     int32_t n_stop;
+    struct ic_logit_bias *bias;
+    int32_t n_bias; /* 0 … IC_LOGIT_BIAS_MAX */
 };
 
 /* Whether a client's GBNF is within these bounds, without which llama.cpp's engine would stand still for minutes or end the
@@ -65,7 +74,7 @@ struct ic_text_model;
 struct ic_sampler;
 
 /* `prompt` (n tokens, borrowed for the call) primes the penalties. IC_BAD_REQUEST: the grammar does not
- * parse. Beyond the model's life it may only be closed or
+ * parse, or a bias is for a token that there is none of. Beyond the model's life it may only be closed or
  * rebound. */
 enum ic_status ic_sampler_open(struct ic_sampler **out, const struct ic_text_model *m,
                                const struct ic_text_params *p, const int32_t *prompt, int32_t n,

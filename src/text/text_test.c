@@ -447,6 +447,53 @@ static struct ic_text_params greedy(void)
     return p;
 }
 
+static void bias_comes_before_everything(void **state)
+{
+    float l[V];
+    struct ic_logit_bias bias[4] = {{7, 3}, {6, -INFINITY}, {300, 100}, {300, -1}};
+    struct ic_text_params p = greedy();
+    struct ic_err err = {0};
+    struct ic_sampler *s;
+
+    (void)state;
+    p.bias = bias; /* borrowed: p is not given away */
+    slope(l, 5, 0.1f);
+    for (p.n_bias = 0; p.n_bias <= 4; p.n_bias++) {
+        static const int32_t want[5] = {5, 7, 7, 300, 300};
+        s = sampler(&p, NULL, 0);
+        struct ic_sampled d = draw(s, l);
+        assert_int_equal(d.token, want[p.n_bias]);
+        double own = exp(-0.1 * (double)((d.token - 5 + V) % V)) *
+                     (1 - exp(-0.1)); /* the model's, without the bias */
+        assert_true(fabs((double)d.prob - own) < 1e-5);
+        ic_sampler_close(&s);
+    }
+    for (int i = 0; i < 2; i++) { /* drawn, and whatever the seed: never what is forbidden */
+        static struct ic_logit_bias all_but[V];
+        for (int32_t t = 0; t < V; t++)
+            all_but[t] = (struct ic_logit_bias){t, -INFINITY};
+        p.bias = all_but;
+        p.n_bias = IC_LOGIT_BIAS_MAX;
+        p.temp = i ? 5 : 0;
+        p.min_p = 0;
+        p.top_p = 1;
+        p.top_k = 0;
+        s = sampler(&p, NULL, 0);
+        for (int n = 0; n < 50; n++)
+            assert_true(draw(s, l).token >= IC_LOGIT_BIAS_MAX);
+        float none[V];
+        for (int32_t t = 0; t < V; t++)
+            none[t] = t < IC_LOGIT_BIAS_MAX ? 0.0f : -INFINITY;
+        struct ic_sampled d;
+        assert_int_equal(ic_sampler_draw(s, none, &d, &err), IC_INTERNAL);
+        ic_sampler_close(&s);
+    }
+    p.bias = &(struct ic_logit_bias){V, 1};
+    p.n_bias = 1;
+    assert_int_equal(ic_sampler_open(&s, m, &p, NULL, 0, &err), IC_BAD_REQUEST);
+    assert_non_null(strstr(err.msg, "no token 512"));
+}
+
 static void greedy_takes_the_most_probable(void **state)
 {
     float l[V];
@@ -918,6 +965,7 @@ int main(void)
         cmocka_unit_test(users_cannot_write_control_tokens),
         cmocka_unit_test(conversations_have_bounds_and_need_a_template),
         cmocka_unit_test(the_option_chooses_a_template),
+        cmocka_unit_test(bias_comes_before_everything),
         cmocka_unit_test(greedy_takes_the_most_probable),
         cmocka_unit_test(huge_logits_do_not_overflow),
         cmocka_unit_test(logprobs_are_sorted_and_true),

@@ -168,7 +168,7 @@ const OK_TEXT = { prompt: PROMPT, temperature: 0, max_tokens: 2 };
 const both = [['temperature', ['hot', -1, 101, [], true]], ['top_p', [-0.1, 1.1, '1']], ['min_p', [2]], ['top_k', [-1, 1.5]], ['repeat_penalty', [0, '1']],
   ['frequency_penalty', [3, {}]], ['presence_penalty', [-3]], ['max_tokens', [-2, 1.5, '5', 1e99, []]], ['max_completion_tokens', ['5', -2]], ['seed', ['x', 1.5, -2]],
   ['stop', ['', [''], [1], 5, {}, ['a'.repeat(100_000)]]], ['n', [0, 2, 'x', 1.5]], ['best_of', [2, 'x']], ['stream', ['yes', 1, []]], ['stream_options', [{ include_usage: 'yes' }]],
-  ['logit_bias', [{ 5: 1 }, [[5, 1]], 'x']], ['tools', [[{ type: 'function' }], 'x', { a: 1 }]], ['functions', [[{ name: 'f' }]]], ['echo', [true, 'x']], ['grammar', ['', 5, 'root ::= (', 'x ::= "y"']], ['json_schema', [5, 'x', { $ref: 'http://x/' }]],
+  ['logit_bias', [{ x: 1 }, { 5: 'x' }, { 5: 101 }, { 512: 1 }, [[5]], [['x', 1]], 'x']], ['tools', [[{ type: 'function' }], 'x', { a: 1 }]], ['functions', [[{ name: 'f' }]]], ['echo', [true, 'x']], ['grammar', ['', 5, 'root ::= (', 'x ::= "y"']], ['json_schema', [5, 'x', { $ref: 'http://x/' }]],
   ['response_format', ['json', 5, [], { type: 'xml' }, {}, { type: 'json_schema' }, { type: 'json_schema', json_schema: { name: 'x' } }, { type: 'json_schema', json_schema: { schema: null } },
     { type: 'json_schema', json_schema: { schema: 5 } }, { type: 'json_schema', json_schema: 'x' }]]];
 const chatOnly = [['messages', [undefined, null, [], {}, 'x', [5], [null], [[]], [{}], [{ role: 'user' }], [{ role: 'user', content: 5 }], [{ role: 'user', content: null }], [{ content: 'x' }],

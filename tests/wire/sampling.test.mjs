@@ -106,6 +106,24 @@ test('penalties change what is said', async () => {
   assert.equal(await c.text(STORY, { ...GREEDY, max_tokens: 200, repeat_penalty: 1, frequency_penalty: 0, presence_penalty: 0 }), base);
 });
 
+test('logit_bias: what is never said, what is said at once, and what it costs nobody else', async () => {
+  const run = (prompt, params) => c.infer(prompt, params).done();
+  const id = async (text) => (await server.http('/tokenize', { method: 'POST', body: JSON.stringify({ content: STORY + text }) })).json.tokens.at(-1);
+  const said = (await run(STORY, { ...GREEDY, max_tokens: 30, logprobs: 2 })).tokens;
+  const first = said[0].logprobs.map((l) => l.token); // the most probable two
+  const ids = await Promise.all(first.map(id));
+  const other = (await run(STORY, { ...GREEDY, max_tokens: 1, logit_bias: { [ids[0]]: -100 } })).tokens[0];
+  assert.equal(other.content, first[1]);
+  assert.ok(other.prob < said[0].prob, 'the probability is the model’s own');
+  assert.equal((await run(STORY, { ...GREEDY, max_tokens: 1, logit_bias: [[ids[0], false]] })).tokens[0].content, first[1]);
+  const [forced, plain] = await Promise.all([
+    run(STORY, { temp: 1.5, seed: 3, top_k: 0, max_tokens: 8, logit_bias: { [ids[1]]: 100 } }), // drawn, yet decided
+    run(STORY, { ...GREEDY, max_tokens: 30 })]);
+  assert.ok(forced.tokens.every((t) => t.content === first[1]), JSON.stringify(forced.tokens.map((t) => t.content)));
+  assert.deepEqual(plain.tokens.map((t) => t.content), said.map((t) => t.content));
+  await assert.rejects(run(STORY, { ...GREEDY, logit_bias: { 512: 1 } }), /bad_request.*no token 512/);
+});
+
 test('logprobs: as many as asked for, sorted, a part of the whole, with the chosen one', async () => {
   for (const n of [1, 5, 20]) {
     const s = await c.infer(STORY, { ...GREEDY, max_tokens: 30, logprobs: n }).done();
