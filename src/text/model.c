@@ -7,7 +7,9 @@
 
 #include <ggml-backend.h>
 #include <ggml-cpu.h>
+#include <math.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -46,17 +48,21 @@ static void to_log(enum ggml_log_level level, const char *text, void *arg)
 }
 
 /* ggml gives up by abort() on files that lie in ways its parser does not check. Whoever started us should read
- * one line, not a register dump. What llama.cpp's own sources complain of while a file is read is the file's fault. */
+ * one line, not a register dump. What llama.cpp's own sources complain of while a file is read is the file's fault, and
+ * anything that is not as it should be in the first decode after that (which threads of a pool compute). */
 static _Thread_local const char *reading; /* the file, or NULL */
+static _Atomic(const char *) trying;      /* likewise */
 
 static void on_ggml_abort(const char *text)
 {
-    const bool file = reading && (strstr(text, "src/llama-") || strstr(text, "src/gguf"));
+    const char *tried = atomic_load(&trying), *path = tried ? tried : reading;
+    const bool file = tried ? strstr(text, "GGML_ASSERT") != NULL
+                            : reading && (strstr(text, "src/llama-") || strstr(text, "src/gguf"));
 
     ic_error("llama", "gave up: %s", text);
     ic_log_flush(LAST_LINES_MS);
     if (file)
-        fprintf(stderr, "inference-core: model %s: broken, llama.cpp gave up on it\n", reading);
+        fprintf(stderr, "inference-core: model %s: broken, llama.cpp gave up on it\n", path);
     _exit(file ? IC_EXIT_FILE : IC_EXIT_FAILED);
 }
 
@@ -302,13 +308,19 @@ static void adapt_threads(struct ic_text_model *m, int64_t wall, int64_t cpu)
 }
 
 /* The first decode pays for page faults of the weights and for building the graph; no client should. */
-static bool warm_up(struct ic_text_model *m)
+static bool warm_up(struct ic_text_model *m, const char *path)
 {
     int32_t token = llama_vocab_bos(m->vocab);
     struct ic_row row = {token >= 0 ? token : 0, 0, 0, true, false};
 
-    if (ic_text_decode(m, &row, 1) != IC_DECODE_OK)
+    atomic_store(&trying, path);
+    const bool decoded = ic_text_decode(m, &row, 1) == IC_DECODE_OK;
+    atomic_store(&trying, NULL);
+    if (!decoded)
         return false;
+    const float *logits = ic_text_logits(m, 0);
+    if (!isfinite(logits[ic_logits_argmax(logits, m->info.n_vocab)]))
+        ic_warn("text", "the first decode gave no usable logits: %s may be broken", path);
     llama_memory_clear(llama_get_memory(m->ctx), true);
     memset(m->sure, 0, sizeof m->sure);
     return true;
@@ -420,7 +432,7 @@ static enum ic_status attempt(struct ic_text_model *m, const struct ic_text_conf
         (st = apply_adapters(m, err)) != IC_OK)
         return st;
     start_threads(m, cfg);
-    if (!warm_up(m)) {
+    if (!warm_up(m, cfg->path)) {
         if (gpu)
             return ic_fail(err, IC_OOM, "the first decode failed");
         ic_warn("text", "the warm-up decode failed");

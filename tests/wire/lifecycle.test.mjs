@@ -8,7 +8,7 @@ import os from 'node:os';
 import { once } from 'node:events';
 import path from 'node:path';
 import { parse, u32, write } from './gguflib.mjs';
-import { BIN, ENDLESS, GREEDY, MODEL, Server, freePort, run, sleep, tempDir, until, within } from './lib.mjs';
+import { BIN, ENDLESS, GREEDY, MODEL, Server, freePort, run, sleep, tempDir, until, withServer, within } from './lib.mjs';
 
 const STORY = 'Once upon a time';
 
@@ -172,10 +172,27 @@ test('no model, or one that is broken: exit 4 and one line', async (t) => {
     key('tokens').value = spoil(key('tokens'), key('model'));
     bad.push(write(path.join(dir, name), g));
   }
+  for (const eps of [NaN, -1]) { // or does in the first decode
+    const g = parse(MODEL);
+    g.keys.find((x) => x.key.endsWith('layer_norm_rms_epsilon')).value = Buffer.from(Float32Array.of(eps).buffer);
+    bad.push(write(path.join(dir, `eps${eps}.gguf`), g));
+  }
   for (const model of bad) {
     const r = await run(['serve', '--model', model, '--port', '0', '--threads', '1', '--log-level', 'error']);
     assert.doesNotThrow(() => failed(r, 4), `${path.basename(model)}: ${r.code} ${r.signal}\n${r.stderr}`);
   }
+});
+
+test('a model that computes nothing but NaN: the log says so, whoever asks is told', async (t) => {
+  const g = parse(MODEL);
+  const norm = g.tensors.find((x) => x.name === 'output_norm.weight');
+  norm.data = Buffer.from(new Float32Array(norm.bytes / 4).fill(NaN).buffer);
+  await withServer([], async (s) => {
+    assert.match(s.log.join('\n'), /no usable logits: .*nan\.gguf/);
+    const c = await s.connect();
+    await assert.rejects(c.infer('x').done(), /internal .*no usable logits/);
+    await c.close();
+  }, { model: write(path.join(tempDir(t), 'nan.gguf'), g) });
 });
 
 test('files of the network that are missing or broken: exit 4, not that of a port in use', async () => {
