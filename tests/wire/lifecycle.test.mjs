@@ -190,7 +190,8 @@ test('a model that computes nothing but NaN: the log says so, whoever asks is to
   await withServer([], async (s) => {
     assert.match(s.log.join('\n'), /no usable logits: .*nan\.gguf/);
     const c = await s.connect();
-    await assert.rejects(c.infer('x').done(), /internal .*no usable logits/);
+    const e = await c.infer('x').refused();
+    assert.ok(e.code === 'internal' && /no usable logits/.test(e.message), JSON.stringify(e));
     await c.close();
   }, { model: write(path.join(tempDir(t), 'nan.gguf'), g) });
 });
