@@ -299,8 +299,7 @@ static void control(struct ic_law_sched *s, struct sim *m, const struct ic_sim_c
             ic_sim_emit(s, m, IC_EVENT_SIM_STATE, cmd->rid, m->psi, m->bytes);
             return;
         case IC_SIM_CLOSE:
-            ic_sim_emit(s, m, IC_EVENT_SIM_CLOSED, cmd->rid, NULL, 0);
-            ic_sim_free(s, m);
+            ic_sim_emit_closed(s, m, cmd->rid);
             return;
         default: IC_ASSERT(!"a command on a simulation");
         }

@@ -69,6 +69,17 @@ void ic_sim_emit(struct ic_law_sched *s, const struct sim *m, enum ic_event_kind
     s->st->emit(s->st->arg, ev);
 }
 
+void ic_sim_emit_closed(struct ic_law_sched *s, struct sim *m, uint64_t rid)
+{
+    struct ic_event *ev = new_event(IC_EVENT_SIM_CLOSED, m->owner, rid, 0);
+
+    if (ev)
+        fill_info(m, &ev->sim);
+    ic_sim_free(s, m);
+    if (ev)
+        s->st->emit(s->st->arg, ev);
+}
+
 struct ic_law_shape ic_sims_shape(const struct group *g)
 {
     return (struct ic_law_shape){g->plan->height, g->plan->width, g->plan->law->d};

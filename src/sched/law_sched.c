@@ -371,9 +371,10 @@ int64_t ic_law_sched_tick(struct ic_law_sched *s)
 static void lose(struct ic_law_sched *s, struct sim *m, const struct ic_err *err)
 {
     ic_sim_tell(s, m, err);
-    if (!m->predict)
-        ic_sim_emit(s, m, IC_EVENT_SIM_CLOSED, 0, NULL, 0);
-    ic_sim_free(s, m);
+    if (m->predict)
+        ic_sim_free(s, m);
+    else
+        ic_sim_emit_closed(s, m, 0);
 }
 
 /* A plan anew, and with it everything that the step before may still write to. */
