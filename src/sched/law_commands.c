@@ -298,9 +298,7 @@ static void control(struct ic_law_sched *s, struct sim *m, const struct ic_sim_c
             ic_sim_to_host(s, m);
             ic_sim_emit(s, m, IC_EVENT_SIM_STATE, cmd->rid, m->psi, m->bytes);
             return;
-        case IC_SIM_CLOSE:
-            ic_sim_emit_closed(s, m, cmd->rid);
-            return;
+        case IC_SIM_CLOSE: ic_sim_end(s, m, IC_EVENT_SIM_CLOSED, cmd->rid, NULL, 0); return;
         default: IC_ASSERT(!"a command on a simulation");
         }
     if (st != IC_OK) {

@@ -56,25 +56,34 @@ static void fill_info(const struct sim *m, struct ic_sim_info *i)
     };
 }
 
-void ic_sim_emit(struct ic_law_sched *s, const struct sim *m, enum ic_event_kind kind, uint64_t rid,
-                 const void *data, size_t len)
+/* NULL: no memory for it. */
+static struct ic_event *event_of(const struct sim *m, enum ic_event_kind kind, uint64_t rid,
+                                 const void *data, size_t len)
 {
     struct ic_event *ev = new_event(kind, m->owner, rid, len);
 
     if (!ev)
-        return;
+        return NULL;
     if (len)
         memcpy(ev->text, data, len);
     fill_info(m, &ev->sim);
-    s->st->emit(s->st->arg, ev);
+    return ev;
 }
 
-void ic_sim_emit_closed(struct ic_law_sched *s, struct sim *m, uint64_t rid)
+void ic_sim_emit(struct ic_law_sched *s, const struct sim *m, enum ic_event_kind kind, uint64_t rid,
+                 const void *data, size_t len)
 {
-    struct ic_event *ev = new_event(IC_EVENT_SIM_CLOSED, m->owner, rid, 0);
+    struct ic_event *ev = event_of(m, kind, rid, data, len);
 
     if (ev)
-        fill_info(m, &ev->sim);
+        s->st->emit(s->st->arg, ev);
+}
+
+void ic_sim_end(struct ic_law_sched *s, struct sim *m, enum ic_event_kind kind, uint64_t rid,
+                const void *data, size_t len)
+{
+    struct ic_event *ev = event_of(m, kind, rid, data, len);
+
     ic_sim_free(s, m);
     if (ev)
         s->st->emit(s->st->arg, ev);

@@ -241,8 +241,7 @@ static void after_step(struct ic_law_sched *s, struct sim *m, int place, unsigne
     }
     if (m->predict) {
         atomic_fetch_sub(&s->c->running, 1);
-        ic_sim_emit(s, m, IC_EVENT_SIM_PREDICTED, m->rid, m->psi, m->bytes);
-        ic_sim_free(s, m);
+        ic_sim_end(s, m, IC_EVENT_SIM_PREDICTED, m->rid, m->psi, m->bytes);
         return;
     }
     if (m->left == 0 && m->o.frames)
@@ -374,7 +373,7 @@ static void lose(struct ic_law_sched *s, struct sim *m, const struct ic_err *err
     if (m->predict)
         ic_sim_free(s, m);
     else
-        ic_sim_emit_closed(s, m, 0);
+        ic_sim_end(s, m, IC_EVENT_SIM_CLOSED, 0, NULL, 0);
 }
 
 /* A plan anew, and with it everything that the step before may still write to. */

@@ -90,8 +90,9 @@ static inline size_t ic_group_bytes(const struct group *g)
 void ic_sims_error(struct ic_law_sched *s, const struct ic_sim_cmd *cmd, const struct ic_err *err);
 void ic_sim_emit(struct ic_law_sched *s, const struct sim *m, enum ic_event_kind kind, uint64_t rid,
                  const void *data, size_t len);
-/* Frees it, and then says so: whoever hears of it finds its place free. */
-void ic_sim_emit_closed(struct ic_law_sched *s, struct sim *m, uint64_t rid);
+/* The last that is heard of it; it is freed before, so that whoever hears it finds its place free. */
+void ic_sim_end(struct ic_law_sched *s, struct sim *m, enum ic_event_kind kind, uint64_t rid,
+                const void *data, size_t len);
 void ic_sim_tell(struct ic_law_sched *s, const struct sim *m, const struct ic_err *err);
 void ic_sim_tell_loss(struct ic_law_sched *s, const struct sim *m, int64_t steps);
 struct ic_law_shape ic_sims_shape(const struct group *g);

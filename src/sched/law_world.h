@@ -370,7 +370,8 @@ static void fake_emit(void *arg, struct ic_event *ev)
 {
     struct world *w = arg;
     CHECK(w->n_events - w->seen < EVENTS);
-    for (const struct sim *m = w->s->sims; m && ev->kind == IC_EVENT_SIM_CLOSED; m = m->next_all)
+    const bool over = ev->kind == IC_EVENT_SIM_CLOSED || ev->kind == IC_EVENT_SIM_PREDICTED;
+    for (const struct sim *m = w->s->sims; m && over; m = m->next_all)
         CHECK(m->id != ev->sim.sim); /* its place is free already */
     w->event[w->n_events++ % EVENTS] = ev;
 }
