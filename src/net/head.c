@@ -2,7 +2,7 @@
  *
  * Strict where leniency lets two parties read one message differently (request smuggling): a space
  * before the colon, folded lines, both Content-Length and Transfer-Encoding, two lengths, control
- * characters. Lenient only with bare line feeds, which people type into nc.
+ * characters. Lenient only with bare line feeds in a head, which people type into nc.
  *
  * Thread: any; no state outside the arguments. Owner: the caller. */
 #include "net/head.h"
@@ -27,15 +27,19 @@ size_t ic_head_end(const char *p, size_t len, size_t from)
     return 0;
 }
 
+static bool is_token_char(char c)
+{
+    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') ||
+           (c && strchr("!#$%&'*+-.^_`|~", c));
+}
+
 static bool is_token(const char *s)
 {
     if (!*s)
         return false;
-    for (; *s; s++)
-        if (!((*s >= 'a' && *s <= 'z') || (*s >= 'A' && *s <= 'Z') || (*s >= '0' && *s <= '9') ||
-              strchr("!#$%&'*+-.^_`|~", *s)))
-            return false;
-    return true;
+    while (is_token_char(*s))
+        s++;
+    return !*s;
 }
 
 /* Whether the comma separated list holds the word, without regard to case. */
@@ -193,7 +197,12 @@ static void copy_fitting(char *dst, size_t size, const char *src, size_t len)
 static int take_field(struct ic_req *r, struct head_scan *s, const char *name, const char *v,
                       const char **why)
 {
-    s->hosts += !strcasecmp(name, "host");
+    if (!strcasecmp(name, "host")) {
+        s->hosts++;
+        *why = "malformed Host";
+        if (v[strcspn(v, " \t/?#@\\")])
+            return 400;
+    }
     if (is_kept(name) && s->kept < IC_HEAD_FIELDS_MAX) {
         s->name[s->kept] = name;
         s->value[s->kept++] = v;
@@ -298,6 +307,10 @@ int ic_req_parse(struct ic_req *r, char *head, size_t len, const char **why)
     *why = "both Content-Length and Transfer-Encoding";
     if (s.has_length && s.has_coding)
         return 400;
+    *why =
+        "HTTP/1.0 has no Transfer-Encoding"; /* a proxy of that age would look for the next request in the body */
+    if (s.has_coding && !r->http11)
+        return 400;
     r->keep_alive = r->http11 ? !s.close : s.stay && !s.close;
     r->upgrade = s.upgrade_ws && s.connection_upgrade && r->http11;
     r->expect_continue &= r->http11;
@@ -323,12 +336,30 @@ void ic_req_deinit(struct ic_req *r)
     *r = (struct ic_req){0};
 }
 
-/* Chunked coding:  SIZE [;EXT] [CR] LF  DATA  [CR] LF  …  0 [CR] LF  TRAILER* LF */
-enum { K_SIZE, K_EXT, K_SIZE_LF, K_DATA, K_DATA_END, K_DATA_LF, K_TRAILER, K_TRAILER_LINE };
+/* Chunked coding:  SIZE [;EXT] CR LF  DATA CR LF  …  0 CR LF  (NAME:VALUE CR LF)* CR LF
+ *
+ * Here a bare line feed is refused too: nobody types chunks, and where a proxy in front reads on over it, the rest of
+ * its line would be a request of its own. */
+enum {
+    K_SIZE,
+    K_BLANK,
+    K_EXT,
+    K_SIZE_LF,
+    K_DATA,
+    K_DATA_CR,
+    K_DATA_LF,
+    K_TRAILER,
+    K_NAME,
+    K_VALUE,
+    K_VALUE_LF,
+    K_LAST_LF
+};
 
 /* One byte outside the data. False: malformed. */
 static bool chunked_byte(struct ic_chunked *s, uint8_t b)
 {
+    bool text = b == '\t' || (b >= 0x20 && b != 0x7f);
+
     switch (s->state) {
     case K_SIZE: {
         int d = hex((char)b);
@@ -338,41 +369,42 @@ static bool chunked_byte(struct ic_chunked *s, uint8_t b)
         }
         if (!s->digits)
             return false;
-        s->state = K_EXT;
+        s->state = K_BLANK;
     }
         /* fall through */
-    case K_EXT:
-        if (b == '\r') {
-            s->state = K_SIZE_LF;
-            return true;
-        }
-        if (b != '\n')
-            return (b == ';' || b == ' ' || b == '\t' || s->extra) && ++s->extra < IC_HEAD_MAX;
+    case K_BLANK:
+        text = b == ' ' || b == '\t' || b == ';';
+        if (b == ';')
+            s->state = K_EXT;
         /* fall through */
+    case K_EXT:
+        if (b != '\r')
+            return text && ++s->extra < IC_HEAD_MAX;
+        s->state = K_SIZE_LF;
+        return true;
     case K_SIZE_LF:
         s->state = s->left ? K_DATA : K_TRAILER;
         s->digits = 0;
         return b == '\n';
-    case K_DATA_END:
-        if (b == '\r') {
-            s->state = K_DATA_LF;
-            return true;
-        }
-        /* fall through */
+    case K_DATA_CR: s->state = K_DATA_LF; return b == '\r';
     case K_DATA_LF:
         s->state = K_SIZE;
         s->extra = 0;
         return b == '\n';
     case K_TRAILER: /* at the start of a line */
-        if (b == '\n')
-            s->done = true;
-        else if (b != '\r')
-            s->state = K_TRAILER_LINE;
-        return ++s->extra < IC_HEAD_MAX;
-    default:
-        if (b == '\n')
-            s->state = K_TRAILER;
-        return ++s->extra < IC_HEAD_MAX;
+        s->state = b == '\r' ? K_LAST_LF : K_NAME;
+        return b == '\r' || (is_token_char((char)b) && ++s->extra < IC_HEAD_MAX);
+    case K_NAME:
+        if (b == ':')
+            s->state = K_VALUE;
+        return (b == ':' || is_token_char((char)b)) && ++s->extra < IC_HEAD_MAX;
+    case K_VALUE:
+        if (b != '\r')
+            return text && ++s->extra < IC_HEAD_MAX;
+        s->state = K_VALUE_LF;
+        return true;
+    case K_VALUE_LF: s->state = K_TRAILER; return b == '\n';
+    default: s->done = b == '\n'; return s->done;
     }
 }
 
@@ -388,7 +420,7 @@ long ic_chunked_feed(struct ic_chunked *s, const uint8_t *p, size_t len, const u
             *data_len = n;
             s->left -= n;
             if (!s->left)
-                s->state = K_DATA_END;
+                s->state = K_DATA_CR;
             return (long)(used + n);
         }
         if (!chunked_byte(s, p[used++]))
