@@ -8,6 +8,8 @@
 #include "base/clock.h"
 #include "ops/metrics.h"
 
+#define MODEL_PATH "/v1/models/" /* and a name, which may itself have slashes */
+
 static void reply_json(struct ic_peer *p, int status, const char *extra, struct ic_buf *b)
 {
     if (b->failed)
@@ -137,6 +139,25 @@ static void get_metrics(struct ic_server *s, struct ic_peer *p, const struct ic_
         p->vt->reply(p, 200, "text/plain; version=0.0.4; charset=utf-8", NULL, b->data, b->len);
 }
 
+static void put_model(const struct ic_server *s, const struct ic_text_info *i, struct ic_buf *b)
+{
+    ic_buf_puts(b, "{");
+    ic_json_kstr(b, "id", i->name);
+    ic_json_kstr(b, "object", "model");
+    ic_json_kint(b, "created", s->start_wall_s);
+    ic_json_kstr(b, "owned_by", "inference-core");
+    ic_json_key(b, "meta");
+    ic_buf_puts(b, "{");
+    ic_json_kstr(b, "description", i->desc);
+    ic_json_kint(b, "n_params", (int64_t)i->n_params);
+    ic_json_kint(b, "size", (int64_t)i->model_bytes);
+    ic_json_kint(b, "n_vocab", i->n_vocab);
+    ic_json_kint(b, "n_ctx_train", i->n_ctx_train);
+    ic_json_kint(b, "n_ctx", i->ctx_size);
+    ic_json_kbool(b, "chat_template", i->has_chat_template);
+    ic_buf_puts(b, "}}");
+}
+
 static void get_models(struct ic_server *s, struct ic_peer *p, const struct ic_http_req *r)
 {
     const struct ic_text_info *i = s->text ? ic_text_engine_info(s->text) : NULL;
@@ -145,25 +166,23 @@ static void get_models(struct ic_server *s, struct ic_peer *p, const struct ic_h
     (void)r;
     ic_buf_clear(b);
     ic_buf_puts(b, "{\"object\":\"list\",\"data\":[");
-    if (i) {
-        ic_buf_puts(b, "{");
-        ic_json_kstr(b, "id", i->name);
-        ic_json_kstr(b, "object", "model");
-        ic_json_kint(b, "created", s->start_wall_s);
-        ic_json_kstr(b, "owned_by", "inference-core");
-        ic_json_key(b, "meta");
-        ic_buf_puts(b, "{");
-        ic_json_kstr(b, "description", i->desc);
-        ic_json_kint(b, "n_params", (int64_t)i->n_params);
-        ic_json_kint(b, "size", (int64_t)i->model_bytes);
-        ic_json_kint(b, "n_vocab", i->n_vocab);
-        ic_json_kint(b, "n_ctx_train", i->n_ctx_train);
-        ic_json_kint(b, "n_ctx", i->ctx_size);
-        ic_json_kbool(b, "chat_template", i->has_chat_template);
-        ic_buf_puts(b, "}}");
-    }
+    if (i)
+        put_model(s, i, b);
     ic_buf_puts(b, "]}");
     reply_json(p, 200, NULL, b);
+}
+
+static void get_model(struct ic_server *s, struct ic_peer *p, const struct ic_http_req *r)
+{
+    const struct ic_text_info *i = s->text ? ic_text_engine_info(s->text) : NULL;
+
+    if (!i || strcmp(r->path + strlen(MODEL_PATH), i->name) != 0) {
+        ic_http_error(s, p, 404, IC_NOT_FOUND, "there is no such model (GET /v1/models tells which)", NULL);
+        return;
+    }
+    ic_buf_clear(&s->out);
+    put_model(s, i, &s->out);
+    reply_json(p, 200, NULL, &s->out);
 }
 
 static void get_laws(struct ic_server *s, struct ic_peer *p, const struct ic_http_req *r)
@@ -234,6 +253,7 @@ static const struct {
     {"/metrics", "GET, HEAD", true, get_metrics},
     {"/", "GET, HEAD", true, get_root},
     {"/v1/models", "GET, HEAD", false, get_models},
+    {MODEL_PATH, "GET, HEAD", false, get_model},
     {"/v1/laws", "GET, HEAD", false, get_laws},
     {"/v1/sims", "GET, HEAD", false, get_sims},
     {"/predict", "POST", false, ic_predict_request},
@@ -279,7 +299,8 @@ void ic_http_request(struct ic_server *s, struct ic_peer *p, const struct ic_htt
     char extra[64];
 
     for (size_t i = 0; i < sizeof routes / sizeof *routes; i++) {
-        if (strcmp(r->path, routes[i].path) != 0)
+        bool model = routes[i].run == get_model && !strncmp(r->path, MODEL_PATH, strlen(MODEL_PATH));
+        if (!model && strcmp(r->path, routes[i].path) != 0)
             continue;
         if (!allowed(routes[i].methods, r->method)) {
             snprintf(extra, sizeof extra, "Allow: %s\r\n", routes[i].methods);

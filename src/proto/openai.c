@@ -369,12 +369,30 @@ static void put_delta(struct ic_buf *b, const struct completion *q, const char *
     }
 }
 
+/* A chat's first event names the role and nothing else, as OpenAI's does: their own client takes a first event's
+ * logprobs twice. */
+static void stream_role(struct ic_server *s, struct ic_peer *p)
+{
+    struct completion *q = p->app;
+    struct ic_buf *b;
+
+    if (!q->chat || q->begun)
+        return;
+    b = begin(s, q, true);
+    put_delta(b, q, "", 0, "assistant");
+    ic_json_kstr(b, "finish_reason", NULL);
+    ic_buf_puts(b, "}]}");
+    send_event(s, p, 0);
+}
+
 static void stream_token(struct ic_server *s, struct ic_peer *p, const struct ic_event *ev)
 {
     struct completion *q = p->app;
-    struct ic_buf *b = begin(s, q, true);
+    struct ic_buf *b;
 
-    put_delta(b, q, ev->text, ev->len, q->begun ? NULL : "assistant");
+    stream_role(s, p);
+    b = begin(s, q, true);
+    put_delta(b, q, ev->text, ev->len, NULL);
     note_logprob(q, ev);
     if (ev->n_top)
         put_logprobs(b, q);
@@ -386,9 +404,11 @@ static void stream_token(struct ic_server *s, struct ic_peer *p, const struct ic
 static void stream_end(struct ic_server *s, struct ic_peer *p, const struct ic_event *ev)
 {
     struct completion *q = p->app;
-    struct ic_buf *b = begin(s, q, true);
+    struct ic_buf *b;
 
-    put_delta(b, q, NULL, 0, q->begun ? NULL : "assistant");
+    stream_role(s, p);
+    b = begin(s, q, true);
+    put_delta(b, q, NULL, 0, NULL);
     ic_json_kstr(b, "finish_reason", finish_name(ev->reason));
     ic_buf_puts(b, "}]}");
     send_event(s, p, 0);

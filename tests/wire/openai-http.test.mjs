@@ -65,7 +65,8 @@ test('the stream of a chat, byte for byte', async () => {
   const usage = /"usage":(\{.*\})\}\n\ndata: \[DONE\]/.exec(body)[1];
   assert.deepEqual(Object.keys(JSON.parse(usage)), ['prompt_tokens', 'completion_tokens', 'total_tokens', 'prompt_tokens_details']);
   const want = [
-    piece('"role":"assistant","content":"a"'),
+    piece('"role":"assistant","content":""'),
+    piece('"content":"a"'),
     piece('"content":"€"'),
     piece(`"content":"${last}"`),
     piece('', '"stop"'),

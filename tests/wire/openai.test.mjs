@@ -119,6 +119,13 @@ test('models.list tells what is loaded', async () => {
   assert.equal(m.meta.n_vocab, 512);
 });
 
+test('models.retrieve: the one there is, under its name', async () => {
+  const { data } = await client.models.list();
+  assert.deepEqual(await client.models.retrieve(data[0].id), data[0]);
+  for (const name of ['gpt-4', 'x/y', data[0].id + 'x', data[0].id.slice(1)])
+    await assert.rejects(client.models.retrieve(name), (e) => e.status === 404 && e.code === 'not_found');
+});
+
 test('max_tokens, and max_completion_tokens which goes before it', async () => {
   for (const n of [1, 2, 9]) assert.equal((await chat({ max_tokens: n })).usage.completion_tokens, n);
   assert.equal((await chat({ max_tokens: 30, max_completion_tokens: 7 })).usage.completion_tokens, 7);
@@ -127,7 +134,10 @@ test('max_tokens, and max_completion_tokens which goes before it', async () => {
   const none = await chat({ max_tokens: 0 });
   assert.equal(none.choices[0].message.content, '');
   const chunks = await all(chat({ max_tokens: 0, stream: true }));
-  assert.deepEqual(chunks.map((c) => c.choices[0]), [{ index: 0, delta: { role: 'assistant' }, finish_reason: 'length' }]);
+  assert.deepEqual(chunks.map((c) => c.choices[0]), [
+    { index: 0, delta: { role: 'assistant', content: '' }, finish_reason: null },
+    { index: 0, delta: {}, finish_reason: 'length' },
+  ]);
 });
 
 test('the same seed says the same, other seeds other things', async () => {
@@ -170,6 +180,8 @@ test("chat's logprobs", async () => {
   }
   const chunks = await all(chat({ logprobs: true, top_logprobs: 3, max_tokens: 12, stream: true }));
   alike(chunks.flatMap((c) => c.choices[0].logprobs?.content ?? []), content);
+  const gathered = client.chat.completions.stream({ model, messages, temperature: 0, logprobs: true, top_logprobs: 3, max_tokens: 12 });
+  alike((await gathered.finalChatCompletion()).choices[0].logprobs.content, content, "OpenAI's own gathering");
   const bare = await chat({ logprobs: true, max_tokens: 4 });
   alike(bare.choices[0].logprobs.content.map((e) => [e.logprob, e.top_logprobs]), content.slice(0, 4).map((e) => [e.logprob, []]));
   assert.equal((await chat({ logprobs: false, max_tokens: 4 })).choices[0].logprobs, null);
