@@ -39,6 +39,11 @@ json_t *ic_json_object(const char *data, size_t len, struct ic_err *err)
         ic_fail(err, IC_BAD_REQUEST, "the JSON nests deeper than %d levels", IC_JSON_DEPTH_MAX);
         return NULL;
     }
+    if (memchr(data, 0,
+               len)) { /* jansson takes one behind a number for the end of its own buffer, and reads on */
+        ic_fail(err, IC_BAD_REQUEST, "not valid JSON: there is a NUL in it");
+        return NULL;
+    }
     json_t *o = json_loadb(data, len, 0, &je);
     /* A whole number past 64 bits is JSON all the same, and how JavaScript writes 1e20. */
     if (!o && json_error_code(&je) == json_error_numeric_overflow)

@@ -10,7 +10,7 @@ const want = await c.text(STORY, { ...GREEDY, max_tokens: 10 });
 const lives = async () => assert.equal(await c.text(STORY, { ...GREEDY, max_tokens: 10 }), want);
 
 test('not JSON', async () => {
-  for (const m of ['', ' ', 'hello', '{', '{"op":"hello"', '{"op":"hello"}}', '{"op":"hello"} x', "{'op':'hello'}", '{"op":hello}', '{op:"hello"}', '{"op":"hello",}', '\u0000', '{"op":"hel\nlo"}', '// c', '\ufeff{"op":"hello"}'])
+  for (const m of ['', ' ', 'hello', '{', '{"op":"hello"', '{"op":"hello"}}', '{"op":"hello"} x', "{'op':'hello'}", '{"op":hello}', '{op:"hello"}', '{"op":"hello",}', '\u0000', '{"op":"hel\nlo"}', '// c', '{"op":"hello","x":5\u0000}', '{"op":"hello","x":[1\u0000]}', '\ufeff{"op":"hello"}'])
     await c.bad(m, 'bad_request');
   await lives();
 });
