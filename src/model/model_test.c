@@ -448,6 +448,28 @@ static void safetensors_come_back_as_written(void **state)
     unlink(path);
 }
 
+/* The first bytes of a file are the header's length, whatever else they look like. */
+static void safetensors_with_headers_of_any_length(void **state)
+{
+    struct ic_err err = {0};
+    const float a[1] = {7};
+    const struct ic_safetensors_out out[] = {{"a", IC_DTYPE_F32, 1, {1}, a}};
+    char text[2001] = "", path[] = "/tmp/ic-model-st-XXXXXX";
+    struct ic_tensors *set;
+    (void)state;
+    close(mkstemp(path));
+    for (size_t n = 0; n + 8 < sizeof text; n += 8) {
+        const char *meta[1][2] = {{"law", text}};
+        memset(text + n, 'x', 8);
+        assert_int_equal(ic_safetensors_write(path, out, 1, meta, 1, &err), IC_OK);
+        if (ic_tensors_open(path, &set, &err))
+            fail_msg("%zu bytes of metadata: %s", n + 8, err.msg);
+        expect(set, "a", a, 1);
+        ic_tensors_close(&set);
+    }
+    unlink(path);
+}
+
 static void real_checkpoints_open(void **state)
 {
     static const struct {
@@ -490,6 +512,7 @@ int main(void)
         cmocka_unit_test(later_protocols_and_numpy_scalars_are_read),
         cmocka_unit_test(things_beside_the_weights_are_passed_over),
         cmocka_unit_test(safetensors_come_back_as_written),
+        cmocka_unit_test(safetensors_with_headers_of_any_length),
         cmocka_unit_test(real_checkpoints_open),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -213,7 +213,8 @@ enum ic_status ic_tensors_open(const char *path, struct ic_tensors **out, struct
         s = ic_fail(err, IC_BAD_REQUEST, "the file has only %zu bytes", n);
     else if (s == IC_OK && ic_torch_is_old(head, n))
         s = ic_torch_read_old(set, err);
-    else if (s == IC_OK && head[0] == 0x80 && head[1] <= 5)
+    else if (s == IC_OK && head[0] == 0x80 && head[1] <= 5 &&
+             head[8] != '{') /* 0x80: also a header's length */
         s = ic_fail(err, IC_BAD_REQUEST, "a bare pickle, not a file of torch.save");
     else if (s == IC_OK && memcmp(head, "PK", 2) == 0)
         s = ic_torch_read(set, err);
