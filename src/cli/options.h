@@ -87,7 +87,7 @@
       "of one WebSocket message or HTTP body")                                                             \
     I(outbox_max, "outbox", 1 << 20, 65536, 256 << 20, "bytes",                                            \
       "kept for a client that reads slowly, before it is closed")                                          \
-    I(idle_s, "idle-seconds", 60, 1, 86400, "seconds",                                                     \
+    I(idle_s, "idle-seconds", 50, 1, 86400, "seconds",                                                     \
       "until a silent client is pinged; twice that: closed")                                               \
     I(request_s, "request-seconds", 15, 1, 3600, "seconds",                                                \
       "a handshake or an HTTP request may take to arrive")                                                 \

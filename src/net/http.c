@@ -294,7 +294,7 @@ void http_written(struct conn *c)
         return;
     }
     c->state = C_HEAD;
-    conn_set_due(c, (int64_t)c->net->cfg->idle_s * 1000);
+    conn_set_due(c, 2 * (int64_t)c->net->cfg->idle_s * 1000);
 }
 
 void http_timeout(struct conn *c)

@@ -22,8 +22,8 @@ struct ic_net_config {
     size_t message_max;       /* bytes of one WebSocket message */
     size_t body_max;          /* bytes of one HTTP request body, else 413 */
     size_t outbox_max;        /* bytes queued to one peer, else IC_BUSY */
-    unsigned idle_s;          /* WebSocket: ping after this many idle seconds, hang up after twice that */
-    unsigned request_s;       /* handshake, request head and body must arrive within this, else 408/close */
+    unsigned idle_s;    /* WebSocket: ping after this many idle seconds; all: hang up after twice that */
+    unsigned request_s; /* handshake, request head and body must arrive within this, else 408/close */
 };
 
 #define IC_NET_TICK_MS 1000  /* between ticks while nothing falls due */

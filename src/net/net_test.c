@@ -525,6 +525,29 @@ static void ws_idle(void **state)
     srv_stop(&s);
 }
 
+/* What proxies keep for further requests is left to them longer than a WebSocket is left without a ping. */
+static void http_idle(void **state)
+{
+    (void)state;
+    static struct srv s;
+    struct ic_net_config cfg = srv_config();
+    struct cl_answer a = {0};
+    cfg.idle_s = 2;
+    srv_start(&s, &cfg);
+    int fd = cl_connect(s.port);
+    cl_puts(fd, "GET / HTTP/1.1\r\nHost: x\r\n\r\n");
+    assert_int_equal(cl_answer(fd, &a, false), 404);
+    int ws = cl_ws_open(s.port, "/x", "");
+    assert_true(cl_ws_expect(ws, 0x89, ""));
+    cl_puts(fd, "GET / HTTP/1.1\r\nHost: x\r\n\r\n");
+    assert_int_equal(cl_answer(fd, &a, false), 404);
+    assert_true(cl_eof(fd));
+    close(fd);
+    close(ws);
+    free(a.body);
+    srv_stop(&s);
+}
+
 static void close_all(void **state)
 {
     (void)state;
@@ -580,6 +603,7 @@ int main(void)
         cmocka_unit_test(ws_stuck_client),
         cmocka_unit_test(ws_pings_at_once),
         cmocka_unit_test(ws_idle),
+        cmocka_unit_test(http_idle),
         cmocka_unit_test(close_all),
     };
     return cmocka_run_group_tests(tests, shared_start, shared_stop);

@@ -176,6 +176,10 @@ static void get_model(struct ic_server *s, struct ic_peer *p, const struct ic_ht
 {
     const struct ic_text_info *i = s->text ? ic_text_engine_info(s->text) : NULL;
 
+    if (s->text && !i) {
+        ic_http_error(s, p, 503, IC_UNAVAILABLE, "no text model is loaded", "Retry-After: 1\r\n");
+        return;
+    }
     if (!i || strcmp(r->path + strlen(MODEL_PATH), i->name) != 0) {
         ic_http_error(s, p, 404, IC_NOT_FOUND, "there is no such model (GET /v1/models tells which)", NULL);
         return;
