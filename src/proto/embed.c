@@ -243,8 +243,7 @@ static void reply(struct ic_server *s, struct ic_peer *p, const struct embedding
 
 static void reply_error(struct ic_server *s, struct ic_peer *p, const struct ic_err *err)
 {
-    ic_http_error(s, p, ic_status_http(err->code), err->code, err->msg,
-                  err->code == IC_BUSY || err->code == IC_UNAVAILABLE ? "Retry-After: 1\r\n" : NULL);
+    ic_http_error(s, p, ic_status_http(err->code), err->code, err->msg, NULL);
 }
 
 /* One of them did not come to its end: neither does the answer. */

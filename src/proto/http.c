@@ -18,12 +18,14 @@ static void reply_json(struct ic_peer *p, int status, const char *extra, struct 
         p->vt->reply(p, status, "application/json", extra, b->data, b->len);
 }
 
-/* OpenAI's form of an error, with the status that fits the code. */
+/* OpenAI's form of an error. Clients repeat what they are told to: Retry-After, wherever it may help. */
 void ic_http_error(struct ic_server *s, struct ic_peer *p, int status, enum ic_status code,
                    const char *text, const char *extra)
 {
     struct ic_buf *b = &s->out;
 
+    if (code == IC_BUSY || code == IC_UNAVAILABLE)
+        extra = "Retry-After: 1\r\n";
     ic_buf_clear(b);
     ic_buf_puts(b, "{\"error\":{");
     ic_json_kstr(b, "code", ic_status_name(code));
@@ -177,7 +179,7 @@ static void get_model(struct ic_server *s, struct ic_peer *p, const struct ic_ht
     const struct ic_text_info *i = s->text ? ic_text_engine_info(s->text) : NULL;
 
     if (s->text && !i) {
-        ic_http_error(s, p, 503, IC_UNAVAILABLE, "no text model is loaded", "Retry-After: 1\r\n");
+        ic_http_error(s, p, 503, IC_UNAVAILABLE, "no text model is loaded", NULL);
         return;
     }
     if (!i || strcmp(r->path + strlen(MODEL_PATH), i->name) != 0) {

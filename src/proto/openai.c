@@ -462,8 +462,7 @@ static void end_with_error(struct ic_server *s, struct ic_peer *p, const struct 
         make_error_event(s, err);
         send_event(s, p, 0);
     } else {
-        ic_http_error(s, p, ic_status_http(err->code), err->code, err->msg,
-                      err->code == IC_BUSY || err->code == IC_UNAVAILABLE ? "Retry-After: 1\r\n" : NULL);
+        ic_http_error(s, p, ic_status_http(err->code), err->code, err->msg, NULL);
     }
 }
 
@@ -536,8 +535,7 @@ static void complete(struct ic_server *s, struct ic_peer *p, const struct ic_htt
     if (q)
         ic_text_req_unref(q->job.req);
     free(q);
-    ic_http_error(s, p, ic_status_http(err.code), err.code, err.msg,
-                  err.code == IC_BUSY || err.code == IC_UNAVAILABLE ? "Retry-After: 1\r\n" : NULL);
+    ic_http_error(s, p, ic_status_http(err.code), err.code, err.msg, NULL);
 }
 
 void ic_openai_chat(struct ic_server *s, struct ic_peer *p, const struct ic_http_req *r)

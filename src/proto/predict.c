@@ -211,8 +211,7 @@ void ic_predict_request(struct ic_server *s, struct ic_peer *p, const struct ic_
     if (err.code != IC_OK) {
         free(cmd.state);
         free(pr);
-        ic_http_error(s, p, ic_status_http(err.code), err.code, err.msg,
-                      err.code == IC_BUSY ? "Retry-After: 1\r\n" : NULL);
+        ic_http_error(s, p, ic_status_http(err.code), err.code, err.msg, NULL);
         return;
     }
     ic_http_wait(s, p, &pr->job);
@@ -251,8 +250,7 @@ static void predict_event(struct ic_server *s, struct ic_peer *p, struct ic_even
 
     ic_http_waited(s, p);
     if (ev->kind == IC_EVENT_ERROR) {
-        ic_http_error(s, p, ic_status_http(ev->code), ev->code, ev->text,
-                      ev->code == IC_BUSY ? "Retry-After: 1\r\n" : NULL);
+        ic_http_error(s, p, ic_status_http(ev->code), ev->code, ev->text, NULL);
         return;
     }
     size_t cells = (size_t)i->height * i->width, psi_bytes = cells * i->d * 2 * sizeof(float),

@@ -243,6 +243,7 @@ test('a server without a text model says so', () =>
       const r = await s.http(target, json(body));
       assert.equal(r.status, 503, target);
       assert.equal(r.json.error.code, 'unavailable');
+      assert.equal(r.headers['retry-after'], '1', target);
     }
     assert.deepEqual((await s.http('/v1/models')).json, { object: 'list', data: [] });
   }, { model: null }));
