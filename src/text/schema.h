@@ -32,9 +32,10 @@
  * each other (other types, other constants, a required member with other constants, a required
  * member that the other never writes), since then it is anyOf; else refused. Annotations ($schema,
  * $id at the root, $comment, title, description, default, examples, deprecated, readOnly, writeOnly)
- * are read over. uniqueItems may be false. Everything else is refused by name: multipleOf, not,
- * if/then/else, patternProperties, propertyNames, dependent*, contains, min/maxProperties,
- * uniqueItems, unevaluated*, $anchor, $dynamicRef, content*, unknown names, other formats.
+ * are read over. uniqueItems may be false, propertyNames what every name fulfils (true, {},
+ * {"type": "string"}). Everything else is refused by name: multipleOf, not, if/then/else,
+ * patternProperties, other propertyNames, dependent*, contains, min/maxProperties, uniqueItems,
+ * unevaluated*, $anchor, $dynamicRef, content*, unknown names, other formats.
  *
  * Patterns are ECMA-262 without lookaround, back references, \b, \B, \p and \c. They match anywhere
  * in the string unless anchored, are compiled to a deterministic automaton (so a pattern can never

@@ -20,6 +20,7 @@ enum form {
     F_REF,
     F_NAMES, /* array of strings */
     F_FALSE, /* only false does nothing */
+    F_KEYS,  /* a schema of names, such as every name fulfils */
     F_SCHEMA,
     F_SCHEMAS, /* non-empty array of schemas */
     F_MAP      /* object of schemas */
@@ -35,6 +36,7 @@ static const struct {
     {"properties", F_MAP},
     {"required", F_NAMES},
     {"additionalProperties", F_SCHEMA},
+    {"propertyNames", F_KEYS}, /* zod writes it for every record */
     {"items", F_SCHEMA},
     {"prefixItems", F_SCHEMAS},
     {"minItems", F_COUNT},
@@ -167,6 +169,14 @@ static void check_ref(struct sc *c, const json_t *schema, const json_t *v)
                    "\"$ref\": \"%.40s\" is not supported, only # and #/… within this document", s);
 }
 
+static bool any_string(const json_t *v)
+{
+    const char *type = json_string_value(json_object_get(v, "type"));
+
+    return json_is_true(v) || (json_is_object(v) && !json_object_size(v)) ||
+           (type && !strcmp(type, "string") && json_object_size(v) == 1);
+}
+
 /* A scalar keyword; the ones that hold schemas are the walk's. */
 static void check_value(struct sc *c, const json_t *schema, const char *key, const json_t *v,
                         enum form form)
@@ -198,6 +208,11 @@ static void check_value(struct sc *c, const json_t *schema, const char *key, con
         break;
     case F_FORMAT: check_format(c, schema, v); break;
     case F_REF: check_ref(c, schema, v); break;
+    case F_KEYS:
+        if (!any_string(v))
+            sc_fail_at(c, IC_BAD_REQUEST, schema,
+                       "\"%s\" other than true, {} and {\"type\": \"string\"} is not supported", key);
+        break;
     case F_NAMES: check_names(c, schema, key, v); break;
     case F_FALSE:
         if (!json_is_boolean(v))

@@ -129,6 +129,10 @@ static void objects(void **state)
         {"{\"properties\":{\"q\\\"\\\\/\\n\":{\"const\":1},\"é\":{\"const\":2}}}",
          {"{\"q\\\"\\\\/\\n\":1}", "{\"é\":2}"},
          {"{\"q\":1}"}},
+        {"{\"type\":\"object\",\"propertyNames\":{\"type\":\"string\"},\"additionalProperties\":{\"const\":"
+         "1}}",
+         {"{}", "{\"a\":1}", "{\"a\":1,\"b\":1}"},
+         {"{\"a\":2}", "{a:1}"}},
         {"{\"properties\":{\"o\":{\"properties\":{\"p\":{\"type\":\"array\",\"items\":{\"type\":\"null\"}}}"
          "}}}",
          {"{\"o\":{\"p\":[null,null]}}", "{\"o\":{}}"},
@@ -440,6 +444,10 @@ static void refusals(void **state)
          "\"$id\" below the root is not supported, at #/items"},
         {"{\"uniqueItems\":true}", IC_BAD_REQUEST, "\"uniqueItems\": true is not supported"},
         {"{\"uniqueItems\":1}", IC_BAD_REQUEST, "\"uniqueItems\" must be a boolean"},
+        {"{\"propertyNames\":{\"type\":\"string\",\"maxLength\":3}}", IC_BAD_REQUEST,
+         "\"propertyNames\" other than true"},
+        {"{\"propertyNames\":{\"type\":\"integer\"}}", IC_BAD_REQUEST, "\"propertyNames\" other than true"},
+        {"{\"propertyNames\":false}", IC_BAD_REQUEST, "\"propertyNames\" other than true"},
         {"{\"format\":\"uri\"}", IC_BAD_REQUEST, "\"format\": \"uri\" is not supported"},
         {"{\"format\":1}", IC_BAD_REQUEST, "\"format\" must be a string"},
         {"{\"type\":\"int\"}", IC_BAD_REQUEST, "\"type\" must be null, boolean"},
