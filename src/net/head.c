@@ -33,6 +33,11 @@ static bool is_token_char(char c)
            (c && strchr("!#$%&'*+-.^_`|~", c));
 }
 
+bool ic_head_begins(char c)
+{
+    return is_token_char(c);
+}
+
 static bool is_token(const char *s)
 {
     if (!*s)

@@ -24,6 +24,9 @@ struct ic_req {
     char etag[48];        /* If-None-Match, "" none */
 };
 
+/* Whether a request can begin with this byte; a TLS client's greeting does not. */
+bool ic_head_begins(char c);
+
 /* Where a head ends in p[0..len): the offset after the blank line, 0 when it is not complete. Looks at
  * bytes from `from` on (what was looked at before). */
 size_t ic_head_end(const char *p, size_t len, size_t from);

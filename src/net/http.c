@@ -236,6 +236,12 @@ size_t http_feed_head(struct conn *c, const uint8_t *p, size_t len)
         conn_dead(c);
         return len;
     }
+    if (!ic_head_begins(
+            b->data[0])) { /* told at once: who speaks TLS here waits for an answer, not for us */
+        buf_release(b);
+        http_error(c, 400, "malformed request line");
+        return len;
+    }
     size_t end = ic_head_end(b->data, b->len, before);
     if (!end && b->len < IC_HEAD_MAX)
         return len;

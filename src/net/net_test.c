@@ -98,6 +98,7 @@ static void http_bad_requests(void **state)
         const char *text;
     } cases[] = {
         {400, "hello\r\n\r\n"},
+        {400, "\x16\x03\x01\x02"}, /* a TLS client's greeting; its end is not waited for */
         {400, "GET\r\n\r\n"},
         {400, "GET /\r\n\r\n"},
         {400, "GET / HTTP/1.1\r\n\r\n"},
