@@ -108,7 +108,10 @@ static void put_head(struct conn *c, struct ic_buf *b, int status, const char *t
         ic_buf_puts(b, "Connection: keep-alive\r\n");
     const char *origin = origin_answer(c->net->cfg, r);
     if (origin)
-        ic_buf_printf(b, "Access-Control-Allow-Origin: %s\r\nVary: Origin\r\n", origin);
+        ic_buf_printf(b, "Access-Control-Allow-Origin: %s\r\n", origin);
+    if (c->net->cfg
+            ->origins) /* also where none was allowed: a cache is not to give that answer to others */
+        ic_buf_puts(b, "Vary: Origin\r\n");
     if (extra)
         ic_buf_puts(b, extra);
     ic_buf_puts(b, "\r\n");
