@@ -1,7 +1,7 @@
 /* `inference-core ask TEXT`: a client in a few lines, for a first look and for scripts. */
+#include "base/json.h"
 #include "cli/cli.h"
 
-#include <jansson.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -76,7 +76,7 @@ static int show(struct ic_ws *ws)
             rc = ic_cli_fail(IC_EXIT_FAILED, err.msg);
             break;
         }
-        json_t *o = json_loadb(msg.data, msg.len, 0, NULL);
+        json_t *o = ic_json_load(msg.data, msg.len, 0, NULL);
         const char *op = json_string_value(json_object_get(o, "op")), *s;
         if (op && !strcmp(op, "token") && (s = json_string_value(json_object_get(o, "content")))) {
             fputs(s, stdout);

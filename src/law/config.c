@@ -2,7 +2,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <jansson.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -10,6 +9,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/json.h"
 #include "model/tensors.h"
 
 /* The value of a key, or NULL where it is absent or null. */
@@ -140,9 +140,11 @@ enum ic_status ic_law_config_parse(const char *text, size_t len, struct ic_law_c
     memcpy(mended, text, len);
     mend_python(mended, len);
     json_error_t je;
-    json_t *root = json_loadb(mended, len, JSON_REJECT_DUPLICATES | JSON_DECODE_INT_AS_REAL, &je);
-    enum ic_status s = root ? read_root(root, out, err)
-                            : ic_fail(err, IC_BAD_REQUEST, "config: line %d: %s", je.line, je.text);
+    json_t *root = ic_json_load(mended, len, JSON_REJECT_DUPLICATES | JSON_DECODE_INT_AS_REAL, &je);
+    enum ic_status s =
+        root ? read_root(root, out, err)
+             : ic_fail(err, json_error_code(&je) == json_error_out_of_memory ? IC_OOM : IC_BAD_REQUEST,
+                       "config: line %d: %s", je.line, je.text);
     json_decref(root);
     free(mended);
     return s;

@@ -3,7 +3,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
-#include <jansson.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -12,6 +11,7 @@
 #include <unistd.h>
 
 #include "base/buf.h"
+#include "base/json.h"
 #include "base/utf8.h"
 
 /* ---- Reading --------------------------------------------------------------------------------- */
@@ -134,8 +134,9 @@ enum ic_status ic_safetensors_read(struct ic_tensors *set, struct ic_err *err)
     json_t *root = NULL;
     if (s == IC_OK && text[0] != '{')
         s = ic_fail(err, IC_BAD_REQUEST, "neither a zip (torch.save) nor safetensors");
-    else if (s == IC_OK && !(root = json_loadb(text, (size_t)len, JSON_REJECT_DUPLICATES, &je)))
-        s = ic_fail(err, IC_BAD_REQUEST, "safetensors: header: %s (byte %d)", je.text, je.position);
+    else if (s == IC_OK && !(root = ic_json_load(text, (size_t)len, JSON_REJECT_DUPLICATES, &je)))
+        s = ic_fail(err, json_error_code(&je) == json_error_out_of_memory ? IC_OOM : IC_BAD_REQUEST,
+                    "safetensors: header: %s (byte %d)", je.text, je.position);
     else if (s == IC_OK && !json_is_object(root))
         s = ic_fail(err, IC_BAD_REQUEST, "safetensors: the header is not an object");
     const char *key;

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/buf.h"
+#include "base/json.h"
 #include "proto/server.h"
 #include "text/schema.h"
 
@@ -44,10 +45,14 @@ json_t *ic_json_object(const char *data, size_t len, struct ic_err *err)
         ic_fail(err, IC_BAD_REQUEST, "not valid JSON: there is a NUL in it");
         return NULL;
     }
-    json_t *o = json_loadb(data, len, 0, &je);
+    json_t *o = ic_json_load(data, len, 0, &je);
     /* A whole number past 64 bits is JSON all the same, and how JavaScript writes 1e20. */
     if (!o && json_error_code(&je) == json_error_numeric_overflow)
-        o = json_loadb(data, len, JSON_DECODE_INT_AS_REAL, &je);
+        o = ic_json_load(data, len, JSON_DECODE_INT_AS_REAL, &je);
+    if (!o && json_error_code(&je) == json_error_out_of_memory) {
+        ic_fail(err, IC_OOM, "no memory to read the message");
+        return NULL;
+    }
     if (!o && json_error_code(&je) == json_error_numeric_overflow) {
         ic_fail(err, IC_BAD_REQUEST, "a number is too large (line %d, column %d)", je.line, je.column);
         return NULL;
