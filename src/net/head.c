@@ -320,7 +320,7 @@ int ic_req_parse(struct ic_req *r, char *head, size_t len, const char **why)
     r->upgrade = s.upgrade_ws && s.connection_upgrade && r->http11;
     r->expect_continue &= r->http11;
     *why = "out of memory";
-    return pack(r, &s) ? 0 : 503;
+    return pack(r, &s) ? 0 : 507;
 }
 
 const char *ic_req_field(const struct ic_req *r, const char *name)

@@ -137,11 +137,8 @@ void http_error(struct conn *c, int status, const char *msg)
     static const struct {
         int status;
         const char *code;
-    } codes[] = {{413, "too_large"},
-                 {431, "too_large"},
-                 {408, "deadline"},
-                 {503, "unavailable"},
-                 {403, "forbidden"}};
+    } codes[] = {{413, "too_large"},   {431, "too_large"}, {408, "deadline"},
+                 {503, "unavailable"}, {507, "oom"},       {403, "forbidden"}};
     const char *code = "bad_request";
     for (size_t i = 0; i < sizeof codes / sizeof *codes; i++)
         if (codes[i].status == status)
@@ -182,7 +179,7 @@ static void call_app(struct conn *c)
         return;
     }
     if (!ic_buf_reserve(&h->body, 1)) {
-        http_error(c, 503, "out of memory");
+        http_error(c, 507, "out of memory");
         return;
     }
     h->body.data[h->body.len] = 0;
@@ -280,7 +277,7 @@ size_t http_feed_body(struct conn *c, const uint8_t *p, size_t len)
     }
     ic_buf_put(&h->body, data, n);
     if (h->body.failed)
-        http_error(c, 503, "out of memory");
+        http_error(c, 507, "out of memory");
     else if (h->req.chunked ? h->chunked.done : !h->left)
         call_app(c);
     return used;

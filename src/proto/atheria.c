@@ -379,8 +379,9 @@ static void send_frame(struct ic_server *s, struct conn *c, const struct ic_even
         ic_buf_printf(h, "{\"type\":\"simulation_frame_binary\",\"format\":\"msgpack\",\"size\":%zu",
                       body.len);
         ic_conn_send(s, c, 0);
-        if (!c->doomed)
-            c->peer->vt->send(c->peer, IC_MSG_BINARY, body.data, body.len, ev->stamp_ns);
+        if (!c->doomed &&
+            c->peer->vt->send(c->peer, IC_MSG_BINARY, body.data, body.len, ev->stamp_ns) == IC_OOM)
+            ic_conn_break_off(s, c); /* it was announced */
     }
     ic_buf_deinit(&body);
 }

@@ -86,7 +86,9 @@ uint64_t ic_owner_of(const struct ic_peer *p); /* the number by which engines kn
 /* The number by which the text engine knows whoever shares with others: the key's where there are keys, whatever the
  * number of its connections, else the connection's own. */
 uint64_t ic_client_of(const struct ic_server *s, const struct ic_peer *p, const char *client_id);
-/* Sends s->out as text. A client too slow for it is told so and closed. */
+/* Of what is said to this client something is missing for want of memory: closes it, so that it does not wait for that. */
+void ic_conn_break_off(struct ic_server *s, struct conn *c);
+/* Sends s->out as text. A client too slow for it is told so and closed, one for which there is no memory is closed. */
 void ic_conn_send(struct ic_server *s, struct conn *c, int64_t stamp_ns);
 /* {"op": "error", …, key: what, …}: what it is about, where `what` is not NULL. */
 void ic_conn_error_about(struct ic_server *s, struct conn *c, const char *id, const char *key,

@@ -104,11 +104,12 @@ static enum ic_status translate(json_t *o, struct completion *q, struct ic_err *
     const json_t *format = json_object_get(o, "response_format");
     json_t *max = json_object_get(o, "max_completion_tokens");
     enum ic_status st = translate_logprobs(o, q->chat, &q->alternatives, err);
+    int set = 0;
 
     if (st != IC_OK)
         return st;
-    if (max && !json_is_null(max))
-        json_object_set(o, "max_tokens", max);
+    if (max && !json_is_null(max) && json_object_set(o, "max_tokens", max) != 0)
+        return ic_fail(err, IC_OOM, "out of memory");
     if (format && !json_is_null(format)) {
         const char *type = json_string_value(json_object_get(format, "type"));
         bool object = type && !strcmp(type, "json_object"),
@@ -118,14 +119,14 @@ static enum ic_status translate(json_t *o, struct completion *q, struct ic_err *
         if (!schema || json_is_null(schema)) /* where llama-server's clients put it, for both types */
             schema = json_object_get(format, "schema");
         if ((object || by_schema) && schema && !json_is_null(schema))
-            json_object_set(o, "json_schema", schema);
+            set = json_object_set(o, "json_schema", schema);
         else if (object)
-            json_object_set_new(o, "json_schema", json_pack("{s:s}", "type", "object"));
+            set = json_object_set_new(o, "json_schema", json_pack("{s:s}", "type", "object"));
         else if (!type || strcmp(type, "text") != 0)
             return ic_fail(err, IC_BAD_REQUEST,
                            "response_format must be text, json_object, or json_schema with a schema");
     }
-    return IC_OK;
+    return set == 0 ? IC_OK : ic_fail(err, IC_OOM, "out of memory");
 }
 
 static enum ic_status parse_text(const json_t *o, bool chat, struct ic_text_req *req, struct ic_err *err)
@@ -647,7 +648,10 @@ void ic_openai_detokenize(struct ic_server *s, struct ic_peer *p, const struct i
         ic_buf_puts(b, "{\"content\":");
         ic_json_str(b, text.data ? text.data : "", text.len);
         ic_buf_puts(b, "}");
-        p->vt->reply(p, 200, "application/json", NULL, b->data, b->len);
+        if (b->failed)
+            ic_http_error(s, p, 507, IC_OOM, "out of memory", NULL);
+        else
+            p->vt->reply(p, 200, "application/json", NULL, b->data, b->len);
     }
     ic_buf_deinit(&text);
 }

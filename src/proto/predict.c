@@ -54,7 +54,7 @@ static bool query_value(const char *query, const char *key, char *out, size_t si
     return false;
 }
 
-/* Query and headers as a JSON object, so that there is one way to check them. Numbers become numbers. */
+/* Query and headers as a JSON object, so that there is one way to check them. Numbers become numbers. NULL: no memory. */
 static json_t *outer_fields(struct ic_peer *p, const struct ic_http_req *r)
 {
     static const char *const keys[] = {"law", "grid", "height", "width", "gamma", "layout"};
@@ -73,7 +73,10 @@ static json_t *outer_fields(struct ic_peer *p, const struct ic_http_req *r)
                         ? json_string_nocheck(value) /* even what is not UTF-8 must not get lost */
                     : d == floor(d) && fabs(d) < 1e15 ? json_integer((json_int_t)d)
                                                       : json_real(d);
-        json_object_set_new(o, keys[i], v);
+        if (json_object_set_new(o, keys[i], v) != 0) {
+            json_decref(o);
+            return NULL;
+        }
     }
     return o;
 }
@@ -191,8 +194,9 @@ void ic_predict_request(struct ic_server *s, struct ic_peer *p, const struct ic_
     else if (!pr || !(outer = outer_fields(p, r)))
         ic_fail(&err, IC_OOM, "out of memory");
     else if (json && (o = ic_json_object(r->body, r->len, &err))) {
-        json_object_update_missing(o, outer);
-        if (!(psi = json_object_get(o, "psi")))
+        if (json_object_update_missing(o, outer) != 0)
+            ic_fail(&err, IC_OOM, "out of memory");
+        else if (!(psi = json_object_get(o, "psi")))
             ic_fail(&err, IC_BAD_REQUEST, "psi is missing");
     }
     if (err.code == IC_OK)

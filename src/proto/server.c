@@ -3,6 +3,7 @@
 #include "base/log.h"
 #include "proto/internal.h"
 
+#include <stdalign.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -154,6 +155,15 @@ static void doom(struct ic_server *s, struct conn *c)
     c->peer->vt->close(c->peer, 1013, "reading too slowly");
 }
 
+void ic_conn_break_off(struct ic_server *s, struct conn *c)
+{
+    if (c->doomed)
+        return;
+    c->doomed = true;
+    cancel_streams(s, c, IC_CANCEL_GONE);
+    c->peer->vt->close(c->peer, 1011, "out of memory");
+}
+
 void ic_conn_send(struct ic_server *s, struct conn *c, int64_t stamp_ns)
 {
     struct ic_peer *p = c->peer;
@@ -161,13 +171,15 @@ void ic_conn_send(struct ic_server *s, struct conn *c, int64_t stamp_ns)
     ic_buf_puts(&s->out, "}");
     if (s->out.failed) {
         ic_error("proto", "a message could not be built: out of memory");
+        ic_conn_break_off(s, c);
         return;
     }
     if (!c->doomed && p->vt->pending(p) + s->out.len + ERROR_RESERVE > s->cfg.outbox_max) {
         doom(s, c);
         return;
     }
-    p->vt->send(p, IC_MSG_TEXT, s->out.data, s->out.len, stamp_ns);
+    if (p->vt->send(p, IC_MSG_TEXT, s->out.data, s->out.len, stamp_ns) == IC_OOM)
+        ic_conn_break_off(s, c);
 }
 
 void ic_conn_error_about(struct ic_server *s, struct conn *c, const char *id, const char *key,
@@ -428,6 +440,30 @@ static void route(struct ic_server *s, struct ic_event *ev)
         ((struct http_job *)p->app)->event(s, p, ev);
 }
 
+/* What could not be told is told as an error, made without memory. */
+static void route_lost(struct ic_server *s)
+{
+    static const char text[] = "out of memory";
+    struct ic_lost lost[IC_EVENTS_LOST_MAX];
+    alignas(struct ic_event) char room[sizeof(struct ic_event) + sizeof text];
+    struct ic_event *ev = (struct ic_event *)room;
+
+    for (unsigned i = 0, n = ic_events_take_lost(s->events, lost); i < n; i++) {
+        *ev = (struct ic_event){.owner = lost[i].owner, .rid = lost[i].rid, .kind = IC_EVENT_ERROR};
+        ev->code = IC_OOM;
+        ev->more = lost[i].more;
+        ev->sim.sim = lost[i].sim;
+        ev->len = sizeof text - 1;
+        memcpy(ev->text, text, sizeof text);
+        route(s, ev);
+        if (!lost[i].more)
+            continue;
+        *ev = (struct ic_event){.owner = lost[i].owner, .rid = lost[i].rid, .kind = IC_EVENT_END};
+        ev->reason = IC_END_ERROR;
+        route(s, ev);
+    }
+}
+
 static void on_wake(void *app)
 {
     struct ic_server *s = app;
@@ -437,6 +473,7 @@ static void on_wake(void *app)
         route(s, ev);
         ic_event_free(ev);
     }
+    route_lost(s);
     ic_status_tick(s);
     if (s->hooks.woken)
         s->hooks.woken(s->hooks.arg);

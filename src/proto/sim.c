@@ -257,12 +257,16 @@ static enum ic_status find_sim(struct ic_server *s, struct conn *c, const json_t
     return IC_OK;
 }
 
-/* One object to read from: `payload` over the top level. The caller decref's it. */
+/* One object to read from: `payload` over the top level. The caller decref's it. NULL: no memory. */
 static json_t *merged(const json_t *top, const json_t *payload)
 {
     json_t *o = json_copy((json_t *)top);
-    if (o && payload)
-        json_object_update(o, (json_t *)payload);
+    /* json_copy leaves out what there is no memory for */
+    if (o && (json_object_size(o) != json_object_size(top) ||
+              (payload && json_object_update(o, (json_t *)payload) != 0))) {
+        json_decref(o);
+        o = NULL;
+    }
     return o;
 }
 

@@ -1,6 +1,7 @@
 #include "sched/events.h"
 
 #include <stdlib.h>
+#include <string.h>
 #include <time.h>
 
 #include "base/clock.h"
@@ -46,6 +47,32 @@ void ic_events_put(struct ic_events *q, struct ic_event *ev)
 void ic_events_put_later(struct ic_events *q, struct ic_event *ev)
 {
     put(q, ev, false);
+}
+
+void ic_events_lost(struct ic_events *q, const struct ic_lost *lost)
+{
+    pthread_mutex_lock(&q->lock);
+    while (q->n_lost >= IC_EVENTS_LOST_MAX && !q->closed)
+        pthread_cond_wait(&q->room, &q->lock);
+    const bool closed = q->closed;
+    if (!closed)
+        q->lost[q->n_lost++] = *lost;
+    pthread_mutex_unlock(&q->lock);
+    if (!closed)
+        q->wake(q->wake_arg);
+}
+
+unsigned ic_events_take_lost(struct ic_events *q, struct ic_lost out[IC_EVENTS_LOST_MAX])
+{
+    pthread_mutex_lock(&q->lock);
+    unsigned n = q->n_lost;
+    if (n)
+        memcpy(out, q->lost, n * sizeof *out);
+    q->n_lost = 0;
+    if (n == IC_EVENTS_LOST_MAX)
+        pthread_cond_broadcast(&q->room);
+    pthread_mutex_unlock(&q->lock);
+    return n;
 }
 
 void ic_events_offer(struct ic_events *q)

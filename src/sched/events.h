@@ -8,12 +8,21 @@
 #include "sched/request.h"
 
 #define IC_EVENTS_MAX 16384
+#define IC_EVENTS_LOST_MAX 64
+
+/* An event for which there was no memory: whose it was. */
+struct ic_lost {
+    uint64_t owner, rid, sim;
+    bool more; /* of a request that has begun: an END is owed, too */
+};
 
 struct ic_events {
     pthread_mutex_t lock;
     pthread_cond_t room;
     struct ic_event *head, **tail;
     unsigned count;
+    struct ic_lost lost[IC_EVENTS_LOST_MAX];
+    unsigned n_lost;
     bool closed;
     uint64_t put, taken, written; /* events so far; for ic_events_hand_over */
     unsigned waiters;
@@ -30,6 +39,11 @@ void ic_events_init(struct ic_events *q, void (*wake)(void *), void *arg);
 void ic_events_put(struct ic_events *q, struct ic_event *ev);
 /* As ic_events_put, but nobody is woken: ic_events_offer or _hand_over is to follow within a millisecond. */
 void ic_events_put_later(struct ic_events *q, struct ic_event *ev);
+/* In place of an event that could not be made, so that nobody waits for it. Blocks while IC_EVENTS_LOST_MAX are
+ * waiting. Allocates nothing. */
+void ic_events_lost(struct ic_events *q, const struct ic_lost *lost);
+/* The loop, after ic_events_take: those that were lost since; returns how many. */
+unsigned ic_events_take_lost(struct ic_events *q, struct ic_lost out[IC_EVENTS_LOST_MAX]);
 /* What waits is written from this thread if it can be (turn), else the loop is woken. */
 void ic_events_offer(struct ic_events *q);
 /* Detaches everything that waits, oldest first; NULL when empty. Never blocks for long. */

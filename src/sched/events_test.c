@@ -254,6 +254,41 @@ static void closing_lets_everybody_go(void **state)
     ic_events_deinit(&s.q);
 }
 
+/* What could not be made is told of by itself: bounded as the others are, in order, and nobody waits when all is over. */
+static void *lose(void *arg)
+{
+    struct shared *s = arg;
+    for (uint64_t i = 0; i < IC_EVENTS_LOST_MAX + 1; i++)
+        ic_events_lost(&s->q, &(struct ic_lost){.owner = 1, .rid = i, .more = i % 2});
+    atomic_fetch_add(&s->done, 1);
+    return NULL;
+}
+
+static void what_is_lost_is_told(void **state)
+{
+    struct shared s = {0};
+    struct ic_lost lost[IC_EVENTS_LOST_MAX];
+    pthread_t t;
+
+    (void)state;
+    ic_events_init(&s.q, on_wake, &s);
+    pthread_create(&t, NULL, lose, &s);
+    for (uint64_t n = 0; n < IC_EVENTS_LOST_MAX + 1;)
+        for (unsigned i = 0, k = ic_events_take_lost(&s.q, lost); i < k; i++, n++)
+            assert_true(lost[i].owner == 1 && lost[i].rid == n && lost[i].more == n % 2);
+    pthread_join(t, NULL);
+    assert_true(atomic_load(&s.wakes) > 0);
+    assert_int_equal(ic_events_take_lost(&s.q, lost), 0);
+    pthread_create(&t, NULL, lose, &s); /* one too many: it waits */
+    while (atomic_load(&s.wakes) < 2 * IC_EVENTS_LOST_MAX + 1)
+        usleep(1000);
+    assert_int_equal(atomic_load(&s.done), 1);
+    ic_events_close(&s.q);
+    pthread_join(t, NULL);
+    assert_int_equal(ic_events_take_lost(&s.q, lost), IC_EVENTS_LOST_MAX);
+    ic_events_deinit(&s.q);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -262,6 +297,7 @@ int main(void)
         cmocka_unit_test(an_engine_hands_over_until_its_events_are_written),
         cmocka_unit_test(an_engine_writes_its_tokens),
         cmocka_unit_test(closing_lets_everybody_go),
+        cmocka_unit_test(what_is_lost_is_told),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -338,6 +338,11 @@ static void st_emit(void *arg, struct ic_event *ev)
     ic_events_put(e->events, ev);
 }
 
+static void st_lost(void *arg, const struct ic_lost *lost)
+{
+    ic_events_lost(((struct ic_law_engine *)arg)->events, lost);
+}
+
 /* ---- the thread --------------------------------------------------------------------------------- */
 
 static void set_state(struct ic_law_engine *e, enum ic_engine_state st)
@@ -581,6 +586,7 @@ static enum ic_status load(struct ic_law_engine *e)
         .batch_limit = st_batch_limit,
         .now_ns = st_now,
         .emit = st_emit,
+        .lost = st_lost,
     };
     if (e->device && e->device->state_open) {
         e->stepper.state_open = st_state_open;

@@ -25,8 +25,10 @@ void ic_sims_error(struct ic_law_sched *s, const struct ic_sim_cmd *cmd, const s
     struct ic_event *ev = new_event(IC_EVENT_ERROR, cmd->owner, cmd->rid, strlen(err->msg));
 
     atomic_fetch_add(&s->c->refused, 1);
-    if (!ev)
+    if (!ev) {
+        s->st->lost(s->st->arg, &(struct ic_lost){.owner = cmd->owner, .rid = cmd->rid, .sim = cmd->sim});
         return;
+    }
     memcpy(ev->text, err->msg, ev->len);
     ev->code = err->code;
     ev->sim.sim = cmd->sim;
@@ -70,23 +72,30 @@ static struct ic_event *event_of(const struct sim *m, enum ic_event_kind kind, u
     return ev;
 }
 
+static void emit_or_lose(struct ic_law_sched *s, struct ic_event *ev, const struct ic_lost *lost)
+{
+    if (ev)
+        s->st->emit(s->st->arg, ev);
+    else
+        s->st->lost(s->st->arg, lost);
+}
+
 void ic_sim_emit(struct ic_law_sched *s, const struct sim *m, enum ic_event_kind kind, uint64_t rid,
                  const void *data, size_t len)
 {
-    struct ic_event *ev = event_of(m, kind, rid, data, len);
+    const struct ic_lost lost = {.owner = m->owner, .rid = rid, .sim = m->id};
 
-    if (ev)
-        s->st->emit(s->st->arg, ev);
+    emit_or_lose(s, event_of(m, kind, rid, data, len), &lost);
 }
 
 void ic_sim_end(struct ic_law_sched *s, struct sim *m, enum ic_event_kind kind, uint64_t rid,
                 const void *data, size_t len)
 {
+    const struct ic_lost lost = {.owner = m->owner, .rid = rid, .sim = m->id};
     struct ic_event *ev = event_of(m, kind, rid, data, len);
 
     ic_sim_free(s, m);
-    if (ev)
-        s->st->emit(s->st->arg, ev);
+    emit_or_lose(s, ev, &lost);
 }
 
 struct ic_law_shape ic_sims_shape(const struct group *g)

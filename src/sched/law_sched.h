@@ -32,6 +32,7 @@
 #include "law/plan.h"
 #include "law/tools.h"
 #include "law/views.h"
+#include "sched/events.h"
 #include "sched/request.h"
 
 #define IC_SIM_FRAMES_IN_FLIGHT                                                                            \
@@ -72,7 +73,8 @@ struct ic_law_stepper {
      * cores. */
     unsigned (*batch_limit)(void *arg, struct ic_law_group *g);
     int64_t (*now_ns)(void *arg);
-    void (*emit)(void *arg, struct ic_event *ev); /* takes ev */
+    void (*emit)(void *arg, struct ic_event *ev);        /* takes ev */
+    void (*lost)(void *arg, const struct ic_lost *lost); /* there was no memory for an event */
 
     /* ---- States on a device, as the functions of struct ic_law_backend (law/plan.h) and law/fallback.h
      * with the same names; all NULL where there are none. ---- */

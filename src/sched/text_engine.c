@@ -234,6 +234,11 @@ static void say(struct ic_text_engine *e)
     e->unsaid_ns = 0;
 }
 
+static void be_lost(void *arg, const struct ic_lost *lost)
+{
+    ic_events_lost(((struct ic_text_engine *)arg)->events, lost);
+}
+
 static void be_emit(void *arg, struct ic_event *ev)
 {
     struct ic_text_engine *e = arg;
@@ -368,6 +373,7 @@ static enum ic_status open_model(struct ic_text_engine *e)
         .draft = e->draft ? be_draft : NULL,
         .now_ns = be_now,
         .emit = be_emit,
+        .lost = be_lost,
     };
     ic_text_set_abort(e->model, should_abort, e->worker.life);
     if (e->draft)

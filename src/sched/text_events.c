@@ -22,12 +22,18 @@ struct ic_event *ic_run_event(const struct run *r, enum ic_event_kind kind, cons
 
 void ic_run_emit(struct ic_text_sched *s, const struct run *r, struct ic_event *ev)
 {
-    /* No memory for an event: the client must not be left waiting for it, and cannot be told. Its connection is
-     * the only thing that suffers; the protocol notices the missing END when the connection closes. */
-    if (ev && atomic_load(&r->req->cancel) != IC_CANCEL_GONE)
+    const bool gone = atomic_load(&r->req->cancel) == IC_CANCEL_GONE;
+
+    if (ev && !gone)
         s->be->emit(s->be->arg, ev);
-    else
+    else if (ev)
         free(ev);
+    else if (
+        !gone) { /* an answer with a hole is none: the request ends here, as far as its client is told */
+        s->be->lost(s->be->arg,
+                    &(struct ic_lost){.owner = r->req->owner, .rid = r->req->rid, .more = r->prepared});
+        atomic_store(&r->req->cancel, IC_CANCEL_GONE);
+    }
 }
 
 void ic_run_error(struct ic_text_sched *s, const struct run *r, const struct ic_err *err, bool more)
@@ -51,7 +57,8 @@ void ic_run_token(struct ic_text_sched *s, struct run *r, const struct ic_sample
         s->be->piece(s->be->arg, d->top[i].token, &tops);
         top[i].len = (uint32_t)(text->len + tops.len) - top[i].off;
     }
-    struct ic_event *ev = ic_run_event(r, IC_EVENT_TOKEN, text->data, text->len, tops.len);
+    struct ic_event *ev =
+        tops.failed ? NULL : ic_run_event(r, IC_EVENT_TOKEN, text->data, text->len, tops.len);
     if (ev) {
         ev->index =
             d ? r->n_gen - 1 : r->n_gen; /* what was held back leaves with the end-of-generation token */
@@ -64,8 +71,12 @@ void ic_run_token(struct ic_text_sched *s, struct run *r, const struct ic_sample
                 memcpy(ev->text + text->len, tops.data, tops.len);
         }
     }
-    ic_run_emit(s, r, ev);
     if (r->session && r->session->kind == IC_SESSION_CHAT)
         ic_buf_put(&r->answer, text->data, text->len);
+    if (r->answer.failed) { /* the session would go on with another text than was said */
+        free(ev);
+        ev = NULL;
+    }
+    ic_run_emit(s, r, ev);
     ic_buf_deinit(&tops);
 }

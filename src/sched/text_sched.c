@@ -36,20 +36,23 @@ static void remove_running(struct ic_text_sched *s, const struct run *r)
     s->n_running = w;
 }
 
-/* The session takes over what was said, or, when nothing was, stays as it was before the request. */
-static void give_back_session(struct ic_text_sched *s, struct run *r, bool said)
+/* The session takes over what was said, or, when nothing was, stays as it was before the request. False: so it does
+ * because there was no memory for more. */
+static bool give_back_session(struct ic_text_sched *s, struct run *r, bool said)
 {
     struct ic_session *se = r->session;
+    const bool wanted = said;
 
     if (!se || !r->prepared) /* not prepared: it was waiting behind an earlier request of its session */
-        return;
+        return true;
     se->busy = false;
     se->used_ns = s->be->now_ns(s->be->arg);
     if (said && se->kind == IC_SESSION_CHAT) {
         ic_buf_put(&r->answer, "", 1);
-        struct ic_chat_msg reply = {"assistant", r->answer.failed || !r->answer.data ? "" : r->answer.data};
+        struct ic_chat_msg reply = {"assistant", r->answer.data};
         size_t before = se->n_msgs;
-        said = ic_session_add_msgs(se, r->req->msgs, r->req->n_msgs) && ic_session_add_msgs(se, &reply, 1);
+        said = !r->answer.failed && ic_session_add_msgs(se, r->req->msgs, r->req->n_msgs) &&
+               ic_session_add_msgs(se, &reply, 1);
         if (!said)
             ic_session_cut_msgs(se, before);
     }
@@ -61,6 +64,7 @@ static void give_back_session(struct ic_text_sched *s, struct run *r, bool said)
     } else if (!se->n_tokens) {
         se->kind = IC_SESSION_NEW;
     }
+    return said == wanted;
 }
 
 static void free_run(struct ic_text_sched *s, struct run *r)
@@ -101,7 +105,13 @@ static void finish(struct ic_text_sched *s, struct run *r, enum ic_end_reason re
 {
     int64_t now = s->be->now_ns(s->be->arg);
     struct ic_event *ev = ic_run_event(r, IC_EVENT_END, NULL, 0, 0);
+    struct ic_err forgot = {0};
 
+    if (!give_back_session(s, r, r->n_gen > 0 && reason != IC_END_ERROR)) {
+        ic_fail(&forgot, IC_OOM, "no memory for the session to keep this answer");
+        err = &forgot;
+        reason = IC_END_ERROR;
+    }
     if (err)
         ic_run_error(s, r, err, true);
     if (ev) {
@@ -124,7 +134,6 @@ static void finish(struct ic_text_sched *s, struct run *r, enum ic_end_reason re
     atomic_fetch_add(&s->c->ended[reason], 1);
     if (r->slot >= 0)
         s->service_ns = 0.8 * s->service_ns + 0.2 * (double)(now - r->admit_ns);
-    give_back_session(s, r, r->n_gen > 0 && reason != IC_END_ERROR);
     if (r->slot >= 0) {
         leave_slot(s, r);
         s->crowded = false;
@@ -518,7 +527,7 @@ static bool take_token(struct ic_text_sched *s, struct run *r, int32_t row)
     struct ic_sampled d;
     struct ic_err err = {0};
     struct ic_buf piece = {0};
-    bool over, length;
+    bool over, length, hole = false;
 
     if (p->max_tokens == 0) {
         finish(s, r, IC_END_LENGTH, NULL);
@@ -550,6 +559,7 @@ static bool take_token(struct ic_text_sched *s, struct run *r, int32_t row)
         atomic_fetch_add(&s->c->tokens, 1);
         s->be->piece(s->be->arg, d.token, &piece);
         ic_stream_push(&r->stream, piece.data, piece.len, &s->text);
+        hole = piece.failed;
         ic_buf_deinit(&piece);
     }
     length = (p->max_tokens > 0 && r->n_gen >= p->max_tokens) ||
@@ -557,6 +567,11 @@ static bool take_token(struct ic_text_sched *s, struct run *r, int32_t row)
     over = d.eog || r->stream.stopped || length;
     if (over && !r->stream.stopped)
         ic_stream_flush(&r->stream, &s->text);
+    if (hole || s->text.failed || r->stream.held.failed) {
+        ic_fail(&err, IC_OOM, "out of memory");
+        finish(s, r, IC_END_ERROR, &err);
+        return false;
+    }
     if (s->text.len)
         ic_run_token(s, r, d.eog ? NULL : &d, &s->text);
     if (over)

@@ -6,6 +6,7 @@
 #define IC_SCHED_TEXT_SCHED_H
 
 #include "base/hist.h"
+#include "sched/events.h"
 #include "sched/request.h"
 #include "text/draft.h"
 
@@ -71,7 +72,8 @@ struct ic_text_backend {
     int32_t (*draft_behind)(void *arg, int32_t seq, const int32_t *tokens, int32_t n);
     bool (*draft)(void *arg, struct ic_draft_req *reqs, int32_t n);
     int64_t (*now_ns)(void *arg);
-    void (*emit)(void *arg, struct ic_event *ev); /* takes ev */
+    void (*emit)(void *arg, struct ic_event *ev);        /* takes ev */
+    void (*lost)(void *arg, const struct ic_lost *lost); /* there was no memory for an event */
 };
 
 /* Read by other threads at any time. */
