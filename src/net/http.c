@@ -373,8 +373,10 @@ enum ic_status http_chunk(struct ic_peer *p, const void *data, size_t len, int64
     if (total > c->net->cfg->outbox_max || c->pending + c->held > c->net->cfg->outbox_max - total)
         return IC_BUSY;
     struct out_msg *m = conn_msg(total);
-    if (!m)
+    if (!m) {
+        conn_dead(c); /* an answer with a hole must not look complete */
         return IC_OOM;
+    }
     memcpy(m->data, size, size_len);
     memcpy(m->data + size_len, data, len);
     if (size_len)

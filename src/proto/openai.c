@@ -313,19 +313,26 @@ static void make_error_event(struct ic_server *s, const struct ic_err *err)
     ic_buf_puts(b, "}}");
 }
 
-/* A client too slow for an event loses its request. It is told so: an answer that was cut off must not look like one
- * that is complete. */
-static void cut_off(struct ic_server *s, struct ic_peer *p)
+/* A client too slow for an event (IC_BUSY), or one for whose event there is no memory, loses its request. It is told so:
+ * an answer that was cut off must not look like one that is complete. */
+static void cut_off(struct ic_server *s, struct ic_peer *p, enum ic_status why)
 {
+    static const char no_memory[] = "data: {\"error\":{\"code\":\"oom\",\"message\":\"out of memory\","
+                                    "\"type\":\"server_error\",\"param\":null}}\n\n";
     struct completion *q = p->app;
     struct ic_err err = {0};
 
-    s->slow_closed++;
-    ic_fail(&err, IC_BUSY, "this connection reads too slowly: its outbox of %zu bytes is full",
-            s->cfg.outbox_max);
-    make_error_event(s, &err);
-    ic_buf_puts(&s->out, "\n\n");
-    p->vt->chunk(p, s->out.data, s->out.len, 0);
+    if (why == IC_BUSY) {
+        s->slow_closed++;
+        ic_fail(&err, IC_BUSY, "this connection reads too slowly: its outbox of %zu bytes is full",
+                s->cfg.outbox_max);
+        make_error_event(s, &err);
+        ic_buf_puts(&s->out, "\n\n");
+    }
+    if (why == IC_BUSY && !s->out.failed)
+        p->vt->chunk(p, s->out.data, s->out.len, 0);
+    else
+        p->vt->chunk(p, no_memory, sizeof no_memory - 1, 0);
     atomic_store(&q->job.req->cancel, IC_CANCEL_GONE);
     ic_http_waited(s, p);
     p->vt->end(p);
@@ -344,9 +351,12 @@ static void send_event(struct ic_server *s, struct ic_peer *p, int64_t stamp_ns)
                      "Cache-Control: no-cache\r\nX-Accel-Buffering: no\r\n");
         q->begun = true;
     }
-    if (s->out.failed || p->vt->pending(p) + s->out.len + SLOW_RESERVE > s->cfg.outbox_max ||
-        p->vt->chunk(p, s->out.data, s->out.len, stamp_ns) != IC_OK)
-        cut_off(s, p);
+    enum ic_status st = s->out.failed ? IC_OOM
+                        : p->vt->pending(p) + s->out.len + SLOW_RESERVE > s->cfg.outbox_max
+                            ? IC_BUSY
+                            : p->vt->chunk(p, s->out.data, s->out.len, stamp_ns);
+    if (st != IC_OK)
+        cut_off(s, p, st);
 }
 
 static void put_delta(struct ic_buf *b, const struct completion *q, const char *text, size_t len,

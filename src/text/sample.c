@@ -15,6 +15,7 @@ struct ic_sampler {
     struct llama_sampler *chain;   /* bias, penalties … draw */
     struct llama_sampler *grammar; /* NULL: none */
     llama_token_data *cand;        /* n_vocab, refilled for every draw */
+    bool blind;                    /* there was no memory for looking at what a token says */
     int32_t n_vocab, logprobs;
     bool greedy, plain; /* plain: greedy with nothing in the way, an argmax is enough */
     const struct llama_vocab *vocab;
@@ -118,6 +119,7 @@ static bool says_so(struct ic_sampler *s, int32_t token, size_t *tail)
     if (llama_vocab_is_eog(s->vocab, token))
         return s->tail == 0;
     ic_vocab_piece(s->vocab, token, &s->said);
+    s->blind |= s->said.failed;
     size_t whole = ic_utf8_whole(s->said.data, s->said.len);
     *tail = s->said.len - whole;
     return s->said.len > s->tail && !s->said.failed && ic_utf8_valid(s->said.data, whole);
@@ -334,12 +336,17 @@ enum ic_status ic_sampler_draw(struct ic_sampler *s, const float *logits, struct
         if (s->grammar && token >= 0 && !grammar_takes(s, token))
             token = apply(s, true, logits);
     }
-    if (s->grammar && (token < 0 || !grammar_takes(s, token)))
+    const bool taken = !s->grammar || (token >= 0 && grammar_takes(s, token));
+    if (s->blind)
+        return ic_fail(err, IC_OOM, "out of memory");
+    if (!taken)
         return ic_fail(err, IC_BAD_REQUEST, "the grammar leaves none of the model's tokens here");
     if (token < 0)
         return ic_fail(err, IC_INTERNAL, "no token is allowed here");
     if (s->grammar)
         accept_in_grammar(s, token);
+    if (s->blind)
+        return ic_fail(err, IC_OOM, "out of memory");
     llama_sampler_accept(s->chain, token);
     /* Where a grammar has many ways to read what was said, and more with every character, no look at it told so before. */
     if (s->grammar && computed_ns() - before > IC_GRAMMAR_TOKEN_MS * IC_MS)
