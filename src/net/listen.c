@@ -169,16 +169,26 @@ static void adopt(struct ic_net *n, int fd)
         conn_free(c);
 }
 
-/* No descriptor is left: the waiting connection has to be taken and closed, else poll reports it for ever.
- */
-static void refuse_one(struct ic_net *n, int listen_fd)
+/* No descriptor is left: the waiting connection has to be taken and closed, else poll reports it for ever. False: even
+ * that did not go. */
+static bool refuse_one(struct ic_net *n, int listen_fd)
 {
     close(n->spare_fd);
     int fd = accept4(listen_fd, NULL, NULL, SOCK_CLOEXEC);
     if (fd >= 0)
         close(fd);
     n->spare_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
-    ic_warn("net", "out of file descriptors: a connection was refused");
+    ic_warn("net", fd >= 0 ? "out of file descriptors: a connection was refused"
+                           : "out of file descriptors: a connection has to wait");
+    return fd >= 0;
+}
+
+void ic_listen_pause(struct ic_net *n, bool pause)
+{
+    for (unsigned i = 0; i < n->listener_count && n->listen_paused != pause; i++)
+        if (n->listeners[i].wsi)
+            lws_rx_flow_control(n->listeners[i].wsi, !pause);
+    n->listen_paused = pause;
 }
 
 void ic_accept(struct source *l)
@@ -186,8 +196,11 @@ void ic_accept(struct source *l)
     for (int i = 0; i < ACCEPTS_AT_ONCE; i++) {
         int fd = accept4(l->fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
         if (fd < 0) {
-            if (errno == EMFILE || errno == ENFILE)
-                refuse_one(l->net, l->fd);
+            const bool no_fds = errno == EMFILE || errno == ENFILE,
+                       no_room = errno == ENOBUFS || errno == ENOMEM;
+            if (no_room || (no_fds && !refuse_one(l->net, l->fd)))
+                ic_listen_pause(l->net,
+                                true); /* until the next tick: it would be reported at once, and for ever */
             return;
         }
         if (l->net->draining)

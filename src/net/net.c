@@ -157,6 +157,7 @@ static void on_tick(struct source *s)
     conn_were_away(n, ic_now_ns() - n->tick_ns);
     n->tick_ns = INT64_MAX;
     int64_t due = conn_tick(n), floor = ic_now_ns() + TICK_MIN_MS * IC_MS;
+    ic_listen_pause(n, false);
     n->app->on_tick(n->arg);
     net_tick_by(n, ic_now_ns() + (n->busy_ticks ? TICK_MIN_MS : IC_NET_TICK_MS) * IC_MS);
     net_tick_by(n, due < floor ? floor : due);

@@ -132,7 +132,7 @@ struct ic_net {
     unsigned listener_count;
     int port;
     int spare_fd; /* given up for a moment to refuse a connection when fds have run out */
-    bool draining, closing;
+    bool draining, closing, listen_paused;
     atomic_bool wake, stop;
     /* of all below and every conn: the loop's but while it is in poll; recursive, for lws calls back */
     pthread_mutex_t turn;
@@ -171,6 +171,8 @@ static inline void buf_release(struct ic_buf *b)
 /* listen.c */
 enum ic_status ic_listen(struct ic_net *n, struct ic_err *err);
 void ic_accept(struct source *l);
+/* Takes no more connections, or does again. */
+void ic_listen_pause(struct ic_net *n, bool pause);
 
 /* plain.c */
 bool plain_add(struct conn *c);

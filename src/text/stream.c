@@ -45,6 +45,8 @@ void ic_stream_push(struct ic_stream *s, const char *bytes, size_t n, struct ic_
     if (s->stopped || n == 0)
         return;
     ic_buf_put(&s->held, bytes, n);
+    if (s->held.failed)
+        return; /* the caller looks */
     size_t at = find_stop(s, &keep);
     if (at != SIZE_MAX) {
         s->stopped = true;

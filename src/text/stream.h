@@ -13,7 +13,8 @@ struct ic_stream {
     bool stopped;       /* a stop string was met: it and all after it is thrown away */
 };
 
-/* Adds the bytes of a token and appends to `out` what can leave now (valid UTF-8: invalid bytes are U+FFFD). */
+/* Adds the bytes of a token and appends to `out` what can leave now (valid UTF-8: invalid bytes are U+FFFD). Without memory
+ * held.failed or out->failed is set. */
 void ic_stream_push(struct ic_stream *s, const char *bytes, size_t n, struct ic_buf *out);
 /* The answer is over: appends what is still held. */
 void ic_stream_flush(struct ic_stream *s, struct ic_buf *out);
