@@ -18,6 +18,9 @@ static void check_params(const struct ic_text_params *p)
     IC_ASSERT(p->n_stop >= 0 && p->n_stop <= IC_STOP_MAX);
     for (int32_t i = 0; i < p->n_stop; i++)
         IC_ASSERT(*p->stop[i] && strlen(p->stop[i]) <= IC_STOP_LEN_MAX);
+    IC_ASSERT(p->n_bias >= 0 && p->n_bias <= IC_LOGIT_BIAS_MAX);
+    for (int32_t i = 0; i < p->n_bias; i++)
+        IC_ASSERT(p->bias[i].token >= 0 && p->bias[i].bias <= 100);
     IC_ASSERT(!p->grammar || (*p->grammar && strlen(p->grammar) <= IC_GRAMMAR_LEN_MAX));
 }
 
