@@ -608,15 +608,17 @@ static void do_config(struct ic_server *s, struct conn *c, const json_t *args)
     const char *init = NULL;
     enum ic_law_init_mode mode;
     double gamma = NAN;
+    int64_t grid = a->grid; /* taken only with the rest */
     struct ic_buf *b;
 
-    if (ic_field_int(args, "grid_size", 1, s->cfg.grid_max, &a->grid, &err) != IC_OK ||
+    if (ic_field_int(args, "grid_size", 1, s->cfg.grid_max, &grid, &err) != IC_OK ||
         ic_field_str(args, "initial_state_mode", IC_LAW_MODE_MAX - 1, &init, &err) != IC_OK ||
         ic_field_num(args, "gamma_decay", -1e9, 1e9, &gamma, &err) != IC_OK ||
         (init && ic_law_init_parse(init, &mode, &err) != IC_OK)) {
         notify(s, c, "error", err.msg);
         return;
     }
+    a->grid = grid;
     if (init)
         snprintf(a->init, sizeof a->init, "%s", init);
     if (!isnan(gamma)) {

@@ -178,13 +178,26 @@ static enum ic_status parse_create(const struct ic_server *s, const json_t *o, s
 
 /* ---- ops ---------------------------------------------------------------------------------------- */
 
+#define SET_FIELDS                                                                                         \
+    (IC_SET_VIEW | IC_SET_ENCODING | IC_SET_ROI | IC_SET_EVERY | IC_SET_FPS | IC_SET_RATE |                \
+     IC_SET_FRAMES | IC_SET_METRICS | IC_SET_GAMMA)
+
+/* Other fields are unknown to an op and change nothing: a seed taken by sim_set would be told as that of a state
+ * which it has not made. */
 static const struct {
     const char *name;
     enum ic_sim_op op;
+    unsigned fields;
 } ops[] = {
-    {"sim_create", IC_SIM_CREATE}, {"sim_run", IC_SIM_RUN},     {"sim_step", IC_SIM_RUN},
-    {"sim_pause", IC_SIM_PAUSE},   {"sim_set", IC_SIM_SET},     {"sim_tool", IC_SIM_TOOL},
-    {"sim_state", IC_SIM_STATE},   {"sim_reset", IC_SIM_RESET}, {"sim_close", IC_SIM_CLOSE},
+    {"sim_create", IC_SIM_CREATE, SET_FIELDS | IC_SET_SEED | IC_SET_INIT},
+    {"sim_run", IC_SIM_RUN, SET_FIELDS | IC_SET_STEPS},
+    {"sim_step", IC_SIM_RUN, SET_FIELDS | IC_SET_STEPS},
+    {"sim_set", IC_SIM_SET, SET_FIELDS},
+    {"sim_reset", IC_SIM_RESET, IC_SET_SEED | IC_SET_INIT},
+    {"sim_pause", IC_SIM_PAUSE, 0},
+    {"sim_tool", IC_SIM_TOOL, 0},
+    {"sim_state", IC_SIM_STATE, 0},
+    {"sim_close", IC_SIM_CLOSE, 0},
 };
 
 enum ic_status ic_sim_keep_call(struct ic_server *s, struct conn *c, const char *id, uint64_t *rid,
@@ -270,13 +283,14 @@ static json_t *merged(const json_t *top, const json_t *payload)
     return o;
 }
 
-static enum ic_status build(struct ic_server *s, struct conn *c, const char *op, const json_t *o,
-                            struct ic_sim_cmd *cmd, bool *state, struct ic_err *err)
+static enum ic_status build(struct ic_server *s, struct conn *c, const char *op, unsigned fields,
+                            const json_t *o, struct ic_sim_cmd *cmd, bool *state, struct ic_err *err)
 {
     enum ic_status st = ic_sim_parse_opts(o, &cmd->opts, err);
 
     if (st != IC_OK)
         return st;
+    cmd->opts.set &= fields;
     if (cmd->op == IC_SIM_CREATE)
         return parse_create(s, o, cmd, state, err);
     if ((st = find_sim(s, c, o, &cmd->sim, err)) != IC_OK)
@@ -295,11 +309,14 @@ bool ic_sim_message(struct ic_server *s, struct conn *c, const char *op, const j
     struct ic_sim_cmd cmd = {.owner = ic_owner_of(c->peer)};
     struct sim *made = NULL;
     bool known = false, state = false;
+    unsigned fields = 0;
     json_t *o = NULL;
 
     for (size_t i = 0; i < sizeof ops / sizeof *ops && !known; i++)
-        if ((known = !strcasecmp(op, ops[i].name)))
+        if ((known = !strcasecmp(op, ops[i].name))) {
             cmd.op = ops[i].op;
+            fields = ops[i].fields;
+        }
     if (!known)
         return false;
     if (!c->authed)
@@ -310,7 +327,7 @@ bool ic_sim_message(struct ic_server *s, struct conn *c, const char *op, const j
         ic_fail(&err, IC_UNAVAILABLE, "the server is shutting down");
     else if (!(o = merged(top, payload)))
         ic_fail(&err, IC_OOM, "out of memory");
-    if (err.code != IC_OK || build(s, c, op, o, &cmd, &state, &err) != IC_OK)
+    if (err.code != IC_OK || build(s, c, op, fields, o, &cmd, &state, &err) != IC_OK)
         goto refused;
     if (cmd.op == IC_SIM_CREATE && c->awaiting) {
         ic_fail(&err, IC_BAD_REQUEST, "the binary state of the last sim_create has not come yet");

@@ -269,6 +269,8 @@ test('configuration: gamma, grid and start of the next load', async () => {
   assert.equal((await s).simulation_info.gamma_decay, 0.5);
   for (const bad of [{ grid_size: 'x' }, { grid_size: 5000 }, { initial_state_mode: 'chaos' }, { gamma_decay: 'x' }])
     assert.equal((await c.answer('inference', 'set_config', bad, 'notification')).status, 'error', JSON.stringify(bad));
+  assert.equal((await c.answer('inference', 'set_config', { grid_size: 24, gamma_decay: 'x' }, 'notification')).status, 'error');
+  assert.equal((await c.answer('inference', 'set_config', {}, 'inference_config_update')).grid_size, 20, 'of a refused one nothing is taken');
   for (const bad of [{ experiment_name: 'other' }, { experiment_name: 7 }, { grid_size: 18 }, { grid_size: -4 }])
     assert.equal((await c.answer('inference', 'load_experiment', { experiment_name: LAW_NAME, grid_size: 16, ...bad }, 'notification')).status, 'error', JSON.stringify(bad));
   await c.load();

@@ -262,6 +262,23 @@ test('a client’s tools act, a paused simulation shows it', async () => {
   await c.close();
 });
 
+test('an op changes only what its fields are: the seed told is that of the state', async () => {
+  const c = await SimClient.open(server);
+  const { sim_id } = await c.create({ seed: 42, init: 'random', gamma: 0.5, view: 'real' });
+  const first = await c.state(sim_id);
+  const other = { seed: 43, init: 'zeros' };
+  assert.equal((await c.sim('sim_set', { sim_id, ...other })).seed, 42);
+  await c.steps(sim_id, 2, other);
+  await c.sim('sim_state', { sim_id, gamma: 2, view: 'imag' });
+  const paused = await c.sim('sim_pause', { sim_id, ...other, gamma: 2, view: 'imag' });
+  assert.deepEqual([paused.seed, paused.gamma, paused.view], [42, 0.5, 'real']);
+  await c.sim('sim_tool', { sim_id, tool: 'wave', ...other, gamma: 2 });
+  const reset = await c.sim('sim_reset', { sim_id, gamma: 2 });
+  assert.deepEqual([reset.seed, reset.gamma], [42, 0.5]);
+  assert.deepEqual(await c.state(sim_id), first);
+  await c.close();
+});
+
 test('the same seed is the same state; another is another; reset brings it back', async () => {
   const c = await SimClient.open(server);
   for (const init of ['random', 'complex_noise']) {
