@@ -128,8 +128,6 @@ void ic_sim_end_call(struct conn *c, uint64_t rid, char *id);
 /* grid, height, width, as far as they are given. */
 enum ic_status ic_sim_parse_grid(const struct ic_server *s, const json_t *o, int64_t *grid, int64_t *height,
                                  int64_t *width, struct ic_err *err);
-/* Reads what protocol.md lets a client set on a simulation. */
-enum ic_status ic_sim_parse_opts(const json_t *o, struct ic_sim_opts *opts, struct ic_err *err);
 /* {"name":…, "architecture":…, …} of a law. */
 void ic_sim_put_law(const struct ic_server *s, unsigned i, struct ic_buf *b);
 

@@ -38,7 +38,8 @@ static bool query_value(const char *query, const char *key, char *out, size_t si
         for (const char *v = p + klen + 1; *v && *v != '&'; v++) {
             char c = *v;
             unsigned hex;
-            if (c == '%' && sscanf(v + 1, "%2x", &hex) == 1 && v[1] && v[2]) {
+            /* %00 stays as it stands: it would hide what follows */
+            if (c == '%' && sscanf(v + 1, "%2x", &hex) == 1 && hex && v[1] && v[2]) {
                 c = (char)hex;
                 v += 2;
             } else if (c == '+') {
@@ -81,6 +82,21 @@ static json_t *outer_fields(struct ic_peer *p, const struct ic_http_req *r)
     return o;
 }
 
+/* What the body leaves out, or gives as null, stands outside. */
+static bool add_missing(json_t *o, json_t *outer)
+{
+    const char *key;
+    json_t *v;
+
+    json_object_foreach(outer, key, v)
+    {
+        json_t *inner = json_object_get(o, key);
+        if ((!inner || json_is_null(inner)) && json_object_set(o, key, v) != 0)
+            return false;
+    }
+    return true;
+}
+
 static bool flatten(const json_t *v, float *out, size_t cap, size_t *n)
 {
     size_t i;
@@ -118,14 +134,19 @@ static enum ic_status parse_shape(const struct ic_server *s, const json_t *o, st
 {
     const char *law = NULL, *layout = NULL;
     int64_t grid = 0, height = 0, width = 0;
+    double gamma = NAN;
     int index = 0;
     enum ic_status st;
 
     if ((st = ic_field_str(o, "law", IC_LAW_NAME_MAX, &law, err)) != IC_OK ||
         (st = ic_field_str(o, "layout", 16, &layout, err)) != IC_OK ||
         (st = ic_sim_parse_grid(s, o, &grid, &height, &width, err)) != IC_OK ||
-        (st = ic_sim_parse_opts(o, &cmd->opts, err)) != IC_OK)
+        (st = ic_field_num(o, "gamma", -IC_SIM_GAMMA_MAX, IC_SIM_GAMMA_MAX, &gamma, err)) != IC_OK)
         return st;
+    if (!isnan(gamma)) {
+        cmd->opts.set = IC_SET_GAMMA;
+        cmd->opts.gamma = gamma;
+    }
     if (!ic_law_engine_count(s->law))
         return ic_fail(err, IC_UNAVAILABLE, "no law is loaded (yet)");
     if (law && (index = ic_law_engine_find(s->law, law)) < 0)
@@ -194,7 +215,7 @@ void ic_predict_request(struct ic_server *s, struct ic_peer *p, const struct ic_
     else if (!pr || !(outer = outer_fields(p, r)))
         ic_fail(&err, IC_OOM, "out of memory");
     else if (json && (o = ic_json_object(r->body, r->len, &err))) {
-        if (json_object_update_missing(o, outer) != 0)
+        if (!add_missing(o, outer))
             ic_fail(&err, IC_OOM, "out of memory");
         else if (!(psi = json_object_get(o, "psi")))
             ic_fail(&err, IC_BAD_REQUEST, "psi is missing");

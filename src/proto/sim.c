@@ -36,7 +36,8 @@ static enum ic_status parse_roi(const json_t *v, struct ic_view_roi *roi, struct
     return st;
 }
 
-enum ic_status ic_sim_parse_opts(const json_t *o, struct ic_sim_opts *p, struct ic_err *err)
+/* Reads what protocol.md lets a client set on a simulation. */
+static enum ic_status parse_opts(const json_t *o, struct ic_sim_opts *p, struct ic_err *err)
 {
     const char *view = NULL, *encoding = NULL, *init = NULL;
     const json_t *roi = json_object_get(o, "roi");
@@ -53,7 +54,8 @@ enum ic_status ic_sim_parse_opts(const json_t *o, struct ic_sim_opts *p, struct 
     READ(IC_SET_EVERY, "every", ic_field_int(o, "every", 1, IC_SIM_STEPS_MAX, &p->every, err))
     READ(IC_SET_FPS, "fps", ic_field_num(o, "fps", 0, IC_SIM_RATE_MAX, &p->fps, err))
     READ(IC_SET_RATE, "rate", ic_field_num(o, "rate", 0, IC_SIM_RATE_MAX, &p->rate, err))
-    READ(IC_SET_GAMMA, "gamma", ic_field_num(o, "gamma", -1e3, 1e3, &p->gamma, err))
+    READ(IC_SET_GAMMA, "gamma",
+         ic_field_num(o, "gamma", -IC_SIM_GAMMA_MAX, IC_SIM_GAMMA_MAX, &p->gamma, err))
     READ(IC_SET_METRICS, "metrics", ic_field_bool(o, "metrics", &p->metrics, err))
     READ(IC_SET_FRAMES, "frames", ic_field_bool(o, "frames", &p->frames, err))
     READ(IC_SET_SEED, "seed", ic_field_int(o, "seed", 0, INT64_MAX, &seed, err))
@@ -286,7 +288,7 @@ static json_t *merged(const json_t *top, const json_t *payload)
 static enum ic_status build(struct ic_server *s, struct conn *c, const char *op, unsigned fields,
                             const json_t *o, struct ic_sim_cmd *cmd, bool *state, struct ic_err *err)
 {
-    enum ic_status st = ic_sim_parse_opts(o, &cmd->opts, err);
+    enum ic_status st = parse_opts(o, &cmd->opts, err);
 
     if (st != IC_OK)
         return st;

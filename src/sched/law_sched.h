@@ -40,6 +40,7 @@
 #define IC_SIM_COPY_S 1     /* the most that a lost device takes of a simulation's work, in seconds */
 #define IC_SIM_SLICE_MS 20  /* of several steps in one call: what others in line may have to wait for */
 #define IC_SIM_RATE_MAX 1e6 /* steps or frames per second */
+#define IC_SIM_GAMMA_MAX 1e3
 #define IC_SIM_STEPS_MAX 1000000000 /* of one run */
 #define IC_PREDICT_MEMORY_S 2       /* how long the number of callers seen at once is believed */
 

@@ -216,6 +216,18 @@ test('what is wrong is refused with the fitting status', async () => {
   await until(async () => (await server.metrics()).ic_law_simulations === 0, 'the last one to be gone'); // after its answer
 });
 
+test('fields of other messages are ignored, null is none, and no NUL hides the end of a value', async () => {
+  const psi = Array.from(floats(PSI));
+  const plain = (await json({ grid: 16, psi })).bytes;
+  for (const [fields, query] of [[{ grid: 16, view: 5, steps: 0, seed: -1, roi: 7, fps: 'x' }], [{ grid: null, law: null }, '?grid=16']]) {
+    const r = await json({ ...fields, psi }, query);
+    assert.equal(r.status, 200, `${JSON.stringify(fields)}: ${r.bytes}`);
+    assert.deepEqual(r.bytes, plain);
+  }
+  assert.equal((await raw('?grid=16%00x', PSI)).status, 400);
+  assert.equal((await raw(`?grid=16&law=${LAW_NAME}%00x`, PSI)).status, 404);
+});
+
 test('callers that hang up before their answer leave nothing behind', async () => {
   for (let i = 0; i < 60; i++) {
     const s = await rawSocket(server, `POST /predict?grid=16 HTTP/1.1\r\nHost: x\r\nContent-Length: ${PSI.length}\r\n\r\n`);
