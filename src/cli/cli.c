@@ -15,6 +15,11 @@ int ic_cli_fail(enum ic_exit code, const char *text)
     return code;
 }
 
+int ic_cli_fail_for(const struct ic_err *err, enum ic_exit code)
+{
+    return ic_cli_fail(err->code == IC_OOM ? IC_EXIT_MEMORY : code, err->msg);
+}
+
 static int cli_help(int argc, char **argv);
 
 static int cli_version(int argc, char **argv)

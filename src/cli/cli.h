@@ -22,4 +22,8 @@ enum ic_status ic_cli_text_config(const struct ic_options *o, struct ic_text_con
 /* Prints "inference-core: text" on stderr and returns `code`. */
 int ic_cli_fail(enum ic_exit code, const char *text);
 
+/* The same for a failure of which the place says what it means (`code`), but for want of memory: a supervisor asks for
+ * less then, and takes a bad option (2) or port (3) for something that another start does not mend. */
+int ic_cli_fail_for(const struct ic_err *err, enum ic_exit code);
+
 #endif

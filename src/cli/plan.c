@@ -74,7 +74,7 @@ static int plan(const struct ic_options *o, struct ic_err *err)
         return ic_cli_fail(IC_EXIT_USAGE, err->msg);
     enum ic_status st = ic_text_plan(&cfg, print_line, NULL, err);
     if (st != IC_OK)
-        return ic_cli_fail(st == IC_OOM ? IC_EXIT_MEMORY : IC_EXIT_FILE, err->msg);
+        return ic_cli_fail_for(err, IC_EXIT_FILE);
     return IC_EXIT_OK;
 }
 
@@ -86,7 +86,7 @@ int ic_cli_plan(int argc, char **argv)
     int code;
 
     if (ic_options_parse(&o, argc, argv, &help, &err) != IC_OK)
-        code = ic_cli_fail(IC_EXIT_USAGE, err.msg);
+        code = ic_cli_fail_for(&err, IC_EXIT_USAGE);
     else if (help)
         code = ic_cli_main(2, (char *[]){"inference-core", "help", NULL});
     else

@@ -124,6 +124,15 @@ static int exit_for(enum ic_status st)
                                                         : IC_EXIT_FAILED;
 }
 
+/* Before there is a network it is the files of TLS that are not found, and what is refused is the address. */
+static int start_failed(const struct serve *s, enum ic_status st)
+{
+    return st == IC_OOM                  ? IC_EXIT_MEMORY
+           : s->net || st == IC_INTERNAL ? IC_EXIT_FAILED
+           : st == IC_NOT_FOUND          ? IC_EXIT_FILE
+                                         : IC_EXIT_PORT;
+}
+
 /* The one line of a failure, on stderr and in the log's file. */
 static int tell_failure(struct serve *s, int code, const char *text)
 {
@@ -375,9 +384,6 @@ static enum ic_status start(struct serve *s, struct ic_err *err)
     struct ic_server_hooks hooks = {s, advance, on_tick};
     enum ic_status st;
 
-    if (o->cache_disk && o->cache_ram == 0)
-        return ic_fail(err, IC_BAD_REQUEST,
-                       "--cache-disk takes what leaves --cache-ram, which is 0: there must be some");
     if ((st = law_batch(o, &law, err)) != IC_OK || (st = ic_ledger_open(&s->ledger, err)) != IC_OK ||
         (st = ic_cli_text_config(o, &text.model, err)) != IC_OK)
         return st;
@@ -477,6 +483,9 @@ static int check_options(const struct ic_options *o)
         return ic_cli_fail(IC_EXIT_USAGE, "--tls-cert and --tls-key go together");
     if (ic_net_check_origins(o->origins, &err) != IC_OK)
         return ic_cli_fail(IC_EXIT_USAGE, err.msg);
+    if (o->cache_disk && o->cache_ram == 0)
+        return ic_cli_fail(IC_EXIT_USAGE,
+                           "--cache-disk takes what leaves --cache-ram, which is 0: there must be some");
     if (o->temp_critical && o->temp_critical <= o->temp_limit)
         return ic_cli_fail(IC_EXIT_USAGE, "--temp-critical must be above --temp-limit");
     if (!o->host)
@@ -508,7 +517,7 @@ int ic_cli_serve(int argc, char **argv)
     enum ic_status st = ic_options_parse(&s.opt, argc, argv, &help, &err);
 
     if (st != IC_OK)
-        code = ic_cli_fail(IC_EXIT_USAGE, err.msg);
+        code = ic_cli_fail_for(&err, IC_EXIT_USAGE);
     else if (help)
         code = ic_cli_main(2, (char *[]){"inference-core", "help", NULL});
     else
@@ -516,12 +525,12 @@ int ic_cli_serve(int argc, char **argv)
     if (st != IC_OK || help || code != IC_EXIT_OK)
         goto out;
     if (s.opt.keys && ic_keys_load(&s.keys, s.opt.keys, &err) != IC_OK) {
-        code = ic_cli_fail(IC_EXIT_USAGE, err.msg);
+        code = ic_cli_fail_for(&err, IC_EXIT_USAGE);
         goto out;
     }
     block_signals();
     if ((st = start_log(&s, &err)) != IC_OK) {
-        code = ic_cli_fail(st == IC_OOM ? IC_EXIT_MEMORY : IC_EXIT_FILE, err.msg);
+        code = ic_cli_fail_for(&err, IC_EXIT_FILE);
         goto out;
     }
     ic_crash_install();
@@ -536,11 +545,7 @@ int ic_cli_serve(int argc, char **argv)
     ic_turn_init(&s.turn);
     st = start(&s, &err);
     if (st != IC_OK) {
-        code = tell_failure(&s,
-                            s.net                ? IC_EXIT_FAILED
-                            : st == IC_NOT_FOUND ? IC_EXIT_FILE
-                                                 : IC_EXIT_PORT,
-                            err.msg);
+        code = tell_failure(&s, start_failed(&s, st), err.msg);
     } else {
         advance(&s);
         ic_cpu_hurry(); /* this thread is the loop from here on; what computes has threads of its own */

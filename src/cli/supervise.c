@@ -225,7 +225,7 @@ static int read_wishes(struct supervise *s)
     }
     ic_options_deinit(&o);
     if (st != IC_OK)
-        return usage(err.msg);
+        return ic_cli_fail_for(&err, IC_EXIT_USAGE);
     return asks_help ? usage("supervise: serve --help answers by itself") : IC_EXIT_OK;
 }
 

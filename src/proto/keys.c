@@ -16,16 +16,20 @@ struct loading {
     struct ic_err *err;
 };
 
-static struct ic_client *client_for(struct ic_keys *k, const char *id)
+static struct ic_client *client_for(struct ic_keys *k, const char *id, struct ic_err *err)
 {
     for (int i = 0; i < k->n; i++)
         if (!strcmp(k->client[i].id, id))
             return &k->client[i];
-    if (k->n == IC_KEYS_MAX || strlen(id) >= sizeof k->client->id)
+    if (k->n == IC_KEYS_MAX || strlen(id) >= sizeof k->client->id) {
+        ic_fail(err, IC_TOO_LARGE, "keys: too many clients, or too long a client id");
         return NULL;
+    }
     struct ic_client *grown = realloc(k->client, sizeof *grown * (size_t)(k->n + 1));
-    if (!grown)
+    if (!grown) {
+        ic_fail(err, IC_OOM, "out of memory");
         return NULL;
+    }
     k->client = grown;
     grown[k->n] = (struct ic_client){0};
     strcpy(grown[k->n].id, id);
@@ -44,10 +48,8 @@ static int on_pair(void *arg, const char *section, const char *name, const char 
         ic_fail(l->err, IC_BAD_REQUEST, "keys: %s stands outside a [client_id] section", name);
         return 0;
     }
-    if (!(c = client_for(l->k, section))) {
-        ic_fail(l->err, IC_TOO_LARGE, "keys: too many clients, or too long a client id");
+    if (!(c = client_for(l->k, section, l->err)))
         return 0;
-    }
     if (!strcmp(name, "key")) {
         if (strlen(value) < IC_KEY_LEN_MIN || strlen(value) > IC_KEY_LEN_MAX) {
             ic_fail(l->err, IC_BAD_REQUEST, "keys: the key of %s must have %d to %d characters", section,

@@ -111,7 +111,10 @@ const kinds = {
   detokenize: post('/detokenize', { tokens: [300, 301, 302] }),
 };
 
-test('no memory for the n-th allocation', { skip: !SHIM && 'skipped: no IC_NOMEMORY (not under the sanitizers)' }, async (t) => {
+const skip = !SHIM && 'skipped: no IC_NOMEMORY (not under the sanitizers)';
+
+// {arm(n), left(), env}: the n-th allocation from now on fails; how many it takes until then
+function fuse(t) {
   const file = path.join(tempDir(t), 'left');
   fs.writeFileSync(file, Buffer.alloc(8));
   const fd = fs.openSync(file, 'r+');
@@ -125,7 +128,13 @@ test('no memory for the n-th allocation', { skip: !SHIM && 'skipped: no IC_NOMEM
     fs.readSync(fd, b, 0, 8, 0);
     return Number(b.readBigInt64LE());
   };
-  const srv = await Server.start(['--pooling', 'mean', '--chat-template', 'chatml', '--law', LAW], { env: { LD_PRELOAD: SHIM, NOMEMORY_FILE: file } });
+  t.after(() => fs.closeSync(fd));
+  return { arm, left, env: { LD_PRELOAD: SHIM, NOMEMORY_FILE: file } };
+}
+
+test('no memory for the n-th allocation', { skip }, async (t) => {
+  const { arm, left, env } = fuse(t);
+  const srv = await Server.start(['--pooling', 'mean', '--chat-template', 'chatml', '--law', LAW], { env });
   for (const [kind, ask] of Object.entries(kinds)) {
     await ask(srv); // what is kept for the next one is there then
     const { text } = await ask(srv);
@@ -144,4 +153,30 @@ test('no memory for the n-th allocation', { skip: !SHIM && 'skipped: no IC_NOMEM
     assert.equal((await within(ask(srv, text), `${kind} afterwards`)).text, text);
   }
   await srv.stop();
+});
+
+// A supervisor asks for less after a 5, and for good takes a 2 or 3 for what another start does not mend.
+test('no memory for the n-th allocation of a start: it can do without, or ends with 5 and one line', { skip }, async (t) => {
+  const { arm, left, env } = fuse(t);
+  const dir = tempDir(t);
+  const [config, keys] = ['config.ini', 'keys.ini'].map((f) => path.join(dir, f));
+  fs.writeFileSync(config, '[server]\nhost = 127.0.0.1\nlog-level = info\n');
+  fs.writeFileSync(keys, '[alice]\nkey = 0123456789abcdef\n[bob]\nkey = 123456789abcdef0\n');
+  let failed = 0;
+  for (let n = 1; ; n++) {
+    arm(n);
+    const srv = await Server.start(['--config', config, '--keys', keys, '--cache-disk', dir], { env }).catch((e) => e);
+    const hit = left() === 0;
+    arm(0);
+    if (srv instanceof Server) {
+      await srv.stop();
+    } else {
+      const [, end, said] = /^the server ended \((.*)\):\n([^]*)$/.exec(srv.message) ?? assert.fail(`allocation ${n}: ${srv.message}`);
+      assert.equal(end, '{"code":5,"signal":null}', `allocation ${n}: ${said}`);
+      assert.equal(said.match(/^inference-core: .*(memory|thread)/gm)?.length, 1, `allocation ${n}: ${said}`);
+      failed++;
+    }
+    if (!hit) break;
+  }
+  assert.ok(failed > 15, `${failed} ended it`);
 });
