@@ -335,6 +335,13 @@ static void count_fps(struct atheria *a, const struct ic_event *ev)
     }
 }
 
+/* There is no memory for it. */
+static void lose_frame(struct ic_server *s, struct conn *c, const struct ic_sim_info *i)
+{
+    if (!i->running) /* no other would follow */
+        ic_conn_break_off(s, c);
+}
+
 static void send_frame(struct ic_server *s, struct conn *c, const struct ic_event *ev)
 {
     struct atheria *a = c->atheria;
@@ -349,9 +356,12 @@ static void send_frame(struct ic_server *s, struct conn *c, const struct ic_even
     count_fps(a, ev);
     /* A header without its body would be taken for the header of the next one: both or neither. A client that is behind
      * gets neither, and then the newest frame instead of a queue of old ones. */
-    if (c->peer->vt->pending(c->peer) > FRAME_PENDING_MAX ||
-        !floats(ev, &map, 0, i->frame.bytes / sizeof(float)))
+    if (c->peer->vt->pending(c->peer) > FRAME_PENDING_MAX)
         return;
+    if (!floats(ev, &map, 0, i->frame.bytes / sizeof(float))) {
+        lose_frame(s, c, i);
+        return;
+    }
     ic_mp_map(b, 10);
     ic_mp_str(b, "step");
     ic_mp_int(b, i->step + ic_law_engine_law(s->law, i->law)->initial_step);
@@ -365,6 +375,8 @@ static void send_frame(struct ic_server *s, struct conn *c, const struct ic_even
     put_frame_info(s, b, a, i);
     free(map);
     size_t room = s->cfg.outbox_max - HEADER_ROOM;
+    if (body.failed)
+        lose_frame(s, c, i);
     if (!body.failed && body.len > room && !a->told) {
         char text[160];
         a->told = true;
@@ -443,6 +455,8 @@ static bool command(struct ic_server *s, struct conn *c, struct ic_sim_cmd *cmd)
         ic_sim_end_call(c, cmd->rid, NULL);
     if (err.code != IC_OK)
         notify(s, c, "error", err.msg);
+    if (err.code == IC_OOM && cmd->op == IC_SIM_CLOSE)
+        ic_conn_break_off(s, c); /* which ends it */
     return err.code == IC_OK;
 }
 
@@ -520,7 +534,7 @@ static void load(struct ic_server *s, struct conn *c, const json_t *args)
     }
     unload(s, c);
     const struct ic_law *l = ic_law_engine_law(s->law, (unsigned)i);
-    if (!c->sims && !(c->sims = calloc((size_t)s->cfg.sims_max, sizeof *c->sims))) {
+    if (!ic_sim_make_room(s, c)) {
         notify(s, c, "error", "out of memory");
         return;
     }

@@ -55,8 +55,9 @@ struct conn {
     int n_sessions;
     uint64_t ids_given;
     enum dialect dialect;
-    struct sim *sims;       /* cfg.sims_per_conn entries, allocated with the first; handle 0: free */
-    struct sim_call *calls; /* at most IC_SIM_CALLS_MAX */
+    struct sim *sims; /* cfg.sims_per_conn entries, allocated with the first; handle 0: free */
+    struct ic_law_farewell *farewell; /* there where `sims` is */
+    struct sim_call *calls;           /* at most IC_SIM_CALLS_MAX */
     int n_calls;
     struct ic_sim_cmd *awaiting; /* a sim_create whose binary state is to follow */
     void *atheria;               /* what atheria.c keeps of this connection */
@@ -118,6 +119,8 @@ bool ic_sim_binary(struct ic_server *s, struct conn *c, const char *data, size_t
 /* One that was thrown away: the sim_create that waits for it fails by it. False: none is awaited. */
 bool ic_sim_binary_refused(struct ic_server *s, struct conn *c, const struct ic_err *err);
 void ic_sim_event(struct ic_server *s, struct conn *c, struct ic_event *ev);
+/* Room for simulations of this connection. False: no memory. */
+bool ic_sim_make_room(struct ic_server *s, struct conn *c);
 void ic_sim_conn_closed(struct ic_server *s, struct conn *c);
 void ic_sim_put_limits(const struct ic_server *s, struct ic_buf *b);
 struct sim *ic_sim_of(const struct ic_server *s, const struct conn *c, uint64_t handle);

@@ -237,9 +237,18 @@ void ic_sim_end_call(struct conn *c, uint64_t rid, char *id)
         }
 }
 
+bool ic_sim_make_room(struct ic_server *s, struct conn *c)
+{
+    if (!c->farewell)
+        c->farewell = ic_law_farewell_new(ic_owner_of(c->peer));
+    if (c->farewell && !c->sims)
+        c->sims = calloc((size_t)s->cfg.sims_max, sizeof *c->sims);
+    return c->sims != NULL;
+}
+
 static struct sim *new_sim(struct ic_server *s, struct conn *c, struct ic_err *err)
 {
-    if (!c->sims && !(c->sims = calloc((size_t)s->cfg.sims_max, sizeof *c->sims))) {
+    if (!ic_sim_make_room(s, c)) {
         ic_fail(err, IC_OOM, "out of memory");
         return NULL;
     }
@@ -416,10 +425,10 @@ bool ic_sim_binary(struct ic_server *s, struct conn *c, const char *data, size_t
 
 void ic_sim_conn_closed(struct ic_server *s, struct conn *c)
 {
-    struct ic_sim_cmd gone = {.op = IC_SIM_OWNER_GONE, .owner = ic_owner_of(c->peer)};
-
     if (c->sims && s->law)
-        ic_law_engine_command(s->law, &gone, NULL);
+        ic_law_engine_farewell(s->law, c->farewell);
+    else
+        free(c->farewell);
     while (c->calls)
         ic_sim_end_call(c, c->calls->rid, NULL);
     free(c->sims);
@@ -511,8 +520,9 @@ static void send_frame(struct ic_server *s, struct conn *c, const struct ic_even
         ic_law_metrics_json(b, &i->metrics);
     }
     finish_binary(b, ev->text, i->frame.bytes);
-    if (!b->failed)
-        c->peer->vt->send(c->peer, IC_MSG_FRAME, b->data, b->len, ev->stamp_ns);
+    if ((b->failed || c->peer->vt->send(c->peer, IC_MSG_FRAME, b->data, b->len, ev->stamp_ns) == IC_OOM) &&
+        !i->running)
+        ic_conn_break_off(s, c); /* no other would follow */
 }
 
 static void send_state(struct ic_server *s, struct conn *c, const struct ic_event *ev, const char *id)
@@ -532,9 +542,11 @@ static void send_state(struct ic_server *s, struct conn *c, const struct ic_even
     }
     ic_json_kstr(b, "dtype", "f32");
     finish_binary(b, ev->text, ev->len);
-    if (b->failed)
+    const enum ic_status st =
+        b->failed ? IC_OOM : c->peer->vt->send(c->peer, IC_MSG_BINARY, b->data, b->len, 0);
+    if (st == IC_OOM)
         ic_fail(&err, IC_OOM, "out of memory");
-    else if (c->peer->vt->send(c->peer, IC_MSG_BINARY, b->data, b->len, 0) != IC_OK)
+    else if (st != IC_OK)
         ic_fail(&err, IC_BUSY, "a state of %zu bytes does not fit beside what you have not read yet",
                 ev->len);
     if (err.code != IC_OK)

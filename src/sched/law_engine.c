@@ -2,6 +2,7 @@
 #include "sched/law_engine.h"
 
 #include <errno.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -25,6 +26,10 @@
 struct command {
     struct command *next;
     struct ic_sim_cmd cmd;
+};
+
+struct ic_law_farewell {
+    struct command command; /* alone: it is freed as that */
 };
 
 /* A plan with its executor. */
@@ -754,6 +759,21 @@ int ic_law_engine_variant(const struct ic_law_engine *e, unsigned i, const char 
     return -1;
 }
 
+/* Takes it, unless as many as `max` wait. */
+static bool put_command(struct ic_law_engine *e, struct command *c, unsigned max)
+{
+    pthread_mutex_lock(&e->lock);
+    const bool taken = e->n_commands < max;
+    if (taken) {
+        *e->tail = c;
+        e->tail = &c->next;
+        e->n_commands++;
+        pthread_cond_signal(&e->wake);
+    }
+    pthread_mutex_unlock(&e->lock);
+    return taken;
+}
+
 enum ic_status ic_law_engine_command(struct ic_law_engine *e, const struct ic_sim_cmd *cmd,
                                      struct ic_err *err)
 {
@@ -767,19 +787,24 @@ enum ic_status ic_law_engine_command(struct ic_law_engine *e, const struct ic_si
     if (!c)
         return ic_fail(err, IC_OOM, "out of memory");
     *c = (struct command){.cmd = *cmd};
-    pthread_mutex_lock(&e->lock);
-    /* The farewell of a connection is never refused: it frees what the others are short of. */
-    if (e->n_commands >= IC_LAW_COMMANDS_MAX && cmd->op != IC_SIM_OWNER_GONE) {
-        pthread_mutex_unlock(&e->lock);
-        free(c);
-        return ic_fail(err, IC_BUSY, "%d commands are waiting for the Law M engine", IC_LAW_COMMANDS_MAX);
-    }
-    *e->tail = c;
-    e->tail = &c->next;
-    e->n_commands++;
-    pthread_cond_signal(&e->wake);
-    pthread_mutex_unlock(&e->lock);
-    return IC_OK;
+    if (put_command(e, c, IC_LAW_COMMANDS_MAX))
+        return IC_OK;
+    free(c);
+    return ic_fail(err, IC_BUSY, "%d commands are waiting for the Law M engine", IC_LAW_COMMANDS_MAX);
+}
+
+struct ic_law_farewell *ic_law_farewell_new(uint64_t owner)
+{
+    struct ic_law_farewell *f = malloc(sizeof *f);
+
+    if (f)
+        f->command = (struct command){.cmd = {.op = IC_SIM_OWNER_GONE, .owner = owner}};
+    return f;
+}
+
+void ic_law_engine_farewell(struct ic_law_engine *e, struct ic_law_farewell *f)
+{
+    put_command(e, &f->command, UINT_MAX); /* never refused: it frees what the others are short of */
 }
 
 void ic_law_engine_stop(struct ic_law_engine **ep)

@@ -66,6 +66,13 @@ int ic_law_engine_variant(const struct ic_law_engine *e, unsigned i, const char 
 /* BAD_REQUEST where precision or policy (as in the configuration) make no sense whatever the laws. */
 enum ic_status ic_law_engine_check(const char *precision, const char *policy, struct ic_err *err);
 
+/* Ends all simulations of an owner. Made (NULL: no memory) before the first of them, so that none can outlive its
+ * connection for want of memory; owned by whoever made it until it is said, and freed by free(). */
+struct ic_law_farewell;
+struct ic_law_farewell *ic_law_farewell_new(uint64_t owner);
+/* Takes it. */
+void ic_law_engine_farewell(struct ic_law_engine *e, struct ic_law_farewell *f);
+
 /* Copies the command and takes cmd->state on success. IC_BUSY, IC_UNAVAILABLE, IC_OOM: nothing is taken. */
 enum ic_status ic_law_engine_command(struct ic_law_engine *e, const struct ic_sim_cmd *cmd,
                                      struct ic_err *err);

@@ -276,6 +276,13 @@ static struct ic_event *new_frame(struct ic_law_sched *s, struct sim *m, size_t 
     return ev;
 }
 
+/* There was no memory for a frame that nothing newer would follow. */
+static void lose_frame(struct ic_law_sched *s, const struct sim *m)
+{
+    if (!m->left)
+        s->st->lost(s->st->arg, &(struct ic_lost){.owner = m->owner, .sim = m->id});
+}
+
 /* Draws what the client looks at on the CPU and sends it. `place`: in the step just made, for its delta;
  * -1: none. */
 static void draw_here(struct ic_law_sched *s, struct sim *m, int place)
@@ -297,6 +304,7 @@ static void draw_here(struct ic_law_sched *s, struct sim *m, int place)
                        NULL) != IC_OK) {
         free(extras);
         free(ev);
+        lose_frame(s, m);
         return;
     }
     plan_next_frame(m, ev->stamp_ns);
@@ -334,13 +342,15 @@ void ic_frames_send(struct ic_law_sched *s)
     s->copying = false;
 }
 
-/* Adds a frame to those that the device is to draw. False: no memory. */
+/* Adds a frame to those that the device is to draw. False: no memory, and told. */
 static bool gather(struct ic_law_sched *s, struct sim *m, int place)
 {
     struct ic_event *ev = new_frame(s, m, 0);
 
-    if (!ev)
+    if (!ev) {
+        lose_frame(s, m);
         return false;
+    }
     s->draws[s->n_pending] = (struct ic_law_draw){m->state, place, {m->o.view, m->o.encoding, m->o.roi}};
     s->pending[s->n_pending] = (struct pending){m, ev, m->frame_due_ns};
     s->n_pending++;

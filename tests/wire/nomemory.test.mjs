@@ -6,7 +6,7 @@ import fs from 'node:fs';
 import http from 'node:http';
 import path from 'node:path';
 import WebSocket from 'ws';
-import { GREEDY, Server, tempDir, within } from './lib.mjs';
+import { GREEDY, Server, tempDir, until, within } from './lib.mjs';
 
 const SHIM = process.env.IC_NOMEMORY;
 const LAW = path.join(import.meta.dirname, '../../demo/laws/ginzburg-landau');
@@ -15,19 +15,19 @@ const CODES = ['oom', 'too_large']; // the latter: a text for which the bound an
 let said; // the last error of an HTTP answer
 
 // Sends `first` on a connection of its own and hands on what comes; {over: …} when `step` says so or the connection ends.
-function talk(srv, first, step) {
+function talk(srv, first, step, where = '/') {
   return new Promise((resolve) => {
-    const ws = new WebSocket(`ws://127.0.0.1:${srv.port}`);
+    const ws = new WebSocket(`ws://127.0.0.1:${srv.port}${where}`);
     const over = (how) => {
       resolve(how);
       ws.removeAllListeners('message');
       ws.terminate();
     };
-    ws.on('open', () => ws.send(JSON.stringify(first)));
+    ws.on('open', () => [first].flat().forEach((m) => ws.send(Buffer.isBuffer(m) ? m : JSON.stringify(m))));
     ws.on('error', () => over('closed'));
     ws.on('close', () => over('closed'));
     ws.on('message', (data, binary) => {
-      const m = binary ? { op: 'binary' } : JSON.parse(data);
+      const m = binary ? { op: 'binary', data } : JSON.parse(data);
       if (m.op === 'error' || m.op === 'session_error') return over(m.code);
       const how = step(m, (o) => ws.send(JSON.stringify(o)));
       if (how) over(how);
@@ -70,12 +70,40 @@ function simulation(srv) {
   });
 }
 
+const PSI = Buffer.from(Float32Array.from({ length: 8 * 8 * 4 }, (_, i) => Math.sin(i * 1.7)).buffer);
+
+// A state up, a step, and down again.
+function state(srv, want) {
+  return talk(srv, [{ op: 'sim_create', grid: 8, state: true, frames: false }, PSI], (m, send) => {
+    if (m.op === 'sim_created') send({ op: 'sim_step', sim_id: m.sim_id, steps: 1 });
+    if (m.op === 'sim_status' && m.step === 1) send({ op: 'sim_state', sim_id: m.sim_id });
+    if (m.op !== 'binary') return null;
+    const text = m.data.subarray(m.data.readUInt32LE(0) + 4).toString('base64');
+    assert.ok(text === (want ?? text), 'another state');
+    return { text };
+  });
+}
+
+// As its client speaks it: load, play, some frames, pause, unload.
+function atheria(srv) {
+  let frames = 0;
+  const inference = (command, args = {}) => ({ scope: 'inference', command, args });
+  return talk(srv, inference('load_experiment', { experiment_name: 'ginzburg-landau', grid_size: 8 }), (m, send) => {
+    if (m.type === 'notification' && m.payload.status === 'error') return 'oom';
+    if (m.op === 'binary' && ++frames === 1) send(inference('play'));
+    if (m.op === 'binary' && frames === 3) send(inference('pause'));
+    if (m.type !== 'inference_status_update') return null;
+    if (m.payload.status === 'paused' && frames >= 3) send(inference('unload'));
+    return m.payload.status === 'idle' && { text: '' };
+  }, '/ws');
+}
+
 // {complete, status, text}; not fetch, which takes an answer that breaks off for a whole one
-function exchange(srv, where, body) {
+function exchange(srv, where, body, encoding = 'utf8') {
   return new Promise((resolve) => {
     const got = { complete: false, text: '' };
     const req = http.request({ host: '127.0.0.1', port: srv.port, path: where, method: 'POST', agent: false }, (res) => {
-      res.setEncoding('utf8').on('data', (d) => (got.text += d)).on('error', () => {});
+      res.setEncoding(encoding).on('data', (d) => (got.text += d)).on('error', () => {});
       res.on('close', () => resolve({ ...got, complete: res.complete, status: res.statusCode }));
     });
     req.on('error', () => resolve(got));
@@ -99,11 +127,24 @@ function post(where, body) {
   };
 }
 
+// One step of a state, raw
+async function predict(srv, want) {
+  const all = await exchange(srv, '/predict?grid=8&layout=chw', PSI, 'latin1');
+  if (!all.complete || all.text === '') return 'closed';
+  if (all.status !== 200) return (said = JSON.parse(all.text).error).code;
+  assert.ok(all.text === (want ?? all.text), 'another state');
+  return { text: all.text };
+}
+
 const messages = [{ role: 'user', content: 'Hello' }];
 const kinds = {
   infer: infer({ ...GREEDY, max_tokens: 6, logprobs: 2, stop: ['zzz'] }),
   session,
   simulation,
+  state,
+  atheria,
+  predict,
+  predict_json: post('/predict', { grid: 8, psi: [...new Float32Array(PSI.buffer, PSI.byteOffset, PSI.length / 4)] }),
   chat: post('/v1/chat/completions', { messages, temperature: 0, max_tokens: 6 }),
   stream: post('/v1/chat/completions', { messages, stream: true, temperature: 0, max_tokens: 6, response_format: { type: 'json_schema', json_schema: { name: 'x', schema: { type: 'object', properties: { a: { type: 'integer' } }, required: ['a'] } } } }),
   embeddings: post('/v1/embeddings', { input: ['once', 'upon'] }),
@@ -151,6 +192,7 @@ test('no memory for the n-th allocation', { skip }, async (t) => {
     }
     assert.ok(failed > 3, `${kind}: the allocations of ${failed} were asked for`);
     assert.equal((await within(ask(srv, text), `${kind} afterwards`)).text, text);
+    await until(async () => (await srv.metrics()).ic_law_simulations === 0, `the simulations of ${kind} to end`);
   }
   await srv.stop();
 });
