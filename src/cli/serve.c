@@ -154,20 +154,33 @@ static void tell_ready(struct serve *s)
     ic_notify_ready(&s->notify, "serving on %s:%d", s->opt.host, ic_net_port(s->net));
 }
 
+/* False: it is not there, or not whole; the log says so. */
+static bool dump(struct serve *s)
+{
+    struct ic_buf b = {.max = STATE_DUMP_MAX};
+
+    ic_server_dump(s->server, &b);
+    FILE *f = fopen(s->opt.state_dump, "w");
+    /* what does not fit into the stream's buffer is written at once, and fclose knows nothing of how that went */
+    bool whole = f && fwrite(b.data, 1, b.len, f) == b.len;
+    int why = b.failed ? ENOMEM : errno;
+    if (f && fclose(f) != 0 && whole) {
+        whole = false;
+        why = errno;
+    }
+    if (!whole || b.failed)
+        ic_error("serve", "state dump %s: %s", s->opt.state_dump, strerror(why));
+    return whole && !b.failed;
+}
+
 /* An engine stands still, and there is no way to go on in this process. Whoever supervises it starts
  * another. */
 static void lost(struct serve *s, const char *engine)
 {
-    struct ic_buf b = {.max = STATE_DUMP_MAX};
-    FILE *f = s->opt.state_dump ? fopen(s->opt.state_dump, "w") : NULL;
+    const bool dumped = s->opt.state_dump && dump(s);
 
-    ic_server_dump(s->server, &b);
-    if (f && b.data)
-        fwrite(b.data, 1, b.len, f);
-    if (s->opt.state_dump && (!f || fclose(f) != 0))
-        ic_error("serve", "state dump %s: %s", s->opt.state_dump, strerror(errno));
     ic_error("serve", "the %s engine stands still for good: this process ends%s%s", engine,
-             s->opt.state_dump ? "; its state is in " : "", s->opt.state_dump ? s->opt.state_dump : "");
+             dumped ? "; its state is in " : "", dumped ? s->opt.state_dump : "");
     ic_log_flush(LAST_LINES_MS);
     _exit(IC_EXIT_STALLED); /* nothing can be joined or freed any more */
 }

@@ -102,7 +102,16 @@ test('an engine that hangs again and again ends the process, with its state writ
   assert.match(text, /^# connection 0: request \d+/m);
   assert.match(text, /^ic_engine_rebuilt_total\{engine="text"\} 3$/m);
   assert.ok(!text.includes(STORY));
-  assert.match(server.log.at(-1), /stands still for good/);
+  assert.match(server.log.at(-1), /stands still for good.*its state is in/);
+});
+
+test('a state that could not be written is not said to be there', async () => {
+  const server = await Server.start(['--stall-seconds', '1', '--state-dump', '/dev/full'], env('text-dead:20'));
+  const c = await server.connect();
+  while (c.isOpen) await c.infer(STORY, ENDLESS).finished().catch(() => {});
+  assert.equal((await server.exit).code, 6);
+  assert.match(server.log.at(-2), /state dump \/dev\/full: No space left/);
+  assert.match(server.log.at(-1), /stands still for good: this process ends"/);
 });
 
 test('a decode without memory fails those in it only', async () => {
