@@ -8,6 +8,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/lines.h"
+
 struct row {
     const char *flag, *unit, *help, *def;
     bool text;
@@ -101,32 +103,15 @@ static int on_pair(void *arg, const char *section, const char *name, const char 
     return set(f->o, r, copy, "configuration: ", f->err) == IC_OK;
 }
 
-/* fgets for inih, but a NUL ends it: a file of zeros, as a crash may leave, is not an empty one. */
-struct lines {
-    FILE *file;
-    bool nul;
-};
-
-static char *next_line(char *line, int size, void *arg)
-{
-    struct lines *l = arg;
-    int n = 0, c = 0;
-
-    while (n < size - 1 && c != '\n' && (c = getc(l->file)) != EOF && !(l->nul |= c == 0))
-        line[n++] = (char)c;
-    line[n] = 0;
-    return n && !l->nul ? line : NULL;
-}
-
 static enum ic_status read_file(struct ic_options *o, const char *path, struct ic_err *err)
 {
     struct ic_err first = {0};
     struct from_file f = {.o = o, .err = &first};
-    struct lines l = {.file = fopen(path, "re")};
+    struct ic_lines l = {.file = fopen(path, "re")};
 
     if (!l.file)
         return ic_fail(err, IC_BAD_REQUEST, "configuration %s: %s", path, strerror(errno));
-    int rc = ini_parse_stream(next_line, &l, on_pair, &f);
+    int rc = ini_parse_stream(ic_lines_next, &l, on_pair, &f);
     const int why = ferror(l.file) ? errno : 0; /* a folder, a broken disk */
     fclose(l.file);
     if (first.code != IC_OK)

@@ -6,6 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/lines.h"
+
 struct ic_keys {
     struct ic_client *client;
     int n;
@@ -85,12 +87,20 @@ enum ic_status ic_keys_load(struct ic_keys **out, const char *path, struct ic_er
     *out = NULL;
     if (!k)
         return ic_fail(err, IC_OOM, "out of memory");
-    int rc = ini_parse(path, on_pair, &l);
-    if (first.code != IC_OK) {
+    struct ic_lines lines = {.file = fopen(path, "re")};
+    int rc = lines.file ? ini_parse_stream(ic_lines_next, &lines, on_pair, &l) : 0;
+    const int why = !lines.file || ferror(lines.file) ? errno : 0; /* a folder, a broken disk */
+    if (lines.file)
+        fclose(lines.file);
+    if (why) {
+        first = (struct ic_err){0};
+        ic_fail(&first, why == ENOENT ? IC_NOT_FOUND : IC_BAD_REQUEST, "keys file %s: %s", path,
+                strerror(why));
+    } else if (lines.nul) {
+        first = (struct ic_err){0};
+        ic_fail(&first, IC_BAD_REQUEST, "keys file %s: there is a NUL in it: not a text file", path);
+    } else if (first.code != IC_OK) {
         ic_fail(err, first.code, "%s", first.msg);
-    } else if (rc < 0) {
-        ic_fail(&first, errno == ENOENT ? IC_NOT_FOUND : IC_BAD_REQUEST, "keys file %s: %s", path,
-                strerror(errno));
     } else if (rc > 0) {
         ic_fail(&first, IC_BAD_REQUEST, "keys file %s: line %d makes no sense or is too long", path, rc);
     } else if (k->n == 0) {

@@ -163,6 +163,32 @@ static void errors_never_show_a_key(void **state)
     assert_null(strstr(err.msg, "secret"));
 }
 
+/* As a crash may leave it: the first 16 characters of a key are not that key. */
+static void a_file_that_ends_in_zeros_is_refused(void **state)
+{
+    static const char text[] = "[a]\nkey = 0123456789abcdef\0\0\0\0";
+    struct ic_keys *k;
+    struct ic_err err = {0};
+    FILE *f = fopen(file, "w");
+
+    (void)state;
+    assert_non_null(f);
+    fwrite(text, 1, sizeof text, f);
+    fclose(f);
+    assert_int_equal(ic_keys_load(&k, file, &err), IC_BAD_REQUEST);
+    assert_non_null(strstr(err.msg, "NUL"));
+}
+
+static void what_cannot_be_read_is_told(void **state)
+{
+    struct ic_keys *k;
+    struct ic_err err = {0};
+
+    (void)state;
+    assert_int_equal(ic_keys_load(&k, "/tmp", &err), IC_BAD_REQUEST);
+    assert_non_null(strstr(err.msg, "directory"));
+}
+
 static void a_missing_file_is_not_found(void **state)
 {
     struct ic_keys *k;
@@ -182,6 +208,8 @@ int main(void)
         cmocka_unit_test(long_ids_are_not_merged),
         cmocka_unit_test(mistakes_are_told),
         cmocka_unit_test(errors_never_show_a_key),
+        cmocka_unit_test(a_file_that_ends_in_zeros_is_refused),
+        cmocka_unit_test(what_cannot_be_read_is_told),
         cmocka_unit_test(a_missing_file_is_not_found),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
