@@ -211,13 +211,12 @@ enum ic_status ic_tensors_open(const char *path, struct ic_tensors **out, struct
     enum ic_status s = ic_pread_all(fd, 0, head, n, err);
     if (s == IC_OK && n < 8)
         s = ic_fail(err, IC_BAD_REQUEST, "the file has only %zu bytes", n);
-    else if (s == IC_OK &&
-             head[8] == '{') /* before it a length, which may look like anything else's beginning */
+    else if (s == IC_OK && head[8] == '{')
+        /* before it a length, which may look like anything else's beginning */
         s = ic_safetensors_read(set, err);
     else if (s == IC_OK && ic_torch_is_old(head, n))
         s = ic_torch_read_old(set, err);
-    else if (s == IC_OK && head[0] == 0x80 && head[1] <= 5 &&
-             head[8] != '{') /* 0x80: also a header's length */
+    else if (s == IC_OK && head[0] == 0x80 && head[1] <= 5)
         s = ic_fail(err, IC_BAD_REQUEST, "a bare pickle, not a file of torch.save");
     else if (s == IC_OK && memcmp(head, "PK", 2) == 0)
         s = ic_torch_read(set, err);

@@ -312,8 +312,8 @@ int ic_req_parse(struct ic_req *r, char *head, size_t len, const char **why)
     *why = "both Content-Length and Transfer-Encoding";
     if (s.has_length && s.has_coding)
         return 400;
-    *why =
-        "HTTP/1.0 has no Transfer-Encoding"; /* a proxy of that age would look for the next request in the body */
+    /* a proxy of that age would look for the next request in the body */
+    *why = "HTTP/1.0 has no Transfer-Encoding";
     if (s.has_coding && !r->http11)
         return 400;
     r->keep_alive = r->http11 ? !s.close : s.stay && !s.close;

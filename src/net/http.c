@@ -109,8 +109,8 @@ static void put_head(struct conn *c, struct ic_buf *b, int status, const char *t
     const char *origin = origin_answer(c->net->cfg, r);
     if (origin)
         ic_buf_printf(b, "Access-Control-Allow-Origin: %s\r\n", origin);
-    if (c->net->cfg
-            ->origins) /* also where none was allowed: a cache is not to give that answer to others */
+    /* also where none was allowed: a cache is not to give that answer to others */
+    if (c->net->cfg->origins)
         ic_buf_puts(b, "Vary: Origin\r\n");
     if (extra)
         ic_buf_puts(b, extra);
@@ -236,8 +236,8 @@ size_t http_feed_head(struct conn *c, const uint8_t *p, size_t len)
         conn_dead(c);
         return len;
     }
-    if (!ic_head_begins(
-            b->data[0])) { /* told at once: who speaks TLS here waits for an answer, not for us */
+    /* told at once: who speaks TLS here waits for an answer, not for us */
+    if (!ic_head_begins(b->data[0])) {
         buf_release(b);
         http_error(c, 400, "malformed request line");
         return len;

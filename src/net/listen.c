@@ -199,8 +199,8 @@ void ic_accept(struct source *l)
             const bool no_fds = errno == EMFILE || errno == ENFILE,
                        no_room = errno == ENOBUFS || errno == ENOMEM;
             if (no_room || (no_fds && !refuse_one(l->net, l->fd)))
-                ic_listen_pause(l->net,
-                                true); /* until the next tick: it would be reported at once, and for ever */
+                /* until the next tick: it would be reported at once, and for ever */
+                ic_listen_pause(l->net, true);
             return;
         }
         if (l->net->draining)

@@ -14,10 +14,9 @@ struct ic_net_config {
     const char *tls_cert; /* PEM paths, both or neither (NULL) */
     const char *tls_key;
     const char *web_root; /* folder of static files served at '/' for GET, NULL: none */
-    const char
-        *origins; /* of pages that browsers let use this server, with commas between, or "*": they may
-                               * read what HTTP answers, and no others may open a WebSocket (403) but our own. NULL:
-                               * no answer is for pages of others, WebSockets are for all */
+    /* Of pages that browsers let use this server, with commas between, or "*": they may read what HTTP answers, and no
+     * others may open a WebSocket (403) but our own. NULL: no answer is for pages of others, WebSockets are for all. */
+    const char *origins;
     unsigned connections_max; /* sockets at once; one more is refused with 503 or closed */
     size_t message_max;       /* bytes of one WebSocket message */
     size_t body_max;          /* bytes of one HTTP request body, else 413 */

@@ -226,8 +226,8 @@ void ws_close(struct ic_peer *p, uint16_t code, const char *reason);
 /* What Access-Control-Allow-Origin is to say: the request's origin, "*", or NULL: nothing. */
 const char *origin_answer(const struct ic_net_config *cfg, const struct ic_req *r);
 bool origin_may_connect(const struct ic_net_config *cfg, const struct ic_req *r); /* by WebSocket */
-bool origin_preflight(
-    struct conn *c); /* true when the request was a browser's question and has been answered */
+/* True when the request was a browser's question and has been answered. */
+bool origin_preflight(struct conn *c);
 
 /* static.c: true when the request has been answered with a file of web_root */
 bool static_serve(struct conn *c);

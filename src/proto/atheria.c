@@ -335,13 +335,6 @@ static void count_fps(struct atheria *a, const struct ic_event *ev)
     }
 }
 
-/* There is no memory for it. */
-static void lose_frame(struct ic_server *s, struct conn *c, const struct ic_sim_info *i)
-{
-    if (!i->running) /* no other would follow */
-        ic_conn_break_off(s, c);
-}
-
 static void send_frame(struct ic_server *s, struct conn *c, const struct ic_event *ev)
 {
     struct atheria *a = c->atheria;
@@ -359,7 +352,7 @@ static void send_frame(struct ic_server *s, struct conn *c, const struct ic_even
     if (c->peer->vt->pending(c->peer) > FRAME_PENDING_MAX)
         return;
     if (!floats(ev, &map, 0, i->frame.bytes / sizeof(float))) {
-        lose_frame(s, c, i);
+        ic_sim_frame_lost(s, c, i);
         return;
     }
     ic_mp_map(b, 10);
@@ -376,7 +369,7 @@ static void send_frame(struct ic_server *s, struct conn *c, const struct ic_even
     free(map);
     size_t room = s->cfg.outbox_max - HEADER_ROOM;
     if (body.failed)
-        lose_frame(s, c, i);
+        ic_sim_frame_lost(s, c, i);
     if (!body.failed && body.len > room && !a->told) {
         char text[160];
         a->told = true;

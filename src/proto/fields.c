@@ -40,8 +40,8 @@ json_t *ic_json_object(const char *data, size_t len, struct ic_err *err)
         ic_fail(err, IC_BAD_REQUEST, "the JSON nests deeper than %d levels", IC_JSON_DEPTH_MAX);
         return NULL;
     }
-    if (memchr(data, 0,
-               len)) { /* jansson takes one behind a number for the end of its own buffer, and reads on */
+    /* jansson takes one behind a number for the end of its own buffer, and reads on */
+    if (memchr(data, 0, len)) {
         ic_fail(err, IC_BAD_REQUEST, "not valid JSON: there is a NUL in it");
         return NULL;
     }

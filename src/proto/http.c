@@ -8,7 +8,7 @@
 #include "base/clock.h"
 #include "ops/metrics.h"
 
-#define MODEL_PATH "/v1/models/" /* and a name, which may itself have slashes */
+#define MODEL_PATH "/v1/models/"
 
 static void reply_json(struct ic_peer *p, int status, const char *extra, struct ic_buf *b)
 {
@@ -250,8 +250,9 @@ static void get_root(struct ic_server *s, struct ic_peer *p, const struct ic_htt
 }
 
 static const struct {
-    const char *path, *methods; /* methods as for the Allow header */
-    bool open;                  /* needs no key */
+    const char *path;    /* with a slash at its end: and a name, which may itself have slashes */
+    const char *methods; /* as for the Allow header */
+    bool open;           /* needs no key */
     void (*run)(struct ic_server *, struct ic_peer *, const struct ic_http_req *);
 } routes[] = {
     {"/health", "GET, HEAD", true, get_health},
@@ -269,6 +270,13 @@ static const struct {
     {"/tokenize", "POST", false, ic_openai_tokenize},
     {"/detokenize", "POST", false, ic_openai_detokenize},
 };
+
+static bool leads_to(const char *route, const char *path)
+{
+    size_t n = strlen(route);
+    bool named = n > 1 && route[n - 1] == '/';
+    return named ? !strncmp(path, route, n) : !strcmp(path, route);
+}
 
 static bool allowed(const char *methods, const char *method)
 {
@@ -305,8 +313,7 @@ void ic_http_request(struct ic_server *s, struct ic_peer *p, const struct ic_htt
     char extra[64];
 
     for (size_t i = 0; i < sizeof routes / sizeof *routes; i++) {
-        bool model = routes[i].run == get_model && !strncmp(r->path, MODEL_PATH, strlen(MODEL_PATH));
-        if (!model && strcmp(r->path, routes[i].path) != 0)
+        if (!leads_to(routes[i].path, r->path))
             continue;
         if (!allowed(routes[i].methods, r->method)) {
             snprintf(extra, sizeof extra, "Allow: %s\r\n", routes[i].methods);

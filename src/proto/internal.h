@@ -119,6 +119,8 @@ bool ic_sim_binary(struct ic_server *s, struct conn *c, const char *data, size_t
 /* One that was thrown away: the sim_create that waits for it fails by it. False: none is awaited. */
 bool ic_sim_binary_refused(struct ic_server *s, struct conn *c, const struct ic_err *err);
 void ic_sim_event(struct ic_server *s, struct conn *c, struct ic_event *ev);
+/* There was no memory for a frame: where no other would follow, the client is not left waiting for it. */
+void ic_sim_frame_lost(struct ic_server *s, struct conn *c, const struct ic_sim_info *i);
 /* Room for simulations of this connection. False: no memory. */
 bool ic_sim_make_room(struct ic_server *s, struct conn *c);
 void ic_sim_conn_closed(struct ic_server *s, struct conn *c);

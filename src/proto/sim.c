@@ -504,6 +504,12 @@ static void put_shape(struct ic_buf *b, const size_t *shape, unsigned n)
     put_shape_as(b, "shape", shape, n);
 }
 
+void ic_sim_frame_lost(struct ic_server *s, struct conn *c, const struct ic_sim_info *i)
+{
+    if (!i->running)
+        ic_conn_break_off(s, c);
+}
+
 static void send_frame(struct ic_server *s, struct conn *c, const struct ic_event *ev)
 {
     const struct ic_sim_info *i = &ev->sim;
@@ -520,9 +526,8 @@ static void send_frame(struct ic_server *s, struct conn *c, const struct ic_even
         ic_law_metrics_json(b, &i->metrics);
     }
     finish_binary(b, ev->text, i->frame.bytes);
-    if ((b->failed || c->peer->vt->send(c->peer, IC_MSG_FRAME, b->data, b->len, ev->stamp_ns) == IC_OOM) &&
-        !i->running)
-        ic_conn_break_off(s, c); /* no other would follow */
+    if (b->failed || c->peer->vt->send(c->peer, IC_MSG_FRAME, b->data, b->len, ev->stamp_ns) == IC_OOM)
+        ic_sim_frame_lost(s, c, i);
 }
 
 static void send_state(struct ic_server *s, struct conn *c, const struct ic_event *ev, const char *id)

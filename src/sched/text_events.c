@@ -28,8 +28,8 @@ void ic_run_emit(struct ic_text_sched *s, const struct run *r, struct ic_event *
         s->be->emit(s->be->arg, ev);
     else if (ev)
         free(ev);
-    else if (
-        !gone) { /* an answer with a hole is none: the request ends here, as far as its client is told */
+    else if (!gone) {
+        /* an answer with a hole is none: the request ends here, as far as its client is told */
         s->be->lost(s->be->arg,
                     &(struct ic_lost){.owner = r->req->owner, .rid = r->req->rid, .more = r->prepared});
         atomic_store(&r->req->cancel, IC_CANCEL_GONE);

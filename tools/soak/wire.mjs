@@ -107,7 +107,6 @@ export class Peer {
     p.ws.on('close', (code) => p.gone(code));
     p.ws.on('error', () => {}); // a close follows
     const hello = p.wait((m) => m.op === 'hello' || m.type === 'initial_state', 'greeting');
-    hello.catch(() => {}); // where the handshake fails already, nobody awaits it
     await within(new Promise((yes, no) => (p.ws.once('open', yes), p.closed.promise.then((c) => no(new Wrong(`no handshake (${c})`))))), 'handshake');
     p.hello = await hello;
     return p;
